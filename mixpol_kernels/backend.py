@@ -1,0 +1,140 @@
+"""Which implementation runs, and why. An explicit choice works or raises; "auto" logs its reason once."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixpol_kernels.library import library
+
+BACKENDS = ("cpu", "reference")
+_log = logging.getLogger("mixpol_kernels")
+_said: set[str] = set()
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `explain` found.
+
+    Attributes:
+        op: name of the op.
+        backend: the implementation that would run: "cpu" or "reference".
+        reason: why it was chosen.
+        rejected: reason for each implementation that would not run, by name.
+        saved_bytes: bytes kept between forward and backward beyond the inputs; None if not known.
+    """
+
+    op: str
+    backend: str
+    reason: str
+    rejected: dict[str, str] = field(default_factory=dict)
+    saved_bytes: int | None = None
+
+    def __str__(self) -> str:
+        lines = [f"{self.op}: {self.backend} ({self.reason})"]
+        lines += [f"  not {name}: {why}" for name, why in self.rejected.items()]
+        if self.saved_bytes is not None:
+            lines.append(f"  keeps {self.saved_bytes} bytes between forward and backward beyond the inputs")
+        return "\n".join(lines)
+
+
+class _Explaining(Exception):
+    """Carries the choice out of an op that is being explained, before anything runs."""
+
+    def __init__(self, explanation: Explanation) -> None:
+        self.explanation = explanation
+
+
+_explaining_thread: int | None = None
+
+
+def cpu_refusal(tensors: tuple[Tensor, ...]) -> str:
+    """Why the compiled CPU kernels cannot take these floating-point tensors; empty if they can."""
+    if not library.loaded:
+        return f"the compiled library is not loaded: {library.reason}"
+    for tensor in tensors:
+        if tensor.device.type != "cpu":
+            return f"it takes tensors on the CPU and got one on {tensor.device}; move the inputs with .cpu()"
+        if tensor.dtype != torch.float32:
+            return (
+                f"it takes float32 and got {tensor.dtype}; convert with .float(), or use backend='reference'"
+            )
+    return ""
+
+
+def needs_grad(tensors: tuple[Tensor, ...]) -> bool:
+    """Whether a backward through these inputs can follow, so that the forward has to save for it."""
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
+def choose(op: str, requested: str, tensors: tuple[Tensor, ...], saved_bytes: int | None = None) -> str:
+    """Picks the implementation of `op` for these floating-point inputs.
+
+    Args:
+        op: name of the op, for messages.
+        requested: "auto", or a name in BACKENDS: that one runs or ValueError is raised.
+        tensors: every floating-point input.
+        saved_bytes: what the fused form keeps for backward, for `explain`.
+
+    Raises:
+        ValueError: unknown name, or the named implementation cannot take the inputs.
+    """
+    if requested == "auto":
+        requested = os.environ.get("MIXPOL_BACKEND", "") or "auto"
+    if requested not in ("auto", *BACKENDS):
+        raise ValueError(f"backend was {requested!r}; expected 'auto', {', '.join(map(repr, BACKENDS))}")
+    if requested == "reference":
+        chosen, reason, rejected = "reference", "asked for by name", {}
+    else:
+        refusal = cpu_refusal(tensors)
+        if refusal and requested == "cpu":
+            raise ValueError(f"{op}: backend='cpu' was requested, but {refusal}")
+        chosen = "reference" if refusal else "cpu"
+        reason = "asked for by name" if requested == "cpu" else "the first that can take the inputs"
+        rejected = {"cpu": refusal} if refusal else {}
+    if _explaining_thread is not None and _explaining_thread == threading.get_ident():
+        kept = saved_bytes if chosen == "cpu" else None
+        raise _Explaining(Explanation(op, chosen, reason, rejected, kept))
+    if rejected and not torch.compiler.is_compiling():
+        message = f"{op}: using the PyTorch reference, since the cpu backend cannot run: {rejected['cpu']}"
+        if message not in _said:
+            _said.add(message)
+            _log.warning(message)
+    return chosen
+
+
+def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
+    """Says which implementation a public function or module would use for these inputs; computes nothing.
+
+    Args:
+        function: a public op (`mixpol_kernels.target_attention`, ...) or a module of `mixpol_kernels.nn`.
+        *args, **kwargs: what it would be called with. They are validated as in a real call.
+
+    Returns:
+        An `Explanation`; print it for the reasons.
+
+    Raises:
+        TypeError: `function` is not an op or module of this package.
+
+    Example:
+        >>> import torch, mixpol_kernels as mk
+        >>> layer = mk.nn.TargetAttention(8, [16], backend="reference")
+        >>> mk.explain(layer, torch.randn(2, 8), torch.randn(2, 5, 8)).backend
+        'reference'
+    """
+    global _explaining_thread
+    _explaining_thread = threading.get_ident()
+    try:
+        function(*args, **kwargs)
+    except _Explaining as found:
+        return found.explanation
+    finally:
+        _explaining_thread = None
+    raise TypeError(f"function was {function!r}; expected an op or a module of mixpol_kernels")

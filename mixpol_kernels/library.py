@@ -1,0 +1,73 @@
+"""The compiled library: where it is, whether it loaded, and the namespace that it fills."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+NAMESPACE = "mixpol"
+ISA_LEVELS = ("base", "avx2", "avx512")
+
+
+def define(name: str, schema: str) -> None:
+    """Declares `mixpol::name`; the compiled library only adds implementations."""
+    torch.library.define(f"{NAMESPACE}::{name}", schema)
+
+
+def _find() -> Path | None:
+    # An editable install keeps the library in site-packages and the sources elsewhere: look in every folder.
+    import mixpol_kernels
+
+    for folder in mixpol_kernels.__path__:
+        for path in sorted(Path(folder).glob("_C*.so")):
+            return path
+    return None
+
+
+class CompiledLibrary:
+    """State of the compiled library. `reason` says why it is not there, or is empty."""
+
+    def __init__(self) -> None:
+        self.path: Path | None = None
+        self.reason = "not looked for yet"
+
+    @property
+    def loaded(self) -> bool:
+        return not self.reason
+
+    def load(self) -> None:
+        """Loads the library once; a missing one is normal, a broken one is reported in `reason`."""
+        if os.environ.get("MIXPOL_SKIP_EXT") == "1":
+            self.reason = "MIXPOL_SKIP_EXT=1 is set; unset it to use the compiled kernels"
+            return
+        level = os.environ.get("MIXPOL_CPU_ISA", "")
+        if level and level not in ISA_LEVELS:
+            raise ValueError(
+                f"MIXPOL_CPU_ISA was {level!r}; expected one of {', '.join(ISA_LEVELS)}, or unset"
+            )
+        self.path = _find()
+        if self.path is None:
+            self.reason = (
+                "no compiled library in the package; build it with "
+                "`pip install --no-build-isolation -e .` in a checkout (or `make setup`)"
+            )
+            return
+        try:
+            torch.ops.load_library(str(self.path))
+        except OSError as error:
+            self.reason = (
+                f"{self.path.name} does not load under torch {torch.__version__} ({error}); it needs torch >= 2.10; "
+                "rebuild it with `pip install --no-build-isolation --force-reinstall --no-deps -e .`"
+            )
+            return
+        self.reason = ""
+
+    def isa(self) -> str:
+        """The instruction set in use: "base", "avx2" or "avx512"; "none" without the library."""
+        return ISA_LEVELS[int(torch.ops.mixpol.cpu_isa())] if self.loaded else "none"
+
+
+library = CompiledLibrary()
+define("cpu_isa", "() -> int")

@@ -1,0 +1,8 @@
+"""The ops as modules that hold their parameters."""
+
+from mixpol_kernels.nn.mixed_polarity_attention import MixedPolarityAttention
+from mixpol_kernels.nn.polarity_embedding import PolarityEmbedding
+from mixpol_kernels.nn.polarity_fusion import PolarityFusion
+from mixpol_kernels.nn.target_attention import TargetAttention
+
+__all__ = ["MixedPolarityAttention", "PolarityEmbedding", "PolarityFusion", "TargetAttention"]

@@ -1,0 +1,92 @@
+"""`MixedPolarityAttention`: from ids to the pooled vector."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from mixpol_kernels.nn.polarity_fusion import PolarityFusion
+from mixpol_kernels.nn.target_attention import TargetAttention
+from mixpol_kernels.ops.mixed_polarity_attention.api import mixed_polarity_attention
+
+
+class MixedPolarityAttention(nn.Module):
+    """Item look-up, polarity fusion and target attention in one pass; see `mixpol_kernels.mixed_polarity_attention`.
+
+    Args:
+        num_items: rows V of the item table.
+        embedding_dim: width D.
+        hidden_units: one to three hidden layers of the activation unit.
+        fusion: "none", "bias" or "tapf".
+        activation: "relu", "prelu", "sigmoid" or "silu".
+        normalize: "none" or "softmax".
+        n_polarity: rows of the polarity table.
+        signs: one ±1 per polarity row, for "tapf".
+        sparse: coalesced sparse gradient for the item table, from history and target ids alike.
+        backend: "auto", "cpu" or "reference".
+
+    Attributes:
+        item_embedding: `nn.Embedding(V, D)`; the model may read it elsewhere too.
+        fusion: `PolarityFusion` (its parameters).
+        attention: `TargetAttention` (its parameters).
+
+    Example:
+        >>> import torch
+        >>> from mixpol_kernels.nn import MixedPolarityAttention
+        >>> layer = MixedPolarityAttention(100, 8, [16], fusion="tapf")
+        >>> ids, polarity, offsets = torch.tensor([3, 1, 2]), torch.tensor([1, 0, 0]), torch.tensor([0, 2, 3])
+        >>> layer(torch.tensor([7, 9]), ids, polarity, offsets=offsets).shape
+        torch.Size([2, 8])
+    """
+
+    def __init__(
+        self,
+        num_items: int,
+        embedding_dim: int,
+        hidden_units: Sequence[int] = (64,),
+        fusion: str = "tapf",
+        activation: str = "relu",
+        normalize: str = "none",
+        n_polarity: int = 2,
+        signs: Sequence[float] | None = None,
+        sparse: bool = False,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.backend = backend
+        self.item_embedding = nn.Embedding(num_items, embedding_dim, sparse=sparse)
+        nn.init.normal_(self.item_embedding.weight, std=embedding_dim**-0.5)
+        self.fusion = PolarityFusion(embedding_dim, fusion, n_polarity, signs, backend)
+        self.attention = TargetAttention(embedding_dim, hidden_units, activation, normalize, backend)
+
+    def forward(
+        self,
+        target: Tensor,
+        item_ids: Tensor,
+        polarity: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        mask: Tensor | None = None,
+        offsets: Tensor | None = None,
+        return_weights: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Pooled vectors [B, D] or [B, M, D].
+
+        Args:
+            target: vectors [B, D] or [B, M, D], or ids [B] or [B, M] to look up in the item table.
+            item_ids, polarity: [N] or [B, L].
+            lengths, mask, offsets: the history's layout.
+            return_weights: also return the attention weights.
+        """
+        if not target.is_floating_point():
+            target = self.item_embedding(target)
+        weights, biases, slopes = self.attention.unit()
+        return mixed_polarity_attention(
+            target, item_ids, polarity, self.item_embedding.weight, self.fusion.polarity_table,
+            weights, biases, fusion=self.fusion.fusion, gate=self.fusion.gate_tensors(),
+            sign=self.fusion.sign if self.fusion.fusion != "none" else None,
+            activation=self.attention.activation, slopes=slopes, normalize=self.attention.normalize,
+            offsets=offsets, lengths=lengths, mask=mask, sparse=self.item_embedding.sparse,
+            return_weights=return_weights, backend=self.backend,
+        )  # fmt: skip

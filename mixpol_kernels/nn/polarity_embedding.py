@@ -1,0 +1,63 @@
+"""`PolarityEmbedding`: item table and polarity table, looked up together."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mixpol_kernels.ops.polarity_embedding.api import polarity_embedding
+
+
+class PolarityEmbedding(nn.Module):
+    """Tokens of a mixed-polarity history: item row + polarity row; see `mixpol_kernels.polarity_embedding`.
+
+    Args:
+        num_items: rows V of the item table.
+        embedding_dim: width D.
+        n_polarity: rows of the polarity table.
+        sparse: coalesced sparse gradient for the item table.
+        backend: "auto", "cpu" or "reference".
+
+    Attributes:
+        item_table: [V, D] parameter, N(0, 1 / D) at the start.
+        polarity_table: [P, D] parameter, N(0, 1 / D) at the start.
+
+    Example:
+        >>> import torch
+        >>> from mixpol_kernels.nn import PolarityEmbedding
+        >>> PolarityEmbedding(100, 8)(torch.tensor([7, 3]), torch.tensor([1, 0])).shape
+        torch.Size([2, 8])
+    """
+
+    def __init__(
+        self,
+        num_items: int,
+        embedding_dim: int,
+        n_polarity: int = 2,
+        sparse: bool = False,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.sparse = sparse
+        self.backend = backend
+        self.item_table = nn.Parameter(torch.randn(num_items, embedding_dim) * embedding_dim**-0.5)
+        self.polarity_table = nn.Parameter(torch.randn(n_polarity, embedding_dim) * embedding_dim**-0.5)
+
+    def forward(
+        self,
+        item_ids: Tensor,
+        polarity: Tensor,
+        *,
+        lengths: Tensor | None = None,
+        mask: Tensor | None = None,
+        offsets: Tensor | None = None,
+    ) -> Tensor:
+        """Item_ids and polarity [N] or [B, L] to tokens [N, D] or [B, L, D]."""
+        return polarity_embedding(
+            item_ids, polarity, self.item_table, self.polarity_table,
+            offsets=offsets, lengths=lengths, mask=mask, sparse=self.sparse, backend=self.backend,
+        )  # fmt: skip
+
+    def extra_repr(self) -> str:
+        rows, width = self.item_table.shape
+        return f"{rows}, {width}, n_polarity={self.polarity_table.shape[0]}, sparse={self.sparse}"

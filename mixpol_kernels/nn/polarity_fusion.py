@@ -1,0 +1,95 @@
+"""`PolarityFusion`: polarity embedding and TAPF gate on tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mixpol_kernels.checks import check_choice
+from mixpol_kernels.ops.polarity_fusion.api import polarity_fusion
+from mixpol_kernels.ops.polarity_fusion.autograd import FUSIONS
+
+
+class PolarityFusion(nn.Module):
+    """Marks tokens with their polarity; see `mixpol_kernels.polarity_fusion` for the formulas.
+
+    W_t starts at zero, so that "tapf" starts as "bias"; P and the gate start small.
+
+    Args:
+        embedding_dim: width D.
+        fusion: "none", "bias" or "tapf".
+        n_polarity: rows P of the polarity table; by convention row 0 is negative, row 1 positive.
+        signs: one ±1 per row, for "tapf"; default -1 for row 0 and +1 for the others.
+        backend: "auto", "cpu" or "reference".
+
+    Attributes:
+        polarity_table: [P, D] parameter; None with "none".
+        gate: `nn.Linear(D, D)` (W_g, b_g); None unless "tapf".
+        target_projection: `nn.Linear(D, D, bias=False)` (W_t); None unless "tapf".
+
+    Example:
+        >>> import torch
+        >>> from mixpol_kernels.nn import PolarityFusion
+        >>> fusion = PolarityFusion(8, "tapf")
+        >>> fusion(torch.randn(2, 8), torch.randn(2, 5, 8), torch.randint(2, (2, 5))).shape
+        torch.Size([2, 5, 8])
+    """
+
+    sign: Tensor
+
+    def __init__(
+        self,
+        embedding_dim: int,
+        fusion: str = "tapf",
+        n_polarity: int = 2,
+        signs: Sequence[float] | None = None,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        check_choice("fusion", fusion, FUSIONS)
+        if signs is None:
+            signs = [-1.0] + [1.0] * (n_polarity - 1)
+        if len(signs) != n_polarity:
+            raise ValueError(f"signs has {len(signs)} entries; expected {n_polarity}, one per polarity row")
+        self.fusion = fusion
+        self.backend = backend
+        self.register_buffer("sign", torch.tensor([float(s) for s in signs]), persistent=False)
+        self.polarity_table: nn.Parameter | None = None
+        self.gate: nn.Linear | None = None
+        self.target_projection: nn.Linear | None = None
+        if fusion != "none":
+            scale = 1 / math.sqrt(embedding_dim)
+            self.polarity_table = nn.Parameter(torch.empty(n_polarity, embedding_dim).uniform_(-scale, scale))
+        if fusion == "tapf":
+            self.gate = nn.Linear(embedding_dim, embedding_dim)
+            self.target_projection = nn.Linear(embedding_dim, embedding_dim, bias=False)
+            nn.init.zeros_(self.target_projection.weight)
+
+    def gate_tensors(self) -> tuple[Tensor, ...]:
+        """(W_g, b_g, W_t) as the ops take them; empty unless "tapf"."""
+        if self.gate is None or self.target_projection is None:
+            return ()
+        return self.gate.weight, self.gate.bias, self.target_projection.weight
+
+    def forward(
+        self,
+        target: Tensor,
+        tokens: Tensor,
+        polarity: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        mask: Tensor | None = None,
+        offsets: Tensor | None = None,
+    ) -> Tensor:
+        """Target [B, D], tokens [B, L, D] or [N, D], polarity [B, L] or [N] to fused tokens."""
+        return polarity_fusion(
+            target, tokens, polarity, self.polarity_table, fusion=self.fusion, gate=self.gate_tensors(),
+            sign=self.sign if self.fusion != "none" else None,
+            offsets=offsets, lengths=lengths, mask=mask, backend=self.backend,
+        )  # fmt: skip
+
+    def extra_repr(self) -> str:
+        return f"fusion={self.fusion!r}, signs={self.sign.tolist()}, backend={self.backend!r}"

@@ -1,0 +1,1 @@
+"""One folder per op: api (public function), reference (the spec), autograd (torch.library registration)."""

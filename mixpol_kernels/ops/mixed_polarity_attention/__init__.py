@@ -1,0 +1,1 @@
+"""The `mixed_polarity_attention` op."""

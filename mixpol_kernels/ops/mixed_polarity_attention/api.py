@@ -1,0 +1,132 @@
+"""The public function `mixed_polarity_attention`: validation and choice of implementation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mixpol_kernels import backend as backends
+from mixpol_kernels.checks import check_float, check_ids, check_range
+from mixpol_kernels.history import layout
+from mixpol_kernels.ops.mixed_polarity_attention import reference
+from mixpol_kernels.ops.mixed_polarity_attention.autograd import MixedPolarityAttention
+from mixpol_kernels.ops.polarity_fusion.api import check_fusion
+from mixpol_kernels.ops.target_attention.api import check_activation_unit, saved_bytes, softmax_weights
+from mixpol_kernels.ops.target_attention.autograd import ACTIVATIONS, NORMALIZERS, keeps_bits
+
+
+def mixed_polarity_attention(
+    target: Tensor,
+    item_ids: Tensor,
+    polarity: Tensor | None,
+    item_table: Tensor,
+    polarity_table: Tensor | None,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    *,
+    fusion: str = "tapf",
+    gate: Sequence[Tensor] = (),
+    sign: Tensor | None = None,
+    activation: str = "relu",
+    slopes: Sequence[Tensor] = (),
+    normalize: str = "none",
+    offsets: Tensor | None = None,
+    lengths: Tensor | None = None,
+    mask: Tensor | None = None,
+    sparse: bool = False,
+    return_weights: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """From the ids of a mixed-polarity history to the pooled vector, in one pass.
+
+    The composition of an item look-up, `polarity_fusion` and `target_attention`; their docstrings have the
+    formulas and the sources. No token-sized tensor is written by the fused forward.
+
+    Args:
+        target: [B, D], or [B, M, D] when M candidates share each user's history.
+        item_ids: [N] with `offsets`, or [B, L]; any integer dtype. Ids at pads are not read.
+        polarity: like `item_ids`, rows of `polarity_table`; None with fusion "none".
+        item_table: [V, D].
+        polarity_table: [P, D]; None with fusion "none".
+        weights, biases, activation, slopes, normalize: the activation unit, as in `target_attention`.
+        fusion, gate, sign: as in `polarity_fusion`.
+        offsets: [B + 1] int32 or int64; user b owns tokens offsets[b] ... offsets[b + 1] - 1.
+        lengths: [B] int32 or int64; the first lengths[b] positions are kept.
+        mask: [B, L]; nonzero positions are kept, on any side.
+        sparse: give `item_table` a coalesced sparse gradient instead of a dense one.
+        return_weights: also return the attention weights, without gradient.
+        backend: "auto", "cpu" (compiled, float32) or "reference" (plain PyTorch).
+
+    Returns:
+        pooled with the shape and dtype of `target`; an empty history gives zeros. With `return_weights`
+        also the weights, [N] or [B, L], with a last dimension M if the target has one; pads are 0.
+
+    Raises:
+        ValueError: contradicting or misshapen arguments, or a backend that cannot take them.
+        TypeError: wrong dtypes.
+        RuntimeError: an id or polarity outside its table, offsets or lengths out of range. Nothing is computed.
+
+    Example:
+        >>> import torch, mixpol_kernels as mk
+        >>> ids, polarity, offsets = torch.tensor([3, 1, 2]), torch.tensor([1, 0, 0]), torch.tensor([0, 2, 3])
+        >>> weights, biases = [torch.randn(16, 32), torch.randn(1, 16)], [torch.zeros(16), torch.zeros(1)]
+        >>> mk.mixed_polarity_attention(
+        ...     torch.randn(2, 8), ids, polarity, torch.randn(5, 8), torch.randn(2, 8), weights, biases,
+        ...     fusion="bias", offsets=offsets,
+        ... ).shape
+        torch.Size([2, 8])
+    """
+    if target.dim() not in (2, 3):
+        raise ValueError(f"target has shape {list(target.shape)}; expected [B, D] or [B, M, D]")
+    check_float(target, "target", item_table=item_table)
+    check_ids("item_ids", item_ids, target.device)
+    check_activation_unit(target, weights, biases, slopes, activation, normalize)
+    where = layout(
+        item_ids, target.shape[0], name="item_ids", trailing=0, offsets=offsets, lengths=lengths, mask=mask
+    )
+    if item_table.dim() != 2 or item_table.shape[1] != target.shape[-1]:
+        raise ValueError(f"item_table has shape {list(item_table.shape)}; expected [V, {target.shape[-1]}]")
+    sign = check_fusion(target, fusion, polarity, where.token_shape, polarity_table, gate, sign)
+    if fusion == "none":
+        polarity = polarity_table = None
+    wide = target if target.dim() == 3 else target[:, None, :]
+    tables = (item_table,) if polarity_table is None else (item_table, polarity_table)
+    tensors = (target, *tables, sign, *gate, *weights, *biases, *slopes)
+    saved = saved_bytes(wide, where.token_shape, weights, activation)
+    chosen = backends.choose("mixed_polarity_attention", backend, tensors, saved)
+    if chosen == "reference":
+        user, keep = where.assignment()
+        user = user.to(target.device)
+        if not torch.compiler.is_compiling():
+            where.check_values()
+            check_range("item_ids", item_ids, item_table.shape[0], keep)
+            if polarity is not None and polarity_table is not None:
+                check_range("polarity", polarity, polarity_table.shape[0], keep)
+        pooled, attention = reference.mixed_polarity_attention(
+            wide, item_ids.reshape(-1), None if polarity is None else polarity.reshape(-1), user, keep,
+            item_table, polarity_table, sign, (gate[0], gate[1], gate[2]) if gate else None,
+            weights, biases, slopes, activation, normalize, sparse,
+        )  # fmt: skip
+        attention = attention.detach().reshape(*where.token_shape, wide.shape[1])
+    else:
+        grad = backends.needs_grad(tensors)
+        hidden = [w.shape[0] for w in weights[:-1]]
+        save_bits = grad and keeps_bits(ACTIVATIONS.index(activation), hidden)
+        config = (
+            ACTIVATIONS.index(activation), NORMALIZERS.index(normalize), len(weights), len(gate),
+            sparse, grad or return_weights, save_bits,
+        )  # fmt: skip
+        pooled, scores, lse = MixedPolarityAttention.apply(
+            wide, item_ids, polarity, item_table, polarity_table, sign,
+            where.offsets, where.lengths, where.mask, config, *gate, *weights, *biases, *slopes,
+        )  # fmt: skip
+        attention = scores
+        if return_weights and normalize == "softmax":
+            attention = softmax_weights(scores, lse, where.offsets)
+    if target.dim() == 2:
+        pooled = pooled[:, 0]
+    if not return_weights:
+        return pooled
+    return pooled, attention[..., 0] if target.dim() == 2 else attention

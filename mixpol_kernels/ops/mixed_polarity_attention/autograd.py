@@ -1,0 +1,154 @@
+"""torch.library registration of `mixed_polarity_attention`: schemas, fakes and the autograd Function."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mixpol_kernels.library import define
+from mixpol_kernels.ops.table_grad import table_grad
+from mixpol_kernels.ops.target_attention.autograd import saved_shapes, split_parameters
+
+_INPUTS = (
+    "Tensor target, Tensor item_ids, Tensor? polarity, Tensor item_table, Tensor? polarity_table, Tensor sign,"
+    " Tensor[] gate, Tensor? offsets, Tensor? lengths, Tensor? mask,"
+    " Tensor[] weights, Tensor[] biases, Tensor[] slopes, int activation, int normalize"
+)
+define(
+    "mixed_polarity_attention_fwd",
+    f"({_INPUTS}, bool save_scores, bool save_bits)"
+    " -> (Tensor pooled, Tensor scores, Tensor lse, Tensor bits)",
+)
+define(
+    "mixed_polarity_attention_bwd",
+    f"(Tensor grad_pooled, Tensor pooled, Tensor scores, Tensor lse, Tensor bits, {_INPUTS})"
+    " -> (Tensor grad_target, Tensor grad_tokens, Tensor grad_polarity_table, Tensor[] grad_gate,"
+    " Tensor[] grad_parameters)",
+)
+
+
+@torch.library.register_fake("mixpol::mixed_polarity_attention_fwd")
+def _(
+    target: Tensor,
+    item_ids: Tensor,
+    polarity: Tensor | None,
+    item_table: Tensor,
+    polarity_table: Tensor | None,
+    sign: Tensor,
+    gate: list[Tensor],
+    offsets: Tensor | None,
+    lengths: Tensor | None,
+    mask: Tensor | None,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    slopes: list[Tensor],
+    activation: int,
+    normalize: int,
+    save_scores: bool,
+    save_bits: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    shapes = saved_shapes(
+        tuple(item_ids.shape), target, [w.shape[0] for w in weights[:-1]], save_scores, save_bits
+    )
+    return (
+        target.new_empty(target.shape),
+        target.new_empty(shapes[0], dtype=torch.float32),
+        target.new_empty(shapes[1], dtype=torch.float32),
+        target.new_empty(shapes[2], dtype=torch.uint8),
+    )
+
+
+@torch.library.register_fake("mixpol::mixed_polarity_attention_bwd")
+def _(
+    grad_pooled: Tensor,
+    pooled: Tensor,
+    scores: Tensor,
+    lse: Tensor,
+    bits: Tensor,
+    target: Tensor,
+    item_ids: Tensor,
+    polarity: Tensor | None,
+    item_table: Tensor,
+    polarity_table: Tensor | None,
+    sign: Tensor,
+    gate: list[Tensor],
+    offsets: Tensor | None,
+    lengths: Tensor | None,
+    mask: Tensor | None,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    slopes: list[Tensor],
+    activation: int,
+    normalize: int,
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:
+    return (
+        target.new_empty(target.shape),
+        target.new_empty(*item_ids.shape, target.shape[-1]),
+        target.new_empty(polarity_table.shape if polarity_table is not None else (0,)),
+        [g.new_empty(g.shape) for g in gate],
+        [p.new_empty(p.shape) for p in (*weights, *biases, *slopes)],
+    )
+
+
+_fwd = torch.ops.mixpol.mixed_polarity_attention_fwd.default
+_bwd = torch.ops.mixpol.mixed_polarity_attention_bwd.default
+
+
+class MixedPolarityAttention(torch.autograd.Function):
+    """The fused op. Saves its inputs, the scores, and bits where they pay; recomputes the rest."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        target: Tensor,
+        item_ids: Tensor,
+        polarity: Tensor | None,
+        item_table: Tensor,
+        polarity_table: Tensor | None,
+        sign: Tensor,
+        offsets: Tensor | None,
+        lengths: Tensor | None,
+        mask: Tensor | None,
+        config: tuple[int, int, int, int, bool, bool, bool],
+        *parameters: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`config`: activation, normalize, layers, gate tensors, sparse, save_scores, save_bits.
+
+        `parameters`: the gate, `layers` weights, `layers` biases, then slopes.
+        """
+        activation, normalize, layers, gates, _, save_scores, save_bits = config
+        gate = list(parameters[:gates])
+        weights, biases, slopes = split_parameters(parameters[gates:], layers)
+        pooled, scores, lse, bits = _fwd(
+            target, item_ids, polarity, item_table, polarity_table, sign, gate, offsets, lengths, mask,
+            weights, biases, slopes, activation, normalize, save_scores, save_bits,
+        )  # fmt: skip
+        ctx.save_for_backward(
+            target, item_ids, polarity, item_table, polarity_table, sign, offsets, lengths, mask,
+            pooled, scores, lse, bits, *parameters,
+        )  # fmt: skip
+        ctx.config = config
+        ctx.mark_non_differentiable(scores, lse)
+        return pooled, scores, lse
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_pooled: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        target, item_ids, polarity, item_table, polarity_table, sign, *rest = ctx.saved_tensors
+        offsets, lengths, mask, pooled, scores, lse, bits, *parameters = rest
+        activation, normalize, layers, gates, sparse, _, _ = ctx.config
+        weights, biases, slopes = split_parameters(parameters[gates:], layers)
+        grad_target, grad_tokens, grad_table, grad_gate, grads = _bwd(
+            grad_pooled, pooled, scores, lse, bits, target, item_ids, polarity, item_table, polarity_table, sign,
+            parameters[:gates], offsets, lengths, mask, weights, biases, slopes, activation, normalize,
+        )  # fmt: skip
+        grad_items = None
+        if ctx.needs_input_grad[3]:
+            grad_items = table_grad(
+                item_ids, grad_tokens, offsets, lengths, mask, item_table.shape[0], sparse
+            )
+        grad_polarity = grad_table if polarity_table is not None else None
+        return grad_target, None, None, grad_items, grad_polarity, *[None] * 5, *grad_gate, *grads

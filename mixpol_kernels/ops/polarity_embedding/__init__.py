@@ -1,0 +1,1 @@
+"""The `polarity_embedding` op."""

@@ -1,0 +1,93 @@
+"""The public function `polarity_embedding`: validation and choice of implementation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mixpol_kernels import backend as backends
+from mixpol_kernels.checks import check_float, check_ids, check_range, check_shape
+from mixpol_kernels.history import Layout, layout
+from mixpol_kernels.ops.polarity_embedding import reference
+from mixpol_kernels.ops.polarity_embedding.autograd import PolarityEmbedding
+
+
+def polarity_embedding(
+    item_ids: Tensor,
+    polarity: Tensor,
+    item_table: Tensor,
+    polarity_table: Tensor,
+    *,
+    offsets: Tensor | None = None,
+    lengths: Tensor | None = None,
+    mask: Tensor | None = None,
+    sparse: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """Looks up tokens of a mixed-polarity history: item_table[item_id] + polarity_table[polarity].
+
+    The polarity bias of "Beyond Positive Signals" (arXiv 2606.15252). The gradients of both tables are summed
+    over sorted segments in order of position: the same bits for any number of threads.
+
+    Args:
+        item_ids: [N] jagged or [B, L] padded, any integer dtype. Ids at pads are not read.
+        polarity: like `item_ids`, rows of `polarity_table`.
+        item_table: [V, D].
+        polarity_table: [P, D].
+        offsets: [B + 1] int32 or int64; validated, otherwise not needed for jagged ids.
+        lengths: [B] int32 or int64, for padded ids; the first lengths[b] positions are kept.
+        mask: [B, L], for padded ids; nonzero positions are kept, on any side.
+        sparse: give `item_table` a coalesced sparse gradient instead of a dense one.
+        backend: "auto", "cpu" (compiled, float32) or "reference" (plain PyTorch, sparse gradient not coalesced).
+
+    Returns:
+        tokens [N, D] or [B, L, D], dtype of `item_table`; pads are zeros.
+
+    Raises:
+        ValueError: contradicting or misshapen arguments, or a backend that cannot take them.
+        TypeError: wrong dtypes.
+        RuntimeError: an id or polarity outside its table, offsets or lengths out of range.
+
+    Example:
+        >>> import torch, mixpol_kernels as mk
+        >>> ids, polarity = torch.tensor([3, 1, 2]), torch.tensor([1, 0, 0])
+        >>> mk.polarity_embedding(ids, polarity, torch.randn(5, 8), torch.randn(2, 8)).shape
+        torch.Size([3, 8])
+    """
+    check_float(item_table, "item_table", polarity_table=polarity_table)
+    check_tables(item_ids, polarity, item_table, polarity_table)
+    if item_ids.dim() == 1 and offsets is None and lengths is None and mask is None:
+        where = Layout(1, (item_ids.shape[0],), None, None, None)
+    else:
+        batch = item_ids.shape[0] if offsets is None else offsets.shape[0] - 1
+        where = layout(
+            item_ids, batch, name="item_ids", trailing=0, offsets=offsets, lengths=lengths, mask=mask
+        )
+    chosen = backends.choose("polarity_embedding", backend, (item_table, polarity_table), 0)
+    if chosen == "reference":
+        keep = where.keep()
+        if not torch.compiler.is_compiling():
+            where.check_values()
+            check_range("item_ids", item_ids, item_table.shape[0], keep)
+            check_range("polarity", polarity, polarity_table.shape[0], keep)
+        tokens = reference.polarity_embedding(
+            item_ids.reshape(-1), polarity.reshape(-1), keep, item_table, polarity_table, sparse
+        )
+        return tokens.reshape(*item_ids.shape, item_table.shape[1])
+    out: Tensor = PolarityEmbedding.apply(
+        item_ids, polarity, item_table, polarity_table, where.offsets, where.lengths, where.mask, sparse
+    )
+    return out
+
+
+def check_tables(item_ids: Tensor, polarity: Tensor, item_table: Tensor, polarity_table: Tensor) -> None:
+    """Validates ids against each other and the tables against each other."""
+    check_ids("item_ids", item_ids, item_table.device)
+    check_ids("polarity", polarity, item_table.device)
+    check_shape("polarity", polarity, tuple(item_ids.shape), "the shape of item_ids")
+    if item_table.dim() != 2:
+        raise ValueError(f"item_table has shape {list(item_table.shape)}; expected [V, D]")
+    if polarity_table.dim() != 2 or polarity_table.shape[1] != item_table.shape[1]:
+        raise ValueError(
+            f"polarity_table has shape {list(polarity_table.shape)}; expected [P, {item_table.shape[1]}]"
+        )

@@ -1,0 +1,93 @@
+"""torch.library registration of `polarity_fusion`: schemas, fakes and the autograd Function over them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mixpol_kernels.library import define
+
+FUSIONS = ("none", "bias", "tapf")
+
+_INPUTS = (
+    "Tensor target, Tensor tokens, Tensor polarity, Tensor polarity_table, Tensor sign, Tensor[] gate,"
+    " Tensor? offsets, Tensor? lengths, Tensor? mask"
+)
+define("polarity_fusion_fwd", f"({_INPUTS}) -> Tensor")
+define(
+    "polarity_fusion_bwd",
+    f"(Tensor grad_fused, {_INPUTS})"
+    " -> (Tensor grad_target, Tensor grad_tokens, Tensor grad_polarity_table, Tensor[] grad_gate)",
+)
+
+
+@torch.library.register_fake("mixpol::polarity_fusion_fwd")
+def _(
+    target: Tensor,
+    tokens: Tensor,
+    polarity: Tensor,
+    polarity_table: Tensor,
+    sign: Tensor,
+    gate: list[Tensor],
+    offsets: Tensor | None,
+    lengths: Tensor | None,
+    mask: Tensor | None,
+) -> Tensor:
+    return tokens.new_empty(tokens.shape)
+
+
+@torch.library.register_fake("mixpol::polarity_fusion_bwd")
+def _(
+    grad_fused: Tensor,
+    target: Tensor,
+    tokens: Tensor,
+    polarity: Tensor,
+    polarity_table: Tensor,
+    sign: Tensor,
+    gate: list[Tensor],
+    offsets: Tensor | None,
+    lengths: Tensor | None,
+    mask: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    return (
+        target.new_empty(target.shape),
+        tokens.new_empty(tokens.shape),
+        polarity_table.new_empty(polarity_table.shape),
+        [g.new_empty(g.shape) for g in gate],
+    )
+
+
+_fwd = torch.ops.mixpol.polarity_fusion_fwd.default
+_bwd = torch.ops.mixpol.polarity_fusion_bwd.default
+
+
+class PolarityFusion(torch.autograd.Function):
+    """The compiled op, for "bias" (no gate) and "tapf". Saves its inputs only."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        target: Tensor,
+        tokens: Tensor,
+        polarity: Tensor,
+        polarity_table: Tensor,
+        sign: Tensor,
+        offsets: Tensor | None,
+        lengths: Tensor | None,
+        mask: Tensor | None,
+        *gate: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(target, tokens, polarity, polarity_table, sign, offsets, lengths, mask, *gate)
+        return _fwd(target, tokens, polarity, polarity_table, sign, list(gate), offsets, lengths, mask)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_fused: Tensor) -> tuple[Tensor | None, ...]:
+        target, tokens, polarity, polarity_table, sign, offsets, lengths, mask, *gate = ctx.saved_tensors
+        grad_target, grad_tokens, grad_table, grad_gate = _bwd(
+            grad_fused, target, tokens, polarity, polarity_table, sign, gate, offsets, lengths, mask
+        )
+        return grad_target, grad_tokens, None, grad_table, None, None, None, None, *grad_gate

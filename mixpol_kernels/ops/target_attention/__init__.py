@@ -1,0 +1,1 @@
+"""The `target_attention` op."""

@@ -1,0 +1,174 @@
+"""The public function `target_attention`: validation and choice of implementation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mixpol_kernels import backend as backends
+from mixpol_kernels.checks import check_choice, check_float, check_shape
+from mixpol_kernels.history import layout
+from mixpol_kernels.ops.target_attention import reference
+from mixpol_kernels.ops.target_attention.autograd import (
+    ACTIVATIONS,
+    NORMALIZERS,
+    TargetAttention,
+    keeps_bits,
+)
+
+
+def target_attention(
+    target: Tensor,
+    history: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    *,
+    activation: str = "relu",
+    slopes: Sequence[Tensor] = (),
+    normalize: str = "none",
+    offsets: Tensor | None = None,
+    lengths: Tensor | None = None,
+    mask: Tensor | None = None,
+    return_weights: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """DIN target attention: scores every history token against its user's target and pools the tokens.
+
+    For token x and target t, with hidden layers (W_i, b_i), output layer (w_o, b_o) and activation a:
+
+        h_1 = a(W_1 [t ; x ; t - x ; t * x] + b_1),  h_i = a(W_i h_(i-1) + b_i),  s = w_o · h_last + b_o
+
+    and pooled = Σ w_l x_l with w = s, or softmax(s) over the user's tokens (Deep Interest Network,
+    arXiv 1706.06978, section 4.3; block order as in its released code). The fused form never builds the
+    4D-wide input: W_1 [t ; x ; t - x ; t * x] + b_1 = x · G(t) + c(t).
+
+    Args:
+        target: [B, D], or [B, M, D] when M candidates share each user's history.
+        history: [N, D] with `offsets`, or [B, L, D] with `lengths`, `mask` or neither (every position kept).
+            Any strides.
+        weights: one to three hidden layers [H_1, 4 D], [H_2, H_1], ..., then the output layer [1, H_last].
+        biases: [H_1], ..., [1], one per weight.
+        activation: "relu", "prelu", "sigmoid" or "silu".
+        slopes: for "prelu", one [H_i] tensor per hidden layer.
+        normalize: "none" or "softmax".
+        offsets: [B + 1] int32 or int64; user b owns tokens offsets[b] ... offsets[b + 1] - 1.
+        lengths: [B] int32 or int64; the first lengths[b] positions are kept.
+        mask: [B, L]; nonzero positions are kept, on any side.
+        return_weights: also return the attention weights, without gradient.
+        backend: "auto", "cpu" (compiled, float32) or "reference" (plain PyTorch).
+
+    Returns:
+        pooled with the shape and dtype of `target`; an empty history gives zeros. With `return_weights`
+        also the weights w, [N] or [B, L], with a last dimension M if the target has one; pads are 0.
+
+    Raises:
+        ValueError: contradicting or misshapen arguments, or a backend that cannot take them.
+        TypeError: wrong dtypes.
+        RuntimeError: offsets or lengths out of range. Nothing is computed.
+
+    Example:
+        >>> import torch, mixpol_kernels as mk
+        >>> target, history = torch.randn(2, 8), torch.randn(2, 5, 8)
+        >>> weights, biases = [torch.randn(16, 32), torch.randn(1, 16)], [torch.zeros(16), torch.zeros(1)]
+        >>> mk.target_attention(target, history, weights, biases, lengths=torch.tensor([5, 2])).shape
+        torch.Size([2, 8])
+    """
+    if target.dim() not in (2, 3):
+        raise ValueError(f"target has shape {list(target.shape)}; expected [B, D] or [B, M, D]")
+    check_float(target, "target", history=history)
+    check_activation_unit(target, weights, biases, slopes, activation, normalize)
+    where = layout(
+        history, target.shape[0], name="history", trailing=1, offsets=offsets, lengths=lengths, mask=mask
+    )
+    if history.shape[-1] != target.shape[-1]:
+        raise ValueError(
+            f"history is {history.shape[-1]} wide and target {target.shape[-1]}; expected the same D"
+        )
+    wide = target if target.dim() == 3 else target[:, None, :]
+    saved = saved_bytes(wide, where.token_shape, weights, activation)
+    tensors = (target, history, *weights, *biases, *slopes)
+    chosen = backends.choose("target_attention", backend, tensors, saved)
+    if chosen == "reference":
+        if not torch.compiler.is_compiling():
+            where.check_values()
+        user, keep = where.assignment()
+        if user.device != target.device:
+            user = user.to(target.device)
+        tokens = history.reshape(-1, history.shape[-1])
+        pooled, attention = reference.target_attention(
+            wide, tokens, user, keep, weights, biases, slopes, activation, normalize
+        )
+        attention = attention.detach().reshape(*where.token_shape, wide.shape[1])
+    else:
+        grad = backends.needs_grad(tensors)
+        hidden = [w.shape[0] for w in weights[:-1]]
+        save_bits = grad and keeps_bits(ACTIVATIONS.index(activation), hidden)
+        pooled, scores, lse = TargetAttention.apply(
+            wide, history, where.offsets, where.lengths, where.mask,
+            ACTIVATIONS.index(activation), NORMALIZERS.index(normalize), len(weights),
+            grad or return_weights, save_bits, *weights, *biases, *slopes,
+        )  # fmt: skip
+        attention = scores
+        if return_weights and normalize == "softmax":
+            attention = softmax_weights(scores, lse, where.offsets)
+    if target.dim() == 2:
+        pooled = pooled[:, 0]
+    if not return_weights:
+        return pooled
+    return pooled, attention[..., 0] if target.dim() == 2 else attention
+
+
+def softmax_weights(scores: Tensor, lse: Tensor, offsets: Tensor | None) -> Tensor:
+    """Attention weights from the saved scores [..., M] and log-sum-exp [B, M]; pads have the score -inf."""
+    if offsets is None:
+        return (scores - lse[:, None, :]).exp()
+    return (scores - lse.repeat_interleave(offsets.diff(), dim=0, output_size=scores.shape[0])).exp()
+
+
+def saved_bytes(
+    target: Tensor, token_shape: tuple[int, ...], weights: Sequence[Tensor], activation: str
+) -> int:
+    """Bytes that the fused form keeps for backward beyond the inputs; the pooled output is not counted."""
+    tokens = target.shape[1]
+    for size in token_shape:
+        tokens *= size
+    hidden = [w.shape[0] for w in weights[:-1]]
+    bits = (hidden[0] + 7) // 8 if keeps_bits(ACTIVATIONS.index(activation), hidden) else 0
+    return tokens * (4 + bits) + 4 * target.shape[0] * target.shape[1]
+
+
+def check_activation_unit(
+    target: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    slopes: Sequence[Tensor],
+    activation: str,
+    normalize: str,
+) -> None:
+    """Validates the layers of an activation unit against a target [..., D]."""
+    check_choice("activation", activation, ACTIVATIONS)
+    check_choice("normalize", normalize, NORMALIZERS)
+    layers = len(weights)
+    if not 2 <= layers <= 4:
+        raise ValueError(
+            f"weights has {layers} entries; expected one to three hidden layers and then the output layer"
+        )
+    if len(biases) != layers:
+        raise ValueError(
+            f"biases has {len(biases)} entries and weights {layers}; expected one bias per weight"
+        )
+    expected = layers - 1 if activation == "prelu" else 0
+    if len(slopes) != expected:
+        raise ValueError(f"slopes has {len(slopes)} entries; activation={activation!r} expects {expected}")
+    width = 4 * target.shape[-1]
+    for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        out = 1 if i == layers - 1 else weight.shape[0] if weight.dim() == 2 else -1
+        check_float(target, "target", **{f"weights[{i}]": weight, f"biases[{i}]": bias})
+        check_shape(f"weights[{i}]", weight, (out, width), "units, inputs; the first layer takes 4 D inputs")
+        check_shape(f"biases[{i}]", bias, (out,), "one per unit")
+        if i < len(slopes):
+            check_float(target, "target", **{f"slopes[{i}]": slopes[i]})
+            check_shape(f"slopes[{i}]", slopes[i], (out,), "one per unit")
+        width = out

@@ -1,0 +1,80 @@
+"""The spec of `target_attention` in plain PyTorch: any device, any float dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def activate(h: Tensor, activation: str, slope: Tensor | None) -> Tensor:
+    """relu, prelu (slope [H] or [1]), sigmoid or silu, element-wise."""
+    if activation == "prelu":
+        return torch.where(h > 0, h, slope * h)
+    return {"relu": F.relu, "sigmoid": torch.sigmoid, "silu": F.silu}[activation](h)
+
+
+def activation_unit(
+    target: Tensor,
+    tokens: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    slopes: Sequence[Tensor],
+    activation: str,
+) -> Tensor:
+    """Raw scores of the DIN activation unit for matching rows: target and tokens [..., D] to [...]."""
+    h = torch.cat([target, tokens, target - tokens, target * tokens], dim=-1)
+    for i, (weight, bias) in enumerate(zip(weights[:-1], biases[:-1], strict=True)):
+        h = activate(F.linear(h, weight, bias), activation, slopes[i] if slopes else None)
+    return F.linear(h, weights[-1], biases[-1]).squeeze(-1)
+
+
+def target_attention(
+    target: Tensor,
+    tokens: Tensor,
+    user: Tensor,
+    keep: Tensor | None,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    slopes: Sequence[Tensor],
+    activation: str,
+    normalize: str,
+) -> tuple[Tensor, Tensor]:
+    """Target attention over tokens that name their user.
+
+    Args:
+        target: [B, M, D].
+        tokens: [T, D], or [T, M, D] when tokens depend on the candidate.
+        user: [T] int64.
+        keep: [T] bool, or None if every token is kept.
+        weights, biases: the hidden layers, then the output layer.
+        slopes: one per hidden layer for "prelu", else empty.
+        activation, normalize: as in the public function.
+
+    Returns:
+        pooled [B, M, D] and attention weights [T, M].
+    """
+    batch, candidates, width = target.shape
+    if tokens.dim() == 2:
+        tokens = tokens[:, None, :]
+    if keep is not None:  # whatever stands in the pads, NaN included, must not leak
+        tokens = torch.where(keep[:, None, None], tokens, torch.zeros_like(tokens))
+    tokens = tokens.expand(-1, candidates, width)
+    scores = activation_unit(target[user], tokens, weights, biases, slopes, activation)
+    if normalize == "softmax":
+        highest = scores.new_full((batch, candidates), -torch.inf)
+        reachable = scores if keep is None else scores.masked_fill(~keep[:, None], -torch.inf)
+        highest = highest.index_reduce(0, user, reachable.detach(), "amax")
+        shifted = scores - highest[user]
+        if keep is not None:
+            shifted = torch.where(keep[:, None], shifted, torch.zeros_like(shifted))
+        scores = shifted.exp()
+    if keep is not None:
+        scores = torch.where(keep[:, None], scores, torch.zeros_like(scores))
+    if normalize == "softmax":
+        total = scores.new_zeros(batch, candidates).index_add(0, user, scores)
+        scores = scores / torch.where(total == 0, torch.ones_like(total), total)[user]
+    pooled = target.new_zeros(batch, candidates, width).index_add(0, user, scores[..., None] * tokens)
+    return pooled, scores

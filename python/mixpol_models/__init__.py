@@ -1,0 +1,1 @@
+"""Models, data and experiments that use `mixpol_kernels`."""
