@@ -2,14 +2,14 @@
 
 from mixpol_kernels import nn
 from mixpol_kernels.backend import Explanation, explain
-from mixpol_kernels.library import library
+from mixpol_kernels.library import library as _library
 from mixpol_kernels.ops.mixed_polarity_attention.api import mixed_polarity_attention
 from mixpol_kernels.ops.polarity_embedding.api import polarity_embedding
 from mixpol_kernels.ops.polarity_fusion.api import polarity_fusion
 from mixpol_kernels.ops.target_attention.api import target_attention
 
 __version__ = "0.1.0"
-library.load()
+_library.load()
 __all__ = [
     "Explanation",
     "__version__",

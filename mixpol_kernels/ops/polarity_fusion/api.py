@@ -148,4 +148,4 @@ def check_fusion(
         return default_sign(polarity_table.shape[0], target)
     check_float(target, "target", sign=sign)
     check_shape("sign", sign, (polarity_table.shape[0],), "one per polarity row")
-    return sign
+    return sign.detach()

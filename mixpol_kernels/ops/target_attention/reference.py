@@ -66,7 +66,7 @@ def target_attention(
     if normalize == "softmax":
         highest = scores.new_full((batch, candidates), -torch.inf)
         reachable = scores if keep is None else scores.masked_fill(~keep[:, None], -torch.inf)
-        highest = highest.index_reduce(0, user, reachable.detach(), "amax")
+        highest = highest.scatter_reduce(0, user[:, None].expand_as(scores), reachable.detach(), "amax")
         shifted = scores - highest[user]
         if keep is not None:
             shifted = torch.where(keep[:, None], shifted, torch.zeros_like(shifted))

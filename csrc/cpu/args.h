@@ -1,0 +1,257 @@
+// What launchers (csrc/cpu/*.cpp, with torch) and kernels (csrc/cpu/kernels/*.cpp, without) tell each other.
+// Functions here are static: they are compiled on every instruction set level.
+#pragma once
+
+#include <cstdint>
+
+#include "math/activations.h"
+
+namespace mixpol::cpu {
+
+constexpr int MAX_HIDDEN = 3;  // hidden layers of an activation unit
+constexpr int CHUNK =
+    48;  // tokens that are worked on together: 48 x 64 floats and a 64 x 64 table share L1 and L2
+constexpr int GROUP = 12;  // targets whose per-target products are batched
+
+static inline int padded_columns(int n) { return (n + 15) & ~15; }
+
+// Which tokens belong to which user. Positions are token indices: n in a jagged, b * length + l in a padded
+// history.
+struct History {
+    int64_t users = 0;
+    int64_t length = 0;                // L, padded only
+    int64_t tokens = 0;                // pads included
+    const int64_t* offsets = nullptr;  // jagged
+    const int64_t* lengths = nullptr;  // padded on the right
+    const uint8_t* mask = nullptr;     // padded anywhere; none of the three: every position is kept
+};
+
+// Where token vectors come from: rows of a [B, L, D] or [N, D] tensor, or of a table by id.
+struct TokenRows {
+    const float* base = nullptr;
+    int64_t user_stride = 0;       // floats; 0 when jagged
+    int64_t row_stride = 0;        // floats
+    const int64_t* ids = nullptr;  // by position; selects the row of the table `base`
+};
+
+struct ActivationUnit {
+    Activation activation;
+    Normalize normalize;
+    int width;                            // D
+    int layers;                           // hidden layers
+    int units[MAX_HIDDEN];                // H_i
+    const float* weight[MAX_HIDDEN + 1];  // contiguous [H_i, inputs], then the output layer [1, H_last]
+    const float* bias[MAX_HIDDEN + 1];
+    const float* slope[MAX_HIDDEN];  // prelu
+};
+
+enum class Fusion : int { none = 0, bias = 1, tapf = 2 };
+
+struct PolarityFusion {
+    Fusion kind = Fusion::none;
+    int width = 0;
+    int rows = 0;                          // polarity rows P
+    const int64_t* polarity = nullptr;     // by position
+    const float* table = nullptr;          // [P, D]
+    const float* sign = nullptr;           // [P]
+    const float* gate_weight = nullptr;    // W_g [D, D]
+    const float* gate_bias = nullptr;      // b_g [D]
+    const float* target_weight = nullptr;  // W_t [D, D]
+};
+
+// Hands out parts of one allocation; with base == nullptr it only counts.
+class Arena {
+ public:
+    explicit Arena(float* base) : base_(base) {}
+    float* take(int64_t floats) {
+        int64_t at = used_;
+        used_ += (floats + 15) & ~int64_t{15};
+        return base_ ? base_ + at : nullptr;
+    }
+    int64_t used() const { return used_; }
+
+ private:
+    float* base_;
+    int64_t used_ = 0;
+};
+
+// Parameters in the layouts that the register tiles read: _t is [inputs][padded units], _n is [units][padded
+// inputs].
+struct PackedUnit {
+    float *token_t, *product_t, *target_t;  // Wk - Wd, Wp, Wq + Wd, each [D][H1p]
+    float *token_n, *product_n, *target_n;  // the same, [H1][Dp]
+    float* weight_t[MAX_HIDDEN];            // layers 1 ...: [H_(i-1)][H_i p]
+    float* weight_n[MAX_HIDDEN];            // layers 1 ...: [H_i][H_(i-1) p]
+    float* bias[MAX_HIDDEN];                // [H_i p]
+    float* slope[MAX_HIDDEN];
+    float* output;  // w_o [H_last p]
+    float output_bias;
+};
+
+struct PackedFusion {
+    float* table;     // P [rows][Dp]
+    float* gate_t;    // W_gᵀ [D][Dp]
+    float* gate_n;    // W_g [D][Dp]
+    float* target_t;  // W_tᵀ [D][Dp]
+    float* target_n;  // W_t [D][Dp]
+    float* bias;      // b_g [Dp]
+};
+
+// Sums of one block of users. Of the first layer's weight the sums are kept in the form of the algebra:
+// token: Σ z xᵀ, product: Σ z (t * x)ᵀ, target: Σ z tᵀ, and the weight gradient is unfolded once, at the end.
+struct UnitSums {
+    float *token, *product, *target;  // [H1][Dp]
+    float* weight[MAX_HIDDEN];        // layers 1 ...: [H_i][H_(i-1) p]
+    float* bias[MAX_HIDDEN];          // [H_i p]
+    float* slope[MAX_HIDDEN];         // [H_i p]
+    float* output;                    // [H_last p]
+    float* output_bias;               // one float
+};
+
+struct FusionSums {
+    float* table;   // [rows][Dp]
+    float* gate;    // [D][Dp]
+    float* bias;    // [Dp]
+    float* target;  // [D][Dp]
+};
+
+static inline PackedUnit carve_packed(const ActivationUnit& unit, bool backward, Arena& arena) {
+    PackedUnit p{};
+    int64_t d = unit.width, dp = padded_columns(unit.width);
+    int64_t h = unit.units[0], hp = padded_columns(unit.units[0]);
+    p.token_t = arena.take(d * hp);
+    p.product_t = arena.take(d * hp);
+    p.target_t = arena.take(d * hp);
+    if (backward) {
+        p.token_n = arena.take(h * dp);
+        p.product_n = arena.take(h * dp);
+        p.target_n = arena.take(h * dp);
+    }
+    for (int i = 0; i < unit.layers; i++) {
+        p.bias[i] = arena.take(padded_columns(unit.units[i]));
+        p.slope[i] = arena.take(padded_columns(unit.units[i]));
+        if (i == 0) continue;
+        p.weight_t[i] = arena.take(int64_t{unit.units[i - 1]} * padded_columns(unit.units[i]));
+        if (backward) p.weight_n[i] = arena.take(int64_t{unit.units[i]} * padded_columns(unit.units[i - 1]));
+    }
+    p.output = arena.take(padded_columns(unit.units[unit.layers - 1]));
+    return p;
+}
+
+static inline PackedFusion carve_packed(const PolarityFusion& fusion, bool backward, Arena& arena) {
+    PackedFusion p{};
+    int64_t d = fusion.width, dp = padded_columns(fusion.width);
+    if (fusion.kind != Fusion::none) p.table = arena.take(fusion.rows * dp);
+    if (fusion.kind == Fusion::tapf) {
+        p.gate_t = arena.take(d * dp);
+        p.target_t = arena.take(d * dp);
+        p.bias = arena.take(dp);
+        if (backward) {
+            p.gate_n = arena.take(d * dp);
+            p.target_n = arena.take(d * dp);
+        }
+    }
+    return p;
+}
+
+static inline UnitSums carve_sums(const ActivationUnit& unit, Arena& arena) {
+    UnitSums s{};
+    int64_t dp = padded_columns(unit.width), h = unit.units[0];
+    s.token = arena.take(h * dp);
+    s.product = arena.take(h * dp);
+    s.target = arena.take(h * dp);
+    for (int i = 0; i < unit.layers; i++) {
+        s.bias[i] = arena.take(padded_columns(unit.units[i]));
+        s.slope[i] = arena.take(padded_columns(unit.units[i]));
+        if (i > 0) s.weight[i] = arena.take(int64_t{unit.units[i]} * padded_columns(unit.units[i - 1]));
+    }
+    s.output = arena.take(padded_columns(unit.units[unit.layers - 1]));
+    s.output_bias = arena.take(1);
+    return s;
+}
+
+static inline FusionSums carve_sums(const PolarityFusion& fusion, Arena& arena) {
+    FusionSums s{};
+    int64_t d = fusion.width, dp = padded_columns(fusion.width);
+    if (fusion.kind != Fusion::none) s.table = arena.take(fusion.rows * dp);
+    if (fusion.kind == Fusion::tapf) {
+        s.gate = arena.take(d * dp);
+        s.bias = arena.take(dp);
+        s.target = arena.take(d * dp);
+    }
+    return s;
+}
+
+// Arguments common to a forward and a backward over histories.
+struct Pass {
+    History history;
+    TokenRows tokens;
+    PolarityFusion fusion;
+    ActivationUnit unit;
+    int width;            // D
+    int candidates;       // M
+    const float* target;  // contiguous [B * M, D]
+    PackedUnit packed_unit;
+    PackedFusion packed_fusion;
+    bool keep_bits;  // a bit per hidden unit stands in for the first layer in the backward
+};
+
+struct AttentionForward : Pass {
+    float* pooled;  // [B * M, D]
+    float* scores;  // [tokens, M] or null
+    float* lse;     // [B * M] or null
+    uint8_t* bits;  // [tokens, M, ceil(H / 8)] or null
+};
+
+struct AttentionBackward : Pass {
+    const float* grad_pooled;  // [B * M, D]
+    const float* pooled;
+    const float* scores;
+    const float* lse;
+    const uint8_t* bits;
+    float* grad_target;  // [B * M, D]
+    float* grad_tokens;  // [tokens, D]
+};
+
+struct FusionForward : Pass {
+    float* fused;  // [tokens, D]
+};
+
+struct FusionBackward : Pass {
+    TokenRows grad_fused;
+    float* grad_target;  // [B, D]
+    float* grad_tokens;  // [tokens, D]
+};
+
+// Where the finished parameter gradients go; contiguous, in the parameters' own shapes.
+struct UnitGradients {
+    float* weight[MAX_HIDDEN + 1];
+    float* bias[MAX_HIDDEN + 1];
+    float* slope[MAX_HIDDEN];
+};
+
+struct FusionGradients {
+    float *table, *gate_weight, *gate_bias, *target_weight;
+};
+
+// The kernels of one instruction set level. `sums` is the block's own part of a zeroed buffer.
+struct Kernels {
+    void (*pack_unit)(const ActivationUnit&, bool backward, PackedUnit&);
+    void (*pack_fusion)(const PolarityFusion&, bool backward, PackedFusion&);
+    int64_t (*attention_scratch_floats)(const Pass&, bool backward);
+    int64_t (*fusion_scratch_floats)(const Pass&, bool backward);
+    void (*attention_forward)(const AttentionForward&, int64_t user_begin, int64_t user_end, float* scratch);
+    void (*attention_backward)(const AttentionBackward&, int64_t user_begin, int64_t user_end, float* scratch,
+                               const UnitSums&, const FusionSums&);
+    void (*fusion_forward)(const FusionForward&, int64_t user_begin, int64_t user_end, float* scratch);
+    void (*fusion_backward)(const FusionBackward&, int64_t user_begin, int64_t user_end, float* scratch,
+                            const FusionSums&);
+    void (*unfold_unit)(const ActivationUnit&, const PackedUnit&, const UnitSums&, bool scaled,
+                        const UnitGradients&);
+    void (*unfold_fusion)(const PolarityFusion&, const FusionSums&, const FusionGradients&);
+    void (*add)(float* to, const float* from, int64_t floats);
+    void (*gather_sum)(float* out, const float* a, const float* b, int width);         // out = a + b
+    void (*sum_rows)(float* out, const float* const* rows, int64_t count, int width);  // in order
+};
+
+}  // namespace mixpol::cpu

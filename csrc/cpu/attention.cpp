@@ -1,0 +1,209 @@
+#include "cpu/attention.h"
+
+#include <torch/headeronly/core/ScalarType.h>
+
+namespace mixpol::cpu {
+
+using torch::headeronly::ScalarType;
+
+namespace {
+
+constexpr int64_t FORWARD_BLOCKS =
+    128;  // for load balance only: a user's result does not depend on its block
+constexpr int64_t BACKWARD_BLOCKS = 32;  // each has its own parameter sums
+
+// The inputs of either op, read and checked; `pass` points into it.
+struct Inputs {
+    Layout layout;
+    Unit unit;
+    FusionInputs fusion;
+    Ids items;
+    std::vector<Tensor> alive;
+    std::vector<int64_t> token_shape;
+    int64_t users, candidates, width;
+
+    void fill(Pass& pass) const {
+        pass.history = layout.history;
+        pass.tokens = rows;
+        pass.fusion = fusion.args;
+        pass.unit = unit.args;
+        pass.width = static_cast<int>(width);
+        pass.candidates = static_cast<int>(candidates);
+        pass.target = target;
+    }
+
+    void read_target(const Tensor& tensor) {
+        alive.push_back(floats(tensor, "target", {-1, -1, -1}));
+        users = tensor.size(0), candidates = tensor.size(1), width = tensor.size(2);
+        target = static_cast<const float*>(alive.back().const_data_ptr());
+    }
+
+    TokenRows rows;
+    const float* target;
+};
+
+Inputs read_tokens(const Tensor& target, const Tensor& history, const OptionalTensor& offsets,
+                   const OptionalTensor& lengths, const OptionalTensor& mask,
+                   const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
+                   const std::vector<Tensor>& slopes, int64_t activation, int64_t normalize) {
+    Inputs in;
+    in.read_target(target);
+    Tensor tokens = float_rows(history, "history", in.width);
+    in.token_shape = sizes_of(tokens);
+    in.token_shape.pop_back();
+    in.layout = read_layout(in.users, in.token_shape, offsets, lengths, mask);
+    in.rows.base = static_cast<const float*>(tokens.const_data_ptr());
+    in.rows.row_stride = tokens.stride(tokens.dim() - 2);
+    in.rows.user_stride = tokens.dim() == 3 ? tokens.stride(0) : 0;
+    in.alive.push_back(tokens);
+    in.unit = read_unit(in.width, weights, biases, slopes, activation, normalize);
+    in.fusion.args.width = static_cast<int>(in.width);
+    return in;
+}
+
+Inputs read_ids(const Tensor& target, const Tensor& item_ids, const OptionalTensor& polarity,
+                const Tensor& item_table, const OptionalTensor& polarity_table, const Tensor& sign,
+                const std::vector<Tensor>& gate, const OptionalTensor& offsets, const OptionalTensor& lengths,
+                const OptionalTensor& mask, const std::vector<Tensor>& weights,
+                const std::vector<Tensor>& biases, const std::vector<Tensor>& slopes, int64_t activation,
+                int64_t normalize) {
+    Inputs in;
+    in.read_target(target);
+    in.token_shape = sizes_of(item_ids);
+    in.layout = read_layout(in.users, in.token_shape, offsets, lengths, mask);
+    Tensor table = float_rows(item_table, "item_table", in.width);
+    if (table.dim() != 2) fail("item_table has ", table.dim(), " dimensions; expected [V, D]");
+    in.items = Ids(item_ids, "item_ids", table.size(0), in.layout);
+    in.rows.base = static_cast<const float*>(table.const_data_ptr());
+    in.rows.row_stride = table.stride(0);
+    in.rows.ids = in.items.data();
+    in.alive.push_back(table);
+    in.fusion = read_fusion(in.width, polarity, polarity_table, sign, gate, in.layout);
+    in.unit = read_unit(in.width, weights, biases, slopes, activation, normalize);
+    return in;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Inputs& in, bool save_scores, bool save_bits) {
+    AttentionForward args{};
+    in.fill(args);
+    const int64_t hidden = in.unit.args.units[0];
+    if (save_bits && (in.unit.args.layers > 1 || hidden > 64 || in.unit.args.activation != Activation::relu))
+        fail("save_bits was true; expected false unless the unit is one ReLU layer of at most 64 units");
+    Packed packed = pack(args, true, false);
+    Tensor pooled = new_floats({in.users, in.candidates, in.width});
+    std::vector<int64_t> shape = in.token_shape;
+    shape.push_back(in.candidates);
+    Tensor scores = save_scores ? torch::stable::empty(shape, ScalarType::Float) : new_floats({0});
+    Tensor lse = save_scores ? new_floats({in.users, in.candidates}) : new_floats({0});
+    shape.push_back((hidden + 7) / 8);
+    std::vector<int64_t> none{0};
+    Tensor bits = torch::stable::empty(save_bits ? shape : none, ScalarType::Byte);
+    args.pooled = static_cast<float*>(pooled.mutable_data_ptr());
+    args.scores = save_scores ? static_cast<float*>(scores.mutable_data_ptr()) : nullptr;
+    args.lse = save_scores ? static_cast<float*>(lse.mutable_data_ptr()) : nullptr;
+    args.bits = save_bits ? static_cast<uint8_t*>(bits.mutable_data_ptr()) : nullptr;
+    const std::vector<int64_t> bounds = cut_blocks(in.layout, in.candidates, FORWARD_BLOCKS);
+    const Kernels& k = kernels();
+    run_blocks(static_cast<int64_t>(bounds.size()) - 1, k.attention_scratch_floats(args, false),
+               [&](int64_t block, float* scratch) {
+                   k.attention_forward(args, bounds[block], bounds[block + 1], scratch);
+               });
+    return {pooled, scores, lse, bits};
+}
+
+struct Gradients {
+    Tensor target, tokens, table;
+    std::vector<Tensor> gate, parameters;
+};
+
+Gradients backward(const Inputs& in, const Tensor& grad_pooled, const Tensor& pooled, const Tensor& scores,
+                   const Tensor& lse, const Tensor& bits) {
+    AttentionBackward args{};
+    in.fill(args);
+    args.keep_bits = bits.numel() > 0 || (bits.dim() > 1 && scores.numel() == 0);
+    Tensor grad = floats(grad_pooled, "grad_pooled", {in.users, in.candidates, in.width});
+    Tensor out = floats(pooled, "pooled", {in.users, in.candidates, in.width});
+    const int64_t expected = in.layout.history.tokens * in.candidates;
+    if (scores.numel() != expected || lse.numel() != in.users * in.candidates)
+        fail("scores has ", scores.numel(), " values; expected ", expected, ", those that the forward saved");
+    if (args.keep_bits && bits.numel() != expected * ((in.unit.args.units[0] + 7) / 8))
+        fail("bits has ", bits.numel(), " bytes; expected those that the forward saved");
+    args.grad_pooled = static_cast<const float*>(grad.const_data_ptr());
+    args.pooled = static_cast<const float*>(out.const_data_ptr());
+    args.scores = static_cast<const float*>(scores.const_data_ptr());
+    args.lse = static_cast<const float*>(lse.const_data_ptr());
+    args.bits = static_cast<const uint8_t*>(bits.const_data_ptr());
+    Packed packed = pack(args, true, true);
+
+    Gradients result;
+    result.target = new_floats({in.users, in.candidates, in.width});
+    std::vector<int64_t> shape = in.token_shape;
+    shape.push_back(in.width);
+    result.tokens = torch::stable::empty(shape, ScalarType::Float);
+    UnitGradients unit_gradients;
+    FusionGradients fusion_gradients;
+    result.parameters = in.unit.new_gradients(unit_gradients);
+    result.table = in.fusion.new_gradients(fusion_gradients, result.gate);
+    args.grad_target = static_cast<float*>(result.target.mutable_data_ptr());
+    args.grad_tokens = static_cast<float*>(result.tokens.mutable_data_ptr());
+
+    const std::vector<int64_t> bounds = cut_blocks(in.layout, in.candidates, BACKWARD_BLOCKS);
+    const int64_t blocks = static_cast<int64_t>(bounds.size()) - 1;
+    const BlockSums sums = new_sums(args, true, std::max<int64_t>(blocks, 1));
+    if (blocks < 1) sums.clear(0);
+    const Kernels& k = kernels();
+    run_blocks(blocks, k.attention_scratch_floats(args, true), [&](int64_t block, float* scratch) {
+        sums.clear(block);
+        k.attention_backward(args, bounds[block], bounds[block + 1], scratch, sums.unit(args, block),
+                             sums.fusion(args, block));
+    });
+    add_blocks(sums.memory.get(), sums.blocks, sums.floats);
+    k.unfold_unit(args.unit, args.packed_unit, sums.unit(args, 0), args.keep_bits, unit_gradients);
+    k.unfold_fusion(args.fusion, sums.fusion(args, 0), fusion_gradients);
+    return result;
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> target_attention_fwd(
+    Tensor target, Tensor history, OptionalTensor offsets, OptionalTensor lengths, OptionalTensor mask,
+    std::vector<Tensor> weights, std::vector<Tensor> biases, std::vector<Tensor> slopes, int64_t activation,
+    int64_t normalize, bool save_scores, bool save_bits) {
+    Inputs in =
+        read_tokens(target, history, offsets, lengths, mask, weights, biases, slopes, activation, normalize);
+    return forward(in, save_scores, save_bits);
+}
+
+std::tuple<Tensor, Tensor, std::vector<Tensor>> target_attention_bwd(
+    Tensor grad_pooled, Tensor pooled, Tensor scores, Tensor lse, Tensor bits, Tensor target, Tensor history,
+    OptionalTensor offsets, OptionalTensor lengths, OptionalTensor mask, std::vector<Tensor> weights,
+    std::vector<Tensor> biases, std::vector<Tensor> slopes, int64_t activation, int64_t normalize) {
+    Inputs in =
+        read_tokens(target, history, offsets, lengths, mask, weights, biases, slopes, activation, normalize);
+    Gradients g = backward(in, grad_pooled, pooled, scores, lse, bits);
+    return {g.target, g.tokens, g.parameters};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> mixed_polarity_attention_fwd(
+    Tensor target, Tensor item_ids, OptionalTensor polarity, Tensor item_table, OptionalTensor polarity_table,
+    Tensor sign, std::vector<Tensor> gate, OptionalTensor offsets, OptionalTensor lengths,
+    OptionalTensor mask, std::vector<Tensor> weights, std::vector<Tensor> biases, std::vector<Tensor> slopes,
+    int64_t activation, int64_t normalize, bool save_scores, bool save_bits) {
+    Inputs in = read_ids(target, item_ids, polarity, item_table, polarity_table, sign, gate, offsets, lengths,
+                         mask, weights, biases, slopes, activation, normalize);
+    return forward(in, save_scores, save_bits);
+}
+
+std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>, std::vector<Tensor>> mixed_polarity_attention_bwd(
+    Tensor grad_pooled, Tensor pooled, Tensor scores, Tensor lse, Tensor bits, Tensor target, Tensor item_ids,
+    OptionalTensor polarity, Tensor item_table, OptionalTensor polarity_table, Tensor sign,
+    std::vector<Tensor> gate, OptionalTensor offsets, OptionalTensor lengths, OptionalTensor mask,
+    std::vector<Tensor> weights, std::vector<Tensor> biases, std::vector<Tensor> slopes, int64_t activation,
+    int64_t normalize) {
+    Inputs in = read_ids(target, item_ids, polarity, item_table, polarity_table, sign, gate, offsets, lengths,
+                         mask, weights, biases, slopes, activation, normalize);
+    Gradients g = backward(in, grad_pooled, pooled, scores, lse, bits);
+    return {g.target, g.tokens, g.table, g.gate, g.parameters};
+}
+
+}  // namespace mixpol::cpu

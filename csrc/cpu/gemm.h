@@ -1,0 +1,152 @@
+// Small matrix products in register tiles, for operands that lie in L1 or L2. Every output element is one
+// chain of fused multiply-adds in the order of the contraction, whatever tile it falls into: results do not
+// depend on how many rows are computed together.
+#pragma once
+
+#include "cpu/simd.h"
+
+namespace mixpol::cpu::MIXPOL_ISA {
+
+constexpr int padded(int n) { return (n + 15) & ~15; }  // columns are padded to 16 floats on every level
+
+template <int R, int V>
+struct Tile {
+    vec at[R][V];
+};
+
+template <int R, int V>
+MIXPOL_INLINE void clear(Tile<R, V>& acc) {
+#pragma GCC unroll 6
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) acc.at[r][v] = vec{};
+}
+
+template <int R, int V>
+MIXPOL_INLINE void load_tile(Tile<R, V>& acc, const float* p, int64_t ld) {
+#pragma GCC unroll 6
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) acc.at[r][v] = load(p + r * ld + v * W);
+}
+
+template <int R, int V>
+MIXPOL_INLINE void store_tile(const Tile<R, V>& acc, float* p, int64_t ld) {
+#pragma GCC unroll 6
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) store(p + r * ld + v * W, acc.at[r][v]);
+}
+
+// acc[r][:] += sum_k a[r][k] * b[k * ldb + :]
+template <int R, int V>
+MIXPOL_INLINE void accumulate_nn(Tile<R, V>& acc, const float* const* a, int depth, const float* b, int ldb) {
+    const float* row[R];
+    for (int r = 0; r < R; r++) row[r] = a[r];
+    for (int k = 0; k < depth; k++, b += ldb) {
+        vec column[V];
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) column[v] = load(b + v * W);
+#pragma GCC unroll 6
+        for (int r = 0; r < R; r++) {
+            vec x = broadcast(row[r][k]);
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++) acc.at[r][v] = fma(x, column[v], acc.at[r][v]);
+        }
+    }
+}
+
+// acc[r][:] += sum_i a[i * lda + r] * b[i][:]
+template <int R, int V>
+MIXPOL_INLINE void accumulate_tn(Tile<R, V>& acc, const float* a, int lda, const float* const* b, int column0,
+                                 int depth) {
+    for (int i = 0; i < depth; i++, a += lda) {
+        const float* row = b[i] + column0;
+        vec column[V];
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) column[v] = load(row + v * W);
+#pragma GCC unroll 6
+        for (int r = 0; r < R; r++) {
+            vec x = broadcast(a[r]);
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++) acc.at[r][v] = fma(x, column[v], acc.at[r][v]);
+        }
+    }
+}
+
+// Calls body.template operator()<V>(column) over columns, a multiple of 16, in blocks of up to MAX_COLUMNS
+// vectors.
+template <class Body>
+MIXPOL_INLINE void for_columns(int columns, Body&& body) {
+    int c = 0;
+    for (; c + MAX_COLUMNS * W <= columns; c += MAX_COLUMNS * W) body.template operator()<MAX_COLUMNS>(c);
+    if constexpr (MAX_COLUMNS == 4) {
+        switch ((columns - c) / W) {
+            case 3:
+                body.template operator()<3>(c);
+                break;
+            case 2:
+                body.template operator()<2>(c);
+                break;
+            case 1:
+                body.template operator()<1>(c);
+                break;
+        }
+    }
+}
+
+// Calls body.template operator()<R>(row) over rows in blocks of up to MAX_ROWS.
+template <class Body>
+MIXPOL_INLINE void for_rows(int rows, Body&& body) {
+    int r = 0;
+    for (; r + MAX_ROWS <= rows; r += MAX_ROWS) body.template operator()<MAX_ROWS>(r);
+    switch (rows - r) {
+        case 5:
+            body.template operator()<5>(r);
+            break;
+        case 4:
+            body.template operator()<4>(r);
+            break;
+        case 3:
+            body.template operator()<3>(r);
+            break;
+        case 2:
+            body.template operator()<2>(r);
+            break;
+        case 1:
+            body.template operator()<1>(r);
+            break;
+    }
+}
+
+// out[rows][ldo] = init + a · b, with init [rows][ldi] (ldi 0: one row for all; null: zeros). Columns are
+// padded.
+[[maybe_unused]] static __attribute__((noinline)) void multiply(const float* const* a, int rows, int depth,
+                                                                const float* b, int ldb, int columns,
+                                                                const float* init, int64_t ldi, float* out,
+                                                                int64_t ldo) {
+    for_rows(rows, [&]<int R>(int r) __attribute__((always_inline)) {
+        for_columns(columns, [&]<int V>(int c) __attribute__((always_inline)) {
+            Tile<R, V> acc;
+            init ? load_tile(acc, init + r * ldi + c, ldi) : clear(acc);
+            accumulate_nn(acc, a + r, depth, b + c, ldb);
+            store_tile(acc, out + r * ldo + c, ldo);
+        });
+    });
+}
+
+// out[rows][ldo] += aᵀ · b, with a [depth][lda] and rows of b by pointer. Columns are padded.
+[[maybe_unused]] static __attribute__((noinline)) void add_transposed(const float* a, int lda, int rows,
+                                                                      const float* const* b, int depth,
+                                                                      int columns, float* out, int64_t ldo) {
+    for_rows(rows, [&]<int R>(int r) __attribute__((always_inline)) {
+        for_columns(columns, [&]<int V>(int c) __attribute__((always_inline)) {
+            Tile<R, V> acc;
+            load_tile(acc, out + r * ldo + c, ldo);
+            accumulate_tn(acc, a + r, lda, b, c, depth);
+            store_tile(acc, out + r * ldo + c, ldo);
+        });
+    });
+}
+
+}  // namespace mixpol::cpu::MIXPOL_ISA

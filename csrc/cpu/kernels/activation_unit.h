@@ -1,0 +1,216 @@
+// The DIN activation unit on a chunk of tokens. Its first layer is the target-conditioned linear x · G(t) +
+// c(t) with G(t) = (Wk - Wd)ᵀ + diag(t) Wpᵀ, once per target, and c(t) = (Wq + Wd) t + b, in groups of
+// targets.
+#pragma once
+
+#include "cpu/kernels/conditioned_linear.h"
+
+namespace mixpol::cpu::MIXPOL_ISA {
+
+struct UnitScratch {
+    float* table;               // G(t) [D][H1p]
+    float* table_n;             // Gᵀ [H1][Dp], rows scaled by w_o when bits stand in for the first layer
+    float* constants;           // c(t) for a group of targets [GROUP][H1p]
+    float* before[MAX_HIDDEN];  // a layer's input to the activation [CHUNK][H_i p]
+    float* after[MAX_HIDDEN];   // its output [CHUNK][H_i p]
+    float* signal[MAX_HIDDEN];  // gradient of `before`
+    float* outer;               // Σ z xᵀ of one target [H1][Dp]
+    float* grad_constants;      // [GROUP][H1p]
+    const float* rows[CHUNK];
+};
+
+static inline UnitScratch carve_scratch(const ActivationUnit& unit, bool backward, bool bits, Arena& arena) {
+    UnitScratch s{};
+    int64_t d = unit.width, dp = padded(unit.width), h = unit.units[0], hp = padded(unit.units[0]);
+    bool recompute = backward && !bits;
+    if (!backward || recompute) {
+        s.table = arena.take(d * hp);
+        s.constants = arena.take(GROUP * hp);
+    }
+    for (int i = 0; i < unit.layers; i++) {
+        int64_t size = int64_t{CHUNK} * padded(unit.units[i]);
+        if (recompute) s.before[i] = arena.take(size);
+        bool fused = unit.activation == Activation::relu && i + 1 == unit.layers;
+        if (recompute || (!backward && !fused)) s.after[i] = arena.take(size);
+        if (backward) s.signal[i] = arena.take(size);
+    }
+    if (backward) {
+        s.table_n = arena.take(h * dp);
+        s.outer = arena.take(h * dp);
+        s.grad_constants = arena.take(GROUP * hp);
+    }
+    return s;
+}
+
+// c(t) for a group of targets (padded rows).
+MIXPOL_INLINE void unit_group(const ActivationUnit& unit, const PackedUnit& packed,
+                              const float* const* targets, int n, UnitScratch& s) {
+    int hp = padded(unit.units[0]);
+    multiply(targets, n, unit.width, packed.target_t, hp, hp, packed.bias[0], 0, s.constants, hp);
+}
+
+// One hidden ReLU layer and the output layer, fused in registers: scores[n], and where `bits` is set, up to
+// 64 bits a token that say which units are on.
+[[maybe_unused]] static __attribute__((noinline)) void score_relu(const float* const* rows, int n, int depth,
+                                                                  const float* table, const float* constant,
+                                                                  const float* output, float output_bias,
+                                                                  int hp, float* scores, uint64_t* bits) {
+    for_rows(n, [&]<int R>(int r) __attribute__((always_inline)) {
+        vec partial[R];
+        uint64_t on[R];
+        for (int i = 0; i < R; i++) partial[i] = vec{}, on[i] = 0;
+        for_columns(hp, [&]<int V>(int c) __attribute__((always_inline)) {
+            Tile<R, V> acc;
+            load_tile(acc, constant + c, 0);
+            accumulate_nn(acc, rows + r, depth, table + c, hp);
+            if (bits) {
+#pragma GCC unroll 6
+                for (int i = 0; i < R; i++)
+#pragma GCC unroll 4
+                    for (int v = 0; v < V; v++)
+                        on[i] |= static_cast<uint64_t>(positive_bits(acc.at[i][v])) << (c + v * W);
+            }
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++) {
+                vec weight = load(output + c + v * W);
+#pragma GCC unroll 6
+                for (int i = 0; i < R; i++) partial[i] = fma(relu(acc.at[i][v]), weight, partial[i]);
+            }
+        });
+        for (int i = 0; i < R; i++) {
+            scores[r + i] = sum(partial[i]) + output_bias;
+            if (bits) bits[r + i] = on[i];
+        }
+    });
+}
+
+template <Activation A>
+MIXPOL_INLINE void activate_rows(const float* before, const float* slope, int n, int hp, float* after) {
+    for (int r = 0; r < n; r++)
+        for (int c = 0; c < hp; c += W) {
+            vec leak = A == Activation::prelu ? load(slope + c) : vec{};
+            store(after + r * int64_t{hp} + c,
+                  math::activate<A, Simd>(load(before + r * int64_t{hp} + c), leak));
+        }
+}
+
+MIXPOL_INLINE void point_rows(const float** rows, const float* base, int n, int64_t width) {
+    for (int r = 0; r < n; r++) rows[r] = base + r * width;
+}
+
+// The layers up to `layers`, into s.after (and s.before where it is there); returns the scores' inputs
+// s.after[last].
+template <Activation A>
+MIXPOL_INLINE void hidden_layers(const ActivationUnit& unit, const PackedUnit& packed,
+                                 const float* const* tokens, int n, const float* constant, int layers,
+                                 UnitScratch& s) {
+    const float* const* rows = tokens;
+    const float* table = s.table;
+    int depth = unit.width;
+    for (int i = 0; i < layers; i++) {
+        int hp = padded(unit.units[i]);
+        float* before = s.before[i] ? s.before[i] : s.after[i];
+        multiply(rows, n, depth, table, hp, hp, i ? packed.bias[i] : constant, 0, before, hp);
+        activate_rows<A>(before, packed.slope[i], n, hp, s.after[i]);
+        if (i + 1 == unit.layers) break;
+        point_rows(s.rows, s.after[i], n, hp);
+        rows = s.rows;
+        depth = unit.units[i];
+        table = packed.weight_t[i + 1];
+    }
+}
+
+// Raw scores of a chunk.
+template <Activation A>
+[[maybe_unused]] static __attribute__((noinline)) void unit_forward(const ActivationUnit& unit,
+                                                                    const PackedUnit& packed,
+                                                                    const float* const* tokens, int n,
+                                                                    const float* constant, UnitScratch& s,
+                                                                    float* scores, uint64_t* bits) {
+    const int last = unit.layers - 1, hp = padded(unit.units[last]);
+    if (A == Activation::relu) {
+        hidden_layers<A>(unit, packed, tokens, n, constant, last, s);
+        const float* const* rows = last ? s.rows : tokens;
+        const float* table = last ? packed.weight_t[last] : s.table;
+        score_relu(rows, n, last ? unit.units[last - 1] : unit.width, table,
+                   last ? packed.bias[last] : constant, packed.output, packed.output_bias, hp, scores, bits);
+        return;
+    }
+    hidden_layers<A>(unit, packed, tokens, n, constant, last + 1, s);
+    for (int r = 0; r < n; r++)
+        scores[r] = dot(s.after[last] + r * hp, packed.output, hp) + packed.output_bias;
+}
+
+// The signal z of the first layer, [n][H1p], from the gradient of the scores: from the saved bits ...
+MIXPOL_INLINE void signal_from_bits(const uint64_t* bits, const float* grad_scores, int n, int hp,
+                                    float* signal) {
+    for (int r = 0; r < n; r++)
+        for (int c = 0; c < hp; c += W)
+            store(signal + r * hp + c,
+                  spread(static_cast<uint32_t>(bits[r] >> c) & ((1ull << W) - 1), grad_scores[r]));
+}
+
+// ... or by recomputing the layers; adds to the sums of everything behind the first layer's weight.
+template <Activation A>
+[[maybe_unused]] static __attribute__((noinline)) void signal_by_recomputing(
+    const ActivationUnit& unit, const PackedUnit& packed, const float* const* tokens, int n,
+    const float* constant, const float* grad_scores, UnitScratch& s, const UnitSums& sums) {
+    const int last = unit.layers - 1;
+    hidden_layers<A>(unit, packed, tokens, n, constant, unit.layers, s);
+    int hp = padded(unit.units[last]);
+    for (int r = 0; r < n; r++) {
+        vec ds = broadcast(grad_scores[r]);
+        for (int c = 0; c < hp; c += W) {
+            int64_t at = r * int64_t{hp} + c;
+            vec x = load(s.before[last] + at), grad = ds * load(packed.output + c), leak{};
+            store(sums.output + c, fma(ds, load(s.after[last] + at), load(sums.output + c)));
+            if (A == Activation::prelu) {
+                leak = load(packed.slope[last] + c);
+                float* total = sums.slope[last] + c;
+                store(total, load(total) + grad * where_positive(x, vec{}, x));
+            }
+            store(s.signal[last] + at, grad * math::derivative<A, Simd>(x, leak));
+        }
+    }
+    for (int i = last; i > 0; i--) {
+        const int h = unit.units[i], below = padded(unit.units[i - 1]);
+        const int64_t wide = padded(h);
+        for (int r = 0; r < n; r++) axpy(sums.bias[i], 1.0f, s.signal[i] + r * wide, wide);
+        point_rows(s.rows, s.after[i - 1], n, below);
+        add_transposed(s.signal[i], wide, h, s.rows, n, below, sums.weight[i], below);
+        point_rows(s.rows, s.signal[i], n, wide);
+        float* signal = s.signal[i - 1];
+        multiply(s.rows, n, h, packed.weight_n[i], below, below, nullptr, 0, signal, below);
+        for (int r = 0; r < n; r++)
+            for (int c = 0; c < below; c += W) {
+                const int64_t at = r * int64_t{below} + c;
+                vec x = load(s.before[i - 1] + at), grad = load(signal + at), leak{};
+                if (A == Activation::prelu) {
+                    leak = load(packed.slope[i - 1] + c);
+                    float* total = sums.slope[i - 1] + c;
+                    store(total, load(total) + grad * where_positive(x, vec{}, x));
+                }
+                store(signal + at, grad * math::derivative<A, Simd>(x, leak));
+            }
+    }
+}
+
+// Once per group: what the gradients of c(t) mean for the target block, the bias and the targets.
+MIXPOL_INLINE void unit_group_backward(const ActivationUnit& unit, const PackedUnit& packed,
+                                       const float* const* targets, int n, const float* scale,
+                                       float* grad_targets, UnitScratch& s, const UnitSums& sums) {
+    int h = unit.units[0], hp = padded(h), wide = padded(unit.width);
+    add_transposed(s.grad_constants, hp, h, targets, n, wide, sums.target, wide);
+    const float* rows[GROUP];
+    for (int i = 0; i < n; i++) {
+        float* row = s.grad_constants + i * hp;
+        for (int c = 0; c < hp; c += W) {
+            store(sums.bias[0] + c, load(sums.bias[0] + c) + load(row + c));
+            if (scale) store(row + c, load(row + c) * load(scale + c));
+        }
+        rows[i] = row;
+    }
+    multiply(rows, n, h, packed.target_n, wide, wide, grad_targets, wide, grad_targets, wide);
+}
+
+}  // namespace mixpol::cpu::MIXPOL_ISA

@@ -1,0 +1,25 @@
+// What the kernel files of one instruction set level define for each other.
+#pragma once
+
+#include "cpu/args.h"
+
+namespace mixpol::cpu::MIXPOL_ISA {
+
+void pack_unit(const ActivationUnit&, bool backward, PackedUnit&);
+void pack_fusion(const PolarityFusion&, bool backward, PackedFusion&);
+int64_t attention_scratch_floats(const Pass&, bool backward);
+int64_t fusion_scratch_floats(const Pass&, bool backward);
+void attention_forward(const AttentionForward&, int64_t user_begin, int64_t user_end, float* scratch);
+void attention_backward(const AttentionBackward&, int64_t user_begin, int64_t user_end, float* scratch,
+                        const UnitSums&, const FusionSums&);
+void fusion_forward(const FusionForward&, int64_t user_begin, int64_t user_end, float* scratch);
+void fusion_backward(const FusionBackward&, int64_t user_begin, int64_t user_end, float* scratch,
+                     const FusionSums&);
+void unfold_unit(const ActivationUnit&, const PackedUnit&, const UnitSums&, bool scaled,
+                 const UnitGradients&);
+void unfold_fusion(const PolarityFusion&, const FusionSums&, const FusionGradients&);
+void add(float* to, const float* from, int64_t floats);
+void gather_sum(float* out, const float* a, const float* b, int width);
+void sum_rows(float* out, const float* const* rows, int64_t count, int width);
+
+}  // namespace mixpol::cpu::MIXPOL_ISA

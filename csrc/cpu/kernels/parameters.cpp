@@ -1,0 +1,157 @@
+// Packing of parameters into the layouts of the register tiles, and the way back for their gradients.
+#include "cpu/kernels/level.h"
+#include "cpu/kernels/tokens.h"
+
+namespace mixpol::cpu::MIXPOL_ISA {
+
+namespace {
+
+// to[columns][padded(rows)] = fromᵀ, with from [rows][ld].
+void transpose(float* to, const float* from, int rows, int columns, int64_t ld) {
+    int wide = padded(rows);
+    for (int c = 0; c < columns; c++) {
+        float* out = to + c * int64_t{wide};
+        for (int r = 0; r < rows; r++) out[r] = from[r * ld + c];
+        for (int r = rows; r < wide; r++) out[r] = 0;
+    }
+}
+
+void copy_rows(float* to, const float* from, int rows, int columns, int64_t ld) {
+    int wide = padded(columns);
+    for (int r = 0; r < rows; r++) copy_padded(to + r * int64_t{wide}, from + r * ld, columns, wide);
+}
+
+// out = a · b over width, with a padded.
+float dot_rows(const float* a, const float* b, int padded_width) { return dot(a, b, padded_width); }
+
+}  // namespace
+
+void pack_unit(const ActivationUnit& unit, bool backward, PackedUnit& p) {
+    const int d = unit.width, h = unit.units[0], hp = padded(h), wide = padded(d);
+    const float* w = unit.weight[0];
+    for (int k = 0; k < d; k++) {
+        float *token = p.token_t + k * int64_t{hp}, *product = p.product_t + k * int64_t{hp},
+              *target = p.target_t + k * int64_t{hp};
+        for (int j = 0; j < hp; j++) {
+            const float* row = w + j * int64_t{4} * d + k;
+            token[j] = j < h ? row[d] - row[2 * d] : 0;
+            product[j] = j < h ? row[3 * d] : 0;
+            target[j] = j < h ? row[0] + row[2 * d] : 0;
+        }
+    }
+    if (backward) {
+        for (int j = 0; j < h; j++) {
+            const float* row = w + j * int64_t{4} * d;
+            float *token = p.token_n + j * int64_t{wide}, *product = p.product_n + j * int64_t{wide},
+                  *target = p.target_n + j * int64_t{wide};
+            for (int k = 0; k < wide; k++) {
+                token[k] = k < d ? row[d + k] - row[2 * d + k] : 0;
+                product[k] = k < d ? row[3 * d + k] : 0;
+                target[k] = k < d ? row[k] + row[2 * d + k] : 0;
+            }
+        }
+    }
+    for (int i = 0; i < unit.layers; i++) {
+        int units = unit.units[i];
+        copy_padded(p.bias[i], unit.bias[i], units, padded(units));
+        if (unit.slope[i]) copy_padded(p.slope[i], unit.slope[i], units, padded(units));
+        if (i == 0) continue;
+        transpose(p.weight_t[i], unit.weight[i], units, unit.units[i - 1], unit.units[i - 1]);
+        if (backward) copy_rows(p.weight_n[i], unit.weight[i], units, unit.units[i - 1], unit.units[i - 1]);
+    }
+    int last = unit.units[unit.layers - 1];
+    copy_padded(p.output, unit.weight[unit.layers], last, padded(last));
+    p.output_bias = unit.bias[unit.layers][0];
+}
+
+void pack_fusion(const PolarityFusion& fusion, bool backward, PackedFusion& p) {
+    int d = fusion.width;
+    if (fusion.kind == Fusion::none) return;
+    copy_rows(p.table, fusion.table, fusion.rows, d, d);
+    if (fusion.kind != Fusion::tapf) return;
+    transpose(p.gate_t, fusion.gate_weight, d, d, d);
+    transpose(p.target_t, fusion.target_weight, d, d, d);
+    copy_padded(p.bias, fusion.gate_bias, d, padded(d));
+    if (!backward) return;
+    copy_rows(p.gate_n, fusion.gate_weight, d, d, d);
+    copy_rows(p.target_n, fusion.target_weight, d, d, d);
+}
+
+// Scaled sums lack the factor w_o per hidden unit (bits stood in for the first layer); its own gradient
+// follows from them: Σ ds · h = Σ z (x · G + c), with the sums of z x, z (t * x), z t and z.
+void unfold_unit(const ActivationUnit& unit, const PackedUnit& packed, const UnitSums& sums, bool scaled,
+                 const UnitGradients& grads) {
+    const int d = unit.width, h = unit.units[0], wide = padded(d), last = unit.layers - 1;
+    for (int j = 0; j < h; j++) {
+        const int64_t row = j * int64_t{wide};
+        const float scale = scaled ? packed.output[j] : 1.0f;
+        float* out = grads.weight[0] + j * int64_t{4} * d;
+        const float *token = sums.token + row, *product = sums.product + row, *target = sums.target + row;
+        for (int k = 0; k < d; k++) {
+            out[k] = scale * target[k];
+            out[d + k] = scale * token[k];
+            out[2 * d + k] = scale * (target[k] - token[k]);
+            out[3 * d + k] = scale * product[k];
+        }
+        grads.bias[0][j] = scale * sums.bias[0][j];
+        if (scaled)
+            grads.weight[1][j] = dot_rows(packed.token_n + row, token, wide) +
+                                 dot_rows(packed.product_n + row, product, wide) +
+                                 dot_rows(packed.target_n + row, target, wide) +
+                                 packed.bias[0][j] * sums.bias[0][j];
+    }
+    for (int i = 1; i <= last; i++) {
+        int below = unit.units[i - 1], ld = padded(below);
+        for (int j = 0; j < unit.units[i]; j++)
+            std::memcpy(grads.weight[i] + j * int64_t{below}, sums.weight[i] + j * int64_t{ld},
+                        sizeof(float) * below);
+        std::memcpy(grads.bias[i], sums.bias[i], sizeof(float) * unit.units[i]);
+    }
+    if (!scaled) std::memcpy(grads.weight[last + 1], sums.output, sizeof(float) * unit.units[last]);
+    grads.bias[last + 1][0] = sums.output_bias[0];
+    for (int i = 0; i <= last; i++)
+        if (unit.slope[i]) std::memcpy(grads.slope[i], sums.slope[i], sizeof(float) * unit.units[i]);
+}
+
+void unfold_fusion(const PolarityFusion& fusion, const FusionSums& sums, const FusionGradients& grads) {
+    int d = fusion.width;
+    size_t bytes = sizeof(float) * d;
+    int64_t wide = padded(d);
+    if (fusion.kind == Fusion::none) return;
+    for (int r = 0; r < fusion.rows; r++) std::memcpy(grads.table + r * d, sums.table + r * wide, bytes);
+    if (fusion.kind != Fusion::tapf) return;
+    for (int r = 0; r < d; r++) {
+        std::memcpy(grads.gate_weight + r * d, sums.gate + r * wide, bytes);
+        std::memcpy(grads.target_weight + r * d, sums.target + r * wide, bytes);
+    }
+    std::memcpy(grads.gate_bias, sums.bias, bytes);
+}
+
+void add(float* to, const float* from, int64_t floats) {
+    int64_t i = 0;
+    for (; i + W <= floats; i += W) store(to + i, load(to + i) + load(from + i));
+    for (; i < floats; i++) to[i] += from[i];
+}
+
+void gather_sum(float* out, const float* a, const float* b, int width) {
+    int i = 0;
+    for (; i + W <= width; i += W) store(out + i, load(a + i) + load(b + i));
+    for (; i < width; i++) out[i] = a[i] + b[i];
+}
+
+// Column by column in registers: the row order, and so the rounding, is the same for every column and level.
+void sum_rows(float* out, const float* const* rows, int64_t count, int width) {
+    int c = 0;
+    for (; c + W <= width; c += W) {
+        vec total{};
+        for (int64_t r = 0; r < count; r++) total += load(rows[r] + c);
+        store(out + c, total);
+    }
+    for (; c < width; c++) {
+        float total = 0;
+        for (int64_t r = 0; r < count; r++) total += rows[r][c];
+        out[c] = total;
+    }
+}
+
+}  // namespace mixpol::cpu::MIXPOL_ISA

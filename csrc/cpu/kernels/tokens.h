@@ -1,0 +1,133 @@
+// Walking a user's tokens in chunks, whatever the layout.
+#pragma once
+
+#include "cpu/args.h"
+#include "cpu/gemm.h"
+
+namespace mixpol::cpu::MIXPOL_ISA {
+
+// Yields the positions of a user's kept tokens in order.
+class Cursor {
+ public:
+    Cursor(const History& history, int64_t user) : mask_(nullptr) {
+        if (history.offsets) {
+            next_ = history.offsets[user];
+            end_ = history.offsets[user + 1];
+            return;
+        }
+        next_ = user * history.length;
+        end_ = next_ + (history.lengths ? history.lengths[user] : history.length);
+        mask_ = history.mask;
+    }
+
+    // Fills at most CHUNK positions; 0 at the end.
+    inline __attribute__((always_inline)) int fill(int64_t* positions) {
+        int n = 0;
+        if (!mask_) {
+            while (next_ < end_ && n < CHUNK) positions[n++] = next_++;
+            return n;
+        }
+        for (; next_ < end_ && n < CHUNK; next_++)
+            if (mask_[next_]) positions[n++] = next_;
+        return n;
+    }
+
+    // After fill: whether nothing is left.
+    inline __attribute__((always_inline)) bool done() {
+        if (mask_)
+            while (next_ < end_ && !mask_[next_]) next_++;
+        return next_ >= end_;
+    }
+
+ private:
+    int64_t next_, end_;
+    const uint8_t* mask_;
+};
+
+MIXPOL_INLINE const float* token_row(const TokenRows& tokens, const History& history, int64_t user,
+                                     int64_t position) {
+    if (tokens.ids) return tokens.base + tokens.ids[position] * tokens.row_stride;
+    if (history.offsets) return tokens.base + position * tokens.row_stride;
+    return tokens.base + user * tokens.user_stride + (position - user * history.length) * tokens.row_stride;
+}
+
+MIXPOL_INLINE void copy_padded(float* to, const float* from, int width, int padded_width) {
+    std::memcpy(to, from, sizeof(float) * width);
+    for (int i = width; i < padded_width; i++) to[i] = 0;
+}
+
+// Pointers to a chunk's token vectors, readable up to the padded width: the rows themselves, or copies in
+// `stage`.
+MIXPOL_INLINE void stage_rows(const TokenRows& tokens, const History& history, int64_t user,
+                              const int64_t* positions, int n, int width, float* stage, const float** rows) {
+    int wide = padded(width);
+    for (int i = 0; i < n; i++) {
+        const float* row = token_row(tokens, history, user, positions[i]);
+        if (wide != width) {
+            copy_padded(stage + i * wide, row, width, wide);
+            row = stage + i * wide;
+        }
+        rows[i] = row;
+    }
+}
+
+// Writes `value` to the `width` floats of every position that is no token of the user.
+MIXPOL_INLINE void fill_pads(const History& history, int64_t user, float* out, int64_t width, float value) {
+    if (history.offsets) return;
+    int64_t begin = user * history.length, end = begin + history.length;
+    if (history.lengths) begin += history.lengths[user];
+    if (!history.lengths && !history.mask) return;
+    for (int64_t p = begin; p < end; p++) {
+        if (history.mask && history.mask[p]) continue;
+        for (int64_t i = 0; i < width; i++) out[p * width + i] = value;
+    }
+}
+
+// Padded copies of the targets that are worked on together.
+struct Group {
+    float* targets;  // [GROUP][Dp]
+    const float* rows[GROUP];
+};
+
+// Calls body(user, candidate, row in the group, padded target) for the targets of a range of users, after
+// before(n) for each group of them, and then after(first row, n).
+template <class Before, class Body, class After>
+MIXPOL_INLINE void for_targets(const Pass& pass, int64_t user_begin, int64_t user_end, Group& group,
+                               Before&& before, Body&& body, After&& after) {
+    int wide = padded(pass.width);
+    int64_t end = user_end * pass.candidates;
+    for (int64_t row0 = user_begin * pass.candidates; row0 < end; row0 += GROUP) {
+        int n = static_cast<int>(end - row0 < GROUP ? end - row0 : GROUP);
+        for (int i = 0; i < n; i++) {
+            copy_padded(group.targets + i * wide, pass.target + (row0 + i) * pass.width, pass.width, wide);
+            group.rows[i] = group.targets + i * wide;
+        }
+        before(n);
+        for (int i = 0; i < n; i++) {
+            int64_t row = row0 + i;
+            body(row / pass.candidates, static_cast<int>(row % pass.candidates), i, group.targets + i * wide);
+        }
+        after(row0, n);
+    }
+}
+
+// Row i of a table that may be absent.
+template <class T>
+MIXPOL_INLINE T* row_of(T* table, int64_t i, int64_t width) {
+    return table ? table + i * width : nullptr;
+}
+
+MIXPOL_INLINE float dot(const float* a, const float* b, int padded_width) {
+    vec s{};
+    for (int i = 0; i < padded_width; i += W) s = fma(load(a + i), load(b + i), s);
+    return sum(s);
+}
+
+// out += a * x
+MIXPOL_INLINE void axpy(float* out, float a, const float* x, int padded_width) {
+    for (int i = 0; i < padded_width; i += W) store(out + i, fma(broadcast(a), load(x + i), load(out + i)));
+}
+
+MIXPOL_INLINE void zero(float* out, int64_t floats) { std::memset(out, 0, sizeof(float) * floats); }
+
+}  // namespace mixpol::cpu::MIXPOL_ISA

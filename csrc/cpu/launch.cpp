@@ -1,0 +1,332 @@
+#include "cpu/launch.h"
+
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <algorithm>
+#include <cstring>
+
+namespace mixpol::cpu {
+
+using torch::headeronly::ScalarType;
+
+namespace {
+
+constexpr int64_t MIN_BLOCK_COST = 256;  // tokens; below, a block's own sums would cost as much as its work
+constexpr int64_t TARGET_COST = 6;       // a target's tables and sums, in tokens
+
+std::string shape_text(const Tensor& tensor) {
+    std::ostringstream text;
+    text << "[";
+    for (int64_t i = 0; i < tensor.dim(); i++) text << (i ? ", " : "") << tensor.size(i);
+    text << "]";
+    return text.str();
+}
+
+void check_cpu_float(const Tensor& tensor, const char* name) {
+    if (!tensor.is_cpu()) fail(name, " is not on the CPU; move it with .cpu()");
+    if (tensor.scalar_type() != ScalarType::Float) fail(name, " is not float32; convert it with .float()");
+}
+
+template <class T>
+void widen(const Tensor& from, int64_t* to, int64_t n) {
+    const T* p = static_cast<const T*>(from.const_data_ptr());
+    for (int64_t i = 0; i < n; i++) to[i] = p[i];
+}
+
+}  // namespace
+
+Tensor floats(const Tensor& tensor, const char* name, std::initializer_list<int64_t> sizes) {
+    check_cpu_float(tensor, name);
+    bool same = tensor.dim() == static_cast<int64_t>(sizes.size());
+    int64_t i = 0;
+    std::ostringstream expected;
+    for (int64_t size : sizes) {
+        same = same && (size < 0 || tensor.size(i) == size);
+        expected << (i++ ? ", " : "") << size;
+    }
+    if (!same) fail(name, " has shape ", shape_text(tensor), "; expected [", expected.str(), "] (-1: any)");
+    return torch::stable::contiguous(tensor);
+}
+
+Tensor float_rows(const Tensor& tensor, const char* name, int64_t width) {
+    check_cpu_float(tensor, name);
+    if (tensor.dim() < 2 || tensor.size(tensor.dim() - 1) != width)
+        fail(name, " has shape ", shape_text(tensor), "; expected rows of ", width, " floats");
+    return tensor.stride(tensor.dim() - 1) == 1 || width == 1 ? tensor : torch::stable::contiguous(tensor);
+}
+
+Tensor new_floats(std::initializer_list<int64_t> sizes) {
+    std::vector<int64_t> shape(sizes);
+    return torch::stable::empty(shape, ScalarType::Float);
+}
+
+Tensor new_like(const Tensor& tensor) {
+    std::vector<int64_t> shape = sizes_of(tensor);
+    return torch::stable::empty(shape, ScalarType::Float);
+}
+
+Buffer allocate(int64_t floats) {
+    size_t bytes = (static_cast<size_t>(floats) * sizeof(float) + 64 + 63) & ~size_t{63};
+    void* p = std::aligned_alloc(64, bytes);
+    if (!p) fail("out of memory: ", bytes, " bytes of scratch");
+    return Buffer(static_cast<float*>(p));
+}
+
+std::vector<int64_t> sizes_of(const Tensor& tensor) {
+    std::vector<int64_t> sizes(tensor.dim());
+    for (int64_t i = 0; i < tensor.dim(); i++) sizes[i] = tensor.size(i);
+    return sizes;
+}
+
+Layout read_layout(int64_t users, const std::vector<int64_t>& token_shape, const OptionalTensor& offsets,
+                   const OptionalTensor& lengths, const OptionalTensor& mask) {
+    Layout layout;
+    History& history = layout.history;
+    history.users = users;
+    auto index = [&](const Tensor& tensor, const char* name, int64_t size) {
+        if (!tensor.is_cpu() || tensor.scalar_type() != ScalarType::Long)
+            fail(name, " is not an int64 tensor on the CPU; convert it with .cpu().long()");
+        if (tensor.dim() != 1 || tensor.size(0) != size)
+            fail(name, " has shape ", shape_text(tensor), "; expected [", size, "]");
+        layout.alive.push_back(torch::stable::contiguous(tensor));
+        return static_cast<const int64_t*>(layout.alive.back().const_data_ptr());
+    };
+    layout.counts.resize(users);
+    if (offsets) {
+        if (token_shape.size() != 1)
+            fail("offsets were given for a padded history; expected lengths or mask");
+        history.tokens = token_shape[0];
+        const int64_t* at = history.offsets = index(*offsets, "offsets", users + 1);
+        if (at[0] != 0 || at[users] != history.tokens)
+            fail("offsets run from ", at[0], " to ", at[users], "; expected 0 to ", history.tokens,
+                 ", the number of history tokens");
+        for (int64_t b = 0; b < users; b++) {
+            if (at[b + 1] < at[b])
+                fail("offsets[", b + 1, "] is ", at[b + 1], ", below offsets[", b, "] = ", at[b],
+                     "; expected offsets that never fall");
+            layout.counts[b] = at[b + 1] - at[b];
+        }
+        return layout;
+    }
+    if (token_shape.size() != 2 || token_shape[0] != users)
+        fail("the history's leading dimensions do not match ", users, " users; expected [users, length]");
+    history.length = token_shape[1];
+    history.tokens = users * history.length;
+    if (lengths) {
+        history.lengths = index(*lengths, "lengths", users);
+        for (int64_t b = 0; b < users; b++) {
+            int64_t n = history.lengths[b];
+            if (n < 0 || n > history.length)
+                fail("lengths[", b, "] is ", n, "; expected 0 ... ", history.length,
+                     ", the padded length of the history");
+            layout.counts[b] = n;
+        }
+    } else if (mask) {
+        if (!mask->is_cpu() || mask->scalar_type() != ScalarType::Bool)
+            fail("mask is not a bool tensor on the CPU; convert it with .cpu().bool()");
+        if (mask->dim() != 2 || mask->size(0) != users || mask->size(1) != history.length)
+            fail("mask has shape ", shape_text(*mask), "; expected [", users, ", ", history.length, "]");
+        layout.alive.push_back(torch::stable::contiguous(*mask));
+        history.mask = static_cast<const uint8_t*>(layout.alive.back().const_data_ptr());
+        for (int64_t b = 0; b < users; b++) {
+            int64_t n = 0;
+            for (int64_t l = 0; l < history.length; l++) n += history.mask[b * history.length + l] != 0;
+            layout.counts[b] = n;
+        }
+    } else {
+        std::fill(layout.counts.begin(), layout.counts.end(), history.length);
+    }
+    return layout;
+}
+
+Ids::Ids(const Tensor& ids, const char* name, int64_t rows, const Layout& layout) {
+    if (!ids.is_cpu()) fail(name, " is not on the CPU; move it with .cpu()");
+    const History& history = layout.history;
+    if (ids.numel() != history.tokens)
+        fail(name, " has shape ", shape_text(ids), "; expected one id for each of ", history.tokens,
+             " tokens");
+    alive_.push_back(torch::stable::contiguous(ids));
+    const Tensor& flat = alive_[0];
+    const int64_t n = history.tokens;
+    if (ids.scalar_type() == ScalarType::Long) {
+        data_ = static_cast<const int64_t*>(flat.const_data_ptr());
+    } else {
+        Tensor wide = torch::stable::empty({n}, ScalarType::Long);
+        int64_t* to = static_cast<int64_t*>(wide.mutable_data_ptr());
+        switch (ids.scalar_type()) {
+            case ScalarType::Byte:
+                widen<uint8_t>(flat, to, n);
+                break;
+            case ScalarType::Char:
+                widen<int8_t>(flat, to, n);
+                break;
+            case ScalarType::Short:
+                widen<int16_t>(flat, to, n);
+                break;
+            case ScalarType::Int:
+                widen<int32_t>(flat, to, n);
+                break;
+            default:
+                fail(name, " is no integer tensor; expected uint8, int8, int16, int32 or int64");
+        }
+        data_ = to;
+        alive_.push_back(wide);
+    }
+    auto check = [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; i++)
+            if (static_cast<uint64_t>(data_[i]) >= static_cast<uint64_t>(rows) &&
+                !(history.mask && !history.mask[i]))
+                fail(name, " has ", data_[i], " at position ", i, "; expected 0 ... ", rows - 1,
+                     ", a row of the table");
+    };
+    if (!history.lengths) check(0, n);
+    for (int64_t b = 0; history.lengths && b < history.users; b++)
+        check(b * history.length, b * history.length + history.lengths[b]);
+}
+
+std::vector<int64_t> cut_blocks(const Layout& layout, int64_t candidates, int64_t max_blocks) {
+    int64_t total = 0;
+    for (int64_t n : layout.counts) total += (n + TARGET_COST) * candidates;
+    int64_t blocks = std::clamp<int64_t>(total / MIN_BLOCK_COST, 1, max_blocks), cost = 0;
+    std::vector<int64_t> bounds{0};
+    for (int64_t b = 0; b < layout.history.users; b++) {
+        cost += (layout.counts[b] + TARGET_COST) * candidates;
+        if (cost * blocks >= total * static_cast<int64_t>(bounds.size())) bounds.push_back(b + 1);
+    }
+    return bounds;
+}
+
+void add_blocks(float* sums, int64_t blocks, int64_t floats) {
+    const Kernels& k = kernels();
+    torch::stable::parallel_for(0, floats, 32768, [&](int64_t begin, int64_t end) {
+        for (int64_t block = 1; block < blocks; block++)
+            k.add(sums + begin, sums + block * floats + begin, end - begin);
+    });
+}
+
+Unit read_unit(int64_t width, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
+               const std::vector<Tensor>& slopes, int64_t activation, int64_t normalize) {
+    Unit unit;
+    ActivationUnit& args = unit.args;
+    args = {};
+    const int64_t layers = static_cast<int64_t>(weights.size()) - 1;
+    if (layers < 1 || layers > MAX_HIDDEN || static_cast<int64_t>(biases.size()) != layers + 1)
+        fail("the activation unit has ", weights.size(), " weights and ", biases.size(),
+             " biases; expected one to ", MAX_HIDDEN, " hidden layers and the output layer, each with both");
+    if (activation < 0 || activation > 3 || normalize < 0 || normalize > 1)
+        fail("activation ", activation, " or normalize ", normalize, " is unknown");
+    args.activation = static_cast<Activation>(activation);
+    args.normalize = static_cast<Normalize>(normalize);
+    if (static_cast<int64_t>(slopes.size()) != (args.activation == Activation::prelu ? layers : 0))
+        fail("slopes has ", slopes.size(), " entries; expected one per hidden layer for prelu, else none");
+    args.width = static_cast<int>(width);
+    args.layers = static_cast<int>(layers);
+    auto keep = [&](const Tensor& tensor, const char* name, std::initializer_list<int64_t> sizes) {
+        unit.alive.push_back(floats(tensor, name, sizes));
+        return static_cast<const float*>(unit.alive.back().const_data_ptr());
+    };
+    int64_t inputs = 4 * width;
+    for (int64_t i = 0; i <= layers; i++) {
+        int64_t units = i == layers ? 1 : weights[i].dim() == 2 ? weights[i].size(0) : -1;
+        args.weight[i] = keep(weights[i], "a weight of the activation unit", {units, inputs});
+        args.bias[i] = keep(biases[i], "a bias of the activation unit", {units});
+        if (i < layers) args.units[i] = static_cast<int>(units);
+        if (i < static_cast<int64_t>(slopes.size())) args.slope[i] = keep(slopes[i], "a slope", {units});
+        inputs = units;
+    }
+    for (const auto* list : {&weights, &biases, &slopes})
+        unit.parameters.insert(unit.parameters.end(), list->begin(), list->end());
+    return unit;
+}
+
+std::vector<Tensor> Unit::new_gradients(UnitGradients& out) const {
+    std::vector<Tensor> grads;
+    out = {};
+    for (const Tensor& p : parameters) grads.push_back(new_like(p));
+    for (int i = 0; i <= args.layers; i++) {
+        out.weight[i] = static_cast<float*>(grads[i].mutable_data_ptr());
+        out.bias[i] = static_cast<float*>(grads[args.layers + 1 + i].mutable_data_ptr());
+        if (i < args.layers && args.slope[i])
+            out.slope[i] = static_cast<float*>(grads[2 * args.layers + 2 + i].mutable_data_ptr());
+    }
+    return grads;
+}
+
+FusionInputs read_fusion(int64_t width, const OptionalTensor& polarity, const OptionalTensor& table,
+                         const Tensor& sign, const std::vector<Tensor>& gate, const Layout& layout) {
+    FusionInputs inputs;
+    PolarityFusion& args = inputs.args;
+    args.width = static_cast<int>(width);
+    if (!table) return inputs;
+    if (!polarity) fail("polarity is missing; a polarity table needs it");
+    if (!gate.empty() && gate.size() != 3)
+        fail("gate has ", gate.size(), " tensors; expected W_g, b_g and W_t");
+    args.kind = gate.empty() ? Fusion::bias : Fusion::tapf;
+    auto keep = [&](const Tensor& tensor, const char* name, std::initializer_list<int64_t> sizes) {
+        inputs.alive.push_back(floats(tensor, name, sizes));
+        return static_cast<const float*>(inputs.alive.back().const_data_ptr());
+    };
+    args.table = keep(*table, "polarity_table", {-1, width});
+    args.rows = static_cast<int>(table->size(0));
+    inputs.polarity = Ids(*polarity, "polarity", args.rows, layout);
+    args.polarity = inputs.polarity.data();
+    args.sign = keep(sign, "sign", {args.rows});
+    if (args.kind == Fusion::tapf) {
+        args.gate_weight = keep(gate[0], "gate[0] (W_g)", {width, width});
+        args.gate_bias = keep(gate[1], "gate[1] (b_g)", {width});
+        args.target_weight = keep(gate[2], "gate[2] (W_t)", {width, width});
+    }
+    return inputs;
+}
+
+Tensor FusionInputs::new_gradients(FusionGradients& out, std::vector<Tensor>& gate) const {
+    out = {};
+    const int64_t width = args.width;
+    Tensor table = args.kind == Fusion::none ? new_floats({0}) : new_floats({args.rows, width});
+    out.table = static_cast<float*>(table.mutable_data_ptr());
+    if (args.kind == Fusion::tapf) {
+        gate = {new_floats({width, width}), new_floats({width}), new_floats({width, width})};
+        out.gate_weight = static_cast<float*>(gate[0].mutable_data_ptr());
+        out.gate_bias = static_cast<float*>(gate[1].mutable_data_ptr());
+        out.target_weight = static_cast<float*>(gate[2].mutable_data_ptr());
+    }
+    return table;
+}
+
+Packed pack(Pass& pass, bool with_unit, bool backward) {
+    auto carve = [&](float* base) {
+        Arena arena(base);
+        if (with_unit) pass.packed_unit = carve_packed(pass.unit, backward, arena);
+        pass.packed_fusion = carve_packed(pass.fusion, backward, arena);
+        return arena.used();
+    };
+    Packed packed{allocate(carve(nullptr))};
+    carve(packed.memory.get());
+    if (with_unit) kernels().pack_unit(pass.unit, backward, pass.packed_unit);
+    kernels().pack_fusion(pass.fusion, backward, pass.packed_fusion);
+    return packed;
+}
+
+BlockSums new_sums(const Pass& pass, bool with_unit, int64_t blocks) {
+    Arena arena(nullptr);
+    carve_sums(pass.fusion, arena);
+    if (with_unit) carve_sums(pass.unit, arena);
+    return {blocks, arena.used(), allocate(arena.used() * blocks)};
+}
+
+UnitSums BlockSums::unit(const Pass& pass, int64_t block) const {
+    Arena arena(memory.get() + block * floats);
+    carve_sums(pass.fusion, arena);
+    return carve_sums(pass.unit, arena);
+}
+
+FusionSums BlockSums::fusion(const Pass& pass, int64_t block) const {
+    Arena arena(memory.get() + block * floats);
+    return carve_sums(pass.fusion, arena);
+}
+
+void BlockSums::clear(int64_t block) const {
+    std::memset(memory.get() + block * floats, 0, sizeof(float) * floats);
+}
+
+}  // namespace mixpol::cpu

@@ -1,0 +1,131 @@
+// What every launcher does: check tensors, read layouts, cut the users into blocks, run the blocks on
+// threads.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <memory>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cpu/isa.h"
+
+namespace mixpol::cpu {
+
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+template <class... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+    std::ostringstream text;
+    (text << ... << parts);
+    throw std::runtime_error(text.str());
+}
+
+// The tensor itself, or a contiguous copy; float32 on the CPU with the given sizes (-1: any).
+Tensor floats(const Tensor& tensor, const char* name, std::initializer_list<int64_t> sizes);
+
+// The same, for rows that may lie at any stride: only the last dimension is made contiguous.
+Tensor float_rows(const Tensor& tensor, const char* name, int64_t width);
+
+Tensor new_floats(std::initializer_list<int64_t> sizes);
+Tensor new_like(const Tensor& tensor);
+
+struct FreeDeleter {
+    void operator()(void* p) const { std::free(p); }
+};
+using Buffer = std::unique_ptr<float, FreeDeleter>;
+Buffer allocate(int64_t floats);
+
+// A history's layout with its values checked, and the tensors that keep it alive.
+struct Layout {
+    History history;
+    std::vector<int64_t> counts;  // kept tokens a user
+    std::vector<Tensor> alive;
+};
+Layout read_layout(int64_t users, const std::vector<int64_t>& token_shape, const OptionalTensor& offsets,
+                   const OptionalTensor& lengths, const OptionalTensor& mask);
+
+std::vector<int64_t> sizes_of(const Tensor& tensor);
+
+// Ids of kept positions as int64, checked against 0 ... rows - 1. Those of pads are not read.
+class Ids {
+ public:
+    Ids() = default;
+    Ids(const Tensor& ids, const char* name, int64_t rows, const Layout& layout);
+    const int64_t* data() const { return data_; }
+
+ private:
+    const int64_t* data_ = nullptr;
+    std::vector<Tensor> alive_;
+};
+
+// Contiguous ranges of users of about equal cost, fixed by the inputs alone: their sums do not depend on
+// threads.
+std::vector<int64_t> cut_blocks(const Layout& layout, int64_t candidates, int64_t max_blocks);
+
+// Runs work(block, scratch) for each of `blocks` blocks; free threads take the next one.
+template <class Work>
+void run_blocks(int64_t blocks, int64_t scratch_floats, const Work& work) {
+    int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), blocks);
+    if (threads < 1) return;
+    Buffer scratch = allocate(scratch_floats * threads);
+    std::atomic<int64_t> next{0};
+    auto worker = [&](int64_t begin, int64_t end) {
+        for (int64_t t = begin; t < end; t++)
+            for (int64_t block; (block = next.fetch_add(1)) < blocks;)
+                work(block, scratch.get() + t * scratch_floats);
+    };
+    if (threads == 1) {
+        worker(0, 1);
+    } else {
+        torch::stable::parallel_for(0, threads, 1, worker);
+    }
+}
+
+// Adds the blocks' sums, block after block, into those of block 0.
+void add_blocks(float* sums, int64_t blocks, int64_t floats);
+
+// An activation unit and a polarity fusion read from tensors, with the tensors that keep them alive.
+struct Unit {
+    ActivationUnit args;
+    std::vector<Tensor> alive;
+    std::vector<Tensor> parameters;  // weights, biases, slopes as given
+    std::vector<Tensor> new_gradients(UnitGradients& out) const;
+};
+Unit read_unit(int64_t width, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
+               const std::vector<Tensor>& slopes, int64_t activation, int64_t normalize);
+
+struct FusionInputs {
+    PolarityFusion args;
+    Ids polarity;
+    std::vector<Tensor> alive;
+    Tensor new_gradients(FusionGradients& out, std::vector<Tensor>& gate) const;
+};
+FusionInputs read_fusion(int64_t width, const OptionalTensor& polarity, const OptionalTensor& table,
+                         const Tensor& sign, const std::vector<Tensor>& gate, const Layout& layout);
+
+// The packed parameters of a pass, in one buffer.
+struct Packed {
+    Buffer memory;
+};
+Packed pack(Pass& pass, bool with_unit, bool backward);
+
+// The sums of each block of a backward, in one buffer.
+struct BlockSums {
+    int64_t blocks, floats;
+    Buffer memory;
+    UnitSums unit(const Pass& pass, int64_t block) const;
+    FusionSums fusion(const Pass& pass, int64_t block) const;
+    void clear(int64_t block) const;
+};
+BlockSums new_sums(const Pass& pass, bool with_unit, int64_t blocks);
+
+}  // namespace mixpol::cpu

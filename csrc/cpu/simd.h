@@ -1,0 +1,128 @@
+// A thin vector header: one source per kernel, compiled once per instruction set (MIXPOL_ISA_<level>).
+// `vec` has the compiler's own + - * /; here is what it lacks. Everything is static, so that no symbol of a
+// wide build can stand in for one of a narrow build.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(MIXPOL_ISA_avx2) || defined(MIXPOL_ISA_avx512)
+#include <immintrin.h>
+#endif
+
+#define MIXPOL_INLINE static inline __attribute__((always_inline))
+
+namespace mixpol::cpu::MIXPOL_ISA {
+
+#if defined(MIXPOL_ISA_avx512)
+constexpr int W = 16;           // floats a vector
+constexpr int MAX_COLUMNS = 4;  // vectors a register tile is wide: 6 x 4 of 32 registers
+#elif defined(MIXPOL_ISA_avx2)
+constexpr int W = 8;
+constexpr int MAX_COLUMNS = 2;  // 6 x 2 of 16 registers
+#else
+constexpr int W = 4;
+constexpr int MAX_COLUMNS = 2;
+#endif
+constexpr int MAX_ROWS = 6;
+
+typedef float vec __attribute__((vector_size(W * 4)));
+typedef int32_t ivec __attribute__((vector_size(W * 4)));
+
+MIXPOL_INLINE vec load(const float* p) {
+    vec v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+
+MIXPOL_INLINE void store(float* p, vec v) { std::memcpy(p, &v, sizeof v); }
+
+MIXPOL_INLINE vec broadcast(float x) { return x - vec{}; }
+
+#if defined(MIXPOL_ISA_avx512)
+
+MIXPOL_INLINE vec fma(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
+MIXPOL_INLINE float sum(vec v) { return _mm512_reduce_add_ps(v); }
+// Operand order: a NaN in x comes through.
+MIXPOL_INLINE vec relu(vec x) { return _mm512_max_ps(_mm512_setzero_ps(), x); }
+MIXPOL_INLINE uint32_t positive_bits(vec x) {
+    return _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_NLE_UQ);
+}
+MIXPOL_INLINE vec spread(uint32_t bits, float x) {
+    return _mm512_maskz_mov_ps(static_cast<__mmask16>(bits), _mm512_set1_ps(x));
+}
+
+#elif defined(MIXPOL_ISA_avx2)
+
+MIXPOL_INLINE vec fma(vec a, vec b, vec c) { return _mm256_fmadd_ps(a, b, c); }
+MIXPOL_INLINE float sum(vec v) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+MIXPOL_INLINE vec relu(vec x) { return _mm256_max_ps(_mm256_setzero_ps(), x); }
+MIXPOL_INLINE uint32_t positive_bits(vec x) {
+    return _mm256_movemask_ps(_mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_NLE_UQ));
+}
+
+#else
+
+MIXPOL_INLINE vec fma(vec a, vec b, vec c) { return a * b + c; }
+MIXPOL_INLINE float sum(vec v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+MIXPOL_INLINE vec relu(vec x) { return x <= vec{} ? vec{} : x; }
+MIXPOL_INLINE uint32_t positive_bits(vec x) {
+    ivec low = x <= vec{};
+    return 15u & ~((low[0] & 1) | (low[1] & 2) | (low[2] & 4) | (low[3] & 8));
+}
+
+#endif
+
+#if !defined(MIXPOL_ISA_avx512)
+// x in the lanes whose bit is set, 0 in the others.
+MIXPOL_INLINE vec spread(uint32_t bits, float x) {
+    ivec lane;
+    for (int i = 0; i < W; i++) lane[i] = 1 << i;
+    ivec on = ((static_cast<int32_t>(bits) - ivec{}) & lane) == lane;
+    return on ? broadcast(x) : vec{};
+}
+#endif
+
+MIXPOL_INLINE vec where_positive(vec x, vec a, vec b) { return x <= vec{} ? b : a; }
+
+// exp to about 1 ulp; overflows to inf, flushes results below 2^-126 to 0, and NaN stays NaN.
+MIXPOL_INLINE vec exp(vec x) {
+    ivec over = x > broadcast(88.72283f), under = x < broadcast(-87.33654f);
+    vec y = (over | under) ? vec{} : x;
+    vec shifter = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+    vec n = fma(y, broadcast(1.44269504088896f), shifter) - shifter;
+    vec r = fma(n, broadcast(-0.693359375f), y);
+    r = fma(n, broadcast(2.12194440e-4f), r);
+    vec p = broadcast(1.9875691500e-4f);  // Cephes expf
+    p = fma(p, r, broadcast(1.3981999507e-3f));
+    p = fma(p, r, broadcast(8.3334519073e-3f));
+    p = fma(p, r, broadcast(4.1665795894e-2f));
+    p = fma(p, r, broadcast(1.6666665459e-1f));
+    p = fma(p, r, broadcast(5.0000001201e-1f));
+    p = fma(p, r * r, r + 1.0f);
+    // 2^n in two factors, since n may be 128.
+    ivec whole = __builtin_convertvector(n, ivec);
+    ivec half = whole >> 1;
+    vec a, b;
+    ivec abits = (half + 127) << 23, bbits = (whole - half + 127) << 23;
+    std::memcpy(&a, &abits, sizeof a);
+    std::memcpy(&b, &bbits, sizeof b);
+    p = p * a * b;
+    return over ? broadcast(INFINITY) : under ? vec{} : p;
+}
+
+// For the templates of csrc/math.
+struct Simd {
+    static inline __attribute__((always_inline)) vec exp(vec x) { return MIXPOL_ISA::exp(x); }
+    static inline __attribute__((always_inline)) vec relu(vec x) { return MIXPOL_ISA::relu(x); }
+    static inline __attribute__((always_inline)) vec where_positive(vec x, vec a, vec b) {
+        return MIXPOL_ISA::where_positive(x, a, b);
+    }
+};
+
+}  // namespace mixpol::cpu::MIXPOL_ISA

@@ -1,0 +1,26 @@
+// Every schema-to-kernel binding; the schemas are declared in Python (mixpol_kernels/ops/*/autograd.py).
+#include <torch/csrc/stable/library.h>
+
+#include "cpu/attention.h"
+#include "cpu/polarity_embedding.h"
+#include "cpu/polarity_fusion.h"
+
+namespace {
+
+int64_t cpu_isa() { return static_cast<int64_t>(mixpol::cpu::isa()); }
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(mixpol, CompositeExplicitAutograd, m) { m.impl("cpu_isa", TORCH_BOX(&cpu_isa)); }
+
+STABLE_TORCH_LIBRARY_IMPL(mixpol, CPU, m) {
+    m.impl("polarity_embedding_fwd", TORCH_BOX(&mixpol::cpu::polarity_embedding_fwd));
+    m.impl("table_grad_dense", TORCH_BOX(&mixpol::cpu::table_grad_dense));
+    m.impl("table_grad_sparse", TORCH_BOX(&mixpol::cpu::table_grad_sparse));
+    m.impl("polarity_fusion_fwd", TORCH_BOX(&mixpol::cpu::polarity_fusion_fwd));
+    m.impl("polarity_fusion_bwd", TORCH_BOX(&mixpol::cpu::polarity_fusion_bwd));
+    m.impl("target_attention_fwd", TORCH_BOX(&mixpol::cpu::target_attention_fwd));
+    m.impl("target_attention_bwd", TORCH_BOX(&mixpol::cpu::target_attention_bwd));
+    m.impl("mixed_polarity_attention_fwd", TORCH_BOX(&mixpol::cpu::mixed_polarity_attention_fwd));
+    m.impl("mixed_polarity_attention_bwd", TORCH_BOX(&mixpol::cpu::mixed_polarity_attention_bwd));
+}
