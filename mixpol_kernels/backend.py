@@ -55,32 +55,29 @@ class _Explaining(Exception):
 _explaining_thread: int | None = None
 
 
-def cpu_refusal(tensors: tuple[Tensor, ...]) -> str:
-    """Why the compiled CPU kernels cannot take these floating-point tensors; empty if they can."""
+def cpu_refusal(like: Tensor) -> str:
+    """Why the compiled CPU kernels cannot take tensors like this one; empty if they can."""
     if not library.loaded:
         return f"the compiled library is not loaded: {library.reason}"
-    for tensor in tensors:
-        if tensor.device.type != "cpu":
-            return f"it takes tensors on the CPU and got one on {tensor.device}; move the inputs with .cpu()"
-        if tensor.dtype != torch.float32:
-            return (
-                f"it takes float32 and got {tensor.dtype}; convert with .float(), or use backend='reference'"
-            )
+    if like.device.type != "cpu":
+        return f"it takes tensors on the CPU and got them on {like.device}; move the inputs with .cpu()"
+    if like.dtype != torch.float32:
+        return f"it takes float32 and got {like.dtype}; convert with .float(), or use backend='reference'"
     return ""
 
 
-def needs_grad(tensors: tuple[Tensor, ...]) -> bool:
+def needs_grad(*tensors: Tensor | None) -> bool:
     """Whether a backward through these inputs can follow, so that the forward has to save for it."""
-    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def choose(op: str, requested: str, tensors: tuple[Tensor, ...], saved_bytes: int | None = None) -> str:
+def choose(op: str, requested: str, like: Tensor, saved_bytes: Callable[[], int]) -> str:
     """Picks the implementation of `op` for these floating-point inputs.
 
     Args:
         op: name of the op, for messages.
         requested: "auto", or a name in BACKENDS: that one runs or ValueError is raised.
-        tensors: every floating-point input.
+        like: one of the floating-point inputs; the others have its dtype and device.
         saved_bytes: what the fused form keeps for backward, for `explain`.
 
     Raises:
@@ -93,14 +90,14 @@ def choose(op: str, requested: str, tensors: tuple[Tensor, ...], saved_bytes: in
     if requested == "reference":
         chosen, reason, rejected = "reference", "asked for by name", {}
     else:
-        refusal = cpu_refusal(tensors)
+        refusal = cpu_refusal(like)
         if refusal and requested == "cpu":
             raise ValueError(f"{op}: backend='cpu' was requested, but {refusal}")
         chosen = "reference" if refusal else "cpu"
         reason = "asked for by name" if requested == "cpu" else "the first that can take the inputs"
         rejected = {"cpu": refusal} if refusal else {}
     if _explaining_thread is not None and _explaining_thread == threading.get_ident():
-        kept = saved_bytes if chosen == "cpu" else None
+        kept = saved_bytes() if chosen == "cpu" else None
         raise _Explaining(Explanation(op, chosen, reason, rejected, kept))
     if rejected and not torch.compiler.is_compiling():
         message = f"{op}: using the PyTorch reference, since the cpu backend cannot run: {rejected['cpu']}"

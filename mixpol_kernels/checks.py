@@ -19,13 +19,9 @@ def check_float(like: Tensor, like_name: str, **tensors: Tensor | None) -> None:
         if tensor is None:
             continue
         if tensor.dtype != like.dtype:
-            raise TypeError(
-                f"{name} has dtype {tensor.dtype} and {like_name} {like.dtype}; expected the same dtype"
-            )
+            raise TypeError(f"{name} has dtype {tensor.dtype} and {like_name} {like.dtype}; expected the same dtype")
         if tensor.device != like.device:
-            raise ValueError(
-                f"{name} is on {tensor.device} and {like_name} on {like.device}; move one of them"
-            )
+            raise ValueError(f"{name} is on {tensor.device} and {like_name} on {like.device}; move one of them")
 
 
 def check_shape(name: str, tensor: Tensor, shape: Sequence[int], words: str) -> None:

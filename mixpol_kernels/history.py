@@ -114,16 +114,12 @@ def layout(
     """
     given = [n for n, v in (("offsets", offsets), ("lengths", lengths), ("mask", mask)) if v is not None]
     if len(given) > 1:
-        raise ValueError(
-            f"{' and '.join(given)} were given together; expected at most one of offsets, lengths, mask"
-        )
+        raise ValueError(f"{' and '.join(given)} were given together; expected at most one of offsets, lengths, mask")
     dims = history.dim() - trailing
     shape = tuple(history.shape[:dims])
     if offsets is not None:
         if dims != 1:
-            raise ValueError(
-                f"{name} has shape {list(history.shape)}; expected [N{', D' * trailing}] with offsets"
-            )
+            raise ValueError(f"{name} has shape {list(history.shape)}; expected [N{', D' * trailing}] with offsets")
         _check_index("offsets", offsets, (batch + 1,), "B + 1", history)
         return Layout(batch, shape, offsets.long().contiguous(), None, None)
     if dims != 2:
@@ -136,13 +132,9 @@ def layout(
         return Layout(batch, shape, None, lengths.long().contiguous(), None)
     if mask is not None:
         if tuple(mask.shape) != shape:
-            raise ValueError(
-                f"mask has shape {list(mask.shape)}; expected {list(shape)}, one entry a position"
-            )
+            raise ValueError(f"mask has shape {list(mask.shape)}; expected {list(shape)}, one entry a position")
         _check_device("mask", mask, history)
-        return Layout(
-            batch, shape, None, None, (mask if mask.dtype == torch.bool else mask != 0).contiguous()
-        )
+        return Layout(batch, shape, None, None, (mask if mask.dtype == torch.bool else mask != 0).contiguous())
     return Layout(batch, shape, None, None, None)
 
 
@@ -156,6 +148,4 @@ def _check_index(name: str, index: Tensor, shape: tuple[int, ...], words: str, h
 
 def _check_device(name: str, tensor: Tensor, history: Tensor) -> None:
     if tensor.device != history.device:
-        raise ValueError(
-            f"{name} is on {tensor.device} and the history on {history.device}; move one of them"
-        )
+        raise ValueError(f"{name} is on {tensor.device} and the history on {history.device}; move one of them")

@@ -44,9 +44,7 @@ class CompiledLibrary:
             return
         level = os.environ.get("MIXPOL_CPU_ISA", "")
         if level and level not in ISA_LEVELS:
-            raise ValueError(
-                f"MIXPOL_CPU_ISA was {level!r}; expected one of {', '.join(ISA_LEVELS)}, or unset"
-            )
+            raise ValueError(f"MIXPOL_CPU_ISA was {level!r}; expected one of {', '.join(ISA_LEVELS)}, or unset")
         self.path = _find()
         if self.path is None:
             self.reason = (

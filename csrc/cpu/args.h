@@ -197,17 +197,15 @@ struct Pass {
 };
 
 struct AttentionForward : Pass {
-    float* pooled;  // [B * M, D]
-    float* scores;  // [tokens, M] or null
-    float* lse;     // [B * M] or null
-    uint8_t* bits;  // [tokens, M, ceil(H / 8)] or null
+    float* pooled;     // [B * M, D]
+    float* attention;  // weights [tokens, M] or null
+    uint8_t* bits;     // [tokens, M, ceil(H / 8)] or null
 };
 
 struct AttentionBackward : Pass {
     const float* grad_pooled;  // [B * M, D]
     const float* pooled;
-    const float* scores;
-    const float* lse;
+    const float* attention;
     const uint8_t* bits;
     float* grad_target;  // [B * M, D]
     float* grad_tokens;  // [tokens, D]

@@ -83,7 +83,7 @@ Inputs read_ids(const Tensor& target, const Tensor& item_ids, const OptionalTens
     return in;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Inputs& in, bool save_scores, bool save_bits) {
+std::tuple<Tensor, Tensor, Tensor> forward(const Inputs& in, bool save_attention, bool save_bits) {
     AttentionForward args{};
     in.fill(args);
     const int64_t hidden = in.unit.args.units[0];
@@ -93,14 +93,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Inputs& in, bool save_s
     Tensor pooled = new_floats({in.users, in.candidates, in.width});
     std::vector<int64_t> shape = in.token_shape;
     shape.push_back(in.candidates);
-    Tensor scores = save_scores ? torch::stable::empty(shape, ScalarType::Float) : new_floats({0});
-    Tensor lse = save_scores ? new_floats({in.users, in.candidates}) : new_floats({0});
+    Tensor attention = save_attention ? new_floats(shape) : new_floats({0});
     shape.push_back((hidden + 7) / 8);
     std::vector<int64_t> none{0};
     Tensor bits = torch::stable::empty(save_bits ? shape : none, ScalarType::Byte);
     args.pooled = static_cast<float*>(pooled.mutable_data_ptr());
-    args.scores = save_scores ? static_cast<float*>(scores.mutable_data_ptr()) : nullptr;
-    args.lse = save_scores ? static_cast<float*>(lse.mutable_data_ptr()) : nullptr;
+    args.attention = save_attention ? static_cast<float*>(attention.mutable_data_ptr()) : nullptr;
     args.bits = save_bits ? static_cast<uint8_t*>(bits.mutable_data_ptr()) : nullptr;
     const std::vector<int64_t> bounds = cut_blocks(in.layout, in.candidates, FORWARD_BLOCKS);
     const Kernels& k = kernels();
@@ -108,7 +106,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Inputs& in, bool save_s
                [&](int64_t block, float* scratch) {
                    k.attention_forward(args, bounds[block], bounds[block + 1], scratch);
                });
-    return {pooled, scores, lse, bits};
+    return {pooled, attention, bits};
 }
 
 struct Gradients {
@@ -116,22 +114,23 @@ struct Gradients {
     std::vector<Tensor> gate, parameters;
 };
 
-Gradients backward(const Inputs& in, const Tensor& grad_pooled, const Tensor& pooled, const Tensor& scores,
-                   const Tensor& lse, const Tensor& bits) {
+Gradients backward(const Inputs& in, const Tensor& grad_pooled, const Tensor& pooled, const Tensor& attention,
+                   const Tensor& bits) {
     AttentionBackward args{};
     in.fill(args);
-    args.keep_bits = bits.numel() > 0 || (bits.dim() > 1 && scores.numel() == 0);
+    args.keep_bits = bits.numel() > 0 || bits.dim() > 1;
     Tensor grad = floats(grad_pooled, "grad_pooled", {in.users, in.candidates, in.width});
     Tensor out = floats(pooled, "pooled", {in.users, in.candidates, in.width});
     const int64_t expected = in.layout.history.tokens * in.candidates;
-    if (scores.numel() != expected || lse.numel() != in.users * in.candidates)
-        fail("scores has ", scores.numel(), " values; expected ", expected, ", those that the forward saved");
+    if (attention.numel() != expected)
+        fail("attention has ", attention.numel(), " values; expected ", expected,
+             ", those that the forward saved");
+    Tensor saved = torch::stable::contiguous(attention);
     if (args.keep_bits && bits.numel() != expected * ((in.unit.args.units[0] + 7) / 8))
         fail("bits has ", bits.numel(), " bytes; expected those that the forward saved");
     args.grad_pooled = static_cast<const float*>(grad.const_data_ptr());
     args.pooled = static_cast<const float*>(out.const_data_ptr());
-    args.scores = static_cast<const float*>(scores.const_data_ptr());
-    args.lse = static_cast<const float*>(lse.const_data_ptr());
+    args.attention = static_cast<const float*>(saved.const_data_ptr());
     args.bits = static_cast<const uint8_t*>(bits.const_data_ptr());
     Packed packed = pack(args, true, true);
 
@@ -139,7 +138,7 @@ Gradients backward(const Inputs& in, const Tensor& grad_pooled, const Tensor& po
     result.target = new_floats({in.users, in.candidates, in.width});
     std::vector<int64_t> shape = in.token_shape;
     shape.push_back(in.width);
-    result.tokens = torch::stable::empty(shape, ScalarType::Float);
+    result.tokens = new_floats(shape);
     UnitGradients unit_gradients;
     FusionGradients fusion_gradients;
     result.parameters = in.unit.new_gradients(unit_gradients);
@@ -165,44 +164,44 @@ Gradients backward(const Inputs& in, const Tensor& grad_pooled, const Tensor& po
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> target_attention_fwd(
+std::tuple<Tensor, Tensor, Tensor> target_attention_fwd(
     Tensor target, Tensor history, OptionalTensor offsets, OptionalTensor lengths, OptionalTensor mask,
     std::vector<Tensor> weights, std::vector<Tensor> biases, std::vector<Tensor> slopes, int64_t activation,
-    int64_t normalize, bool save_scores, bool save_bits) {
+    int64_t normalize, bool save_attention, bool save_bits) {
     Inputs in =
         read_tokens(target, history, offsets, lengths, mask, weights, biases, slopes, activation, normalize);
-    return forward(in, save_scores, save_bits);
+    return forward(in, save_attention, save_bits);
 }
 
 std::tuple<Tensor, Tensor, std::vector<Tensor>> target_attention_bwd(
-    Tensor grad_pooled, Tensor pooled, Tensor scores, Tensor lse, Tensor bits, Tensor target, Tensor history,
+    Tensor grad_pooled, Tensor pooled, Tensor attention, Tensor bits, Tensor target, Tensor history,
     OptionalTensor offsets, OptionalTensor lengths, OptionalTensor mask, std::vector<Tensor> weights,
     std::vector<Tensor> biases, std::vector<Tensor> slopes, int64_t activation, int64_t normalize) {
     Inputs in =
         read_tokens(target, history, offsets, lengths, mask, weights, biases, slopes, activation, normalize);
-    Gradients g = backward(in, grad_pooled, pooled, scores, lse, bits);
+    Gradients g = backward(in, grad_pooled, pooled, attention, bits);
     return {g.target, g.tokens, g.parameters};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> mixed_polarity_attention_fwd(
+std::tuple<Tensor, Tensor, Tensor> mixed_polarity_attention_fwd(
     Tensor target, Tensor item_ids, OptionalTensor polarity, Tensor item_table, OptionalTensor polarity_table,
     Tensor sign, std::vector<Tensor> gate, OptionalTensor offsets, OptionalTensor lengths,
     OptionalTensor mask, std::vector<Tensor> weights, std::vector<Tensor> biases, std::vector<Tensor> slopes,
-    int64_t activation, int64_t normalize, bool save_scores, bool save_bits) {
+    int64_t activation, int64_t normalize, bool save_attention, bool save_bits) {
     Inputs in = read_ids(target, item_ids, polarity, item_table, polarity_table, sign, gate, offsets, lengths,
                          mask, weights, biases, slopes, activation, normalize);
-    return forward(in, save_scores, save_bits);
+    return forward(in, save_attention, save_bits);
 }
 
 std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>, std::vector<Tensor>> mixed_polarity_attention_bwd(
-    Tensor grad_pooled, Tensor pooled, Tensor scores, Tensor lse, Tensor bits, Tensor target, Tensor item_ids,
+    Tensor grad_pooled, Tensor pooled, Tensor attention, Tensor bits, Tensor target, Tensor item_ids,
     OptionalTensor polarity, Tensor item_table, OptionalTensor polarity_table, Tensor sign,
     std::vector<Tensor> gate, OptionalTensor offsets, OptionalTensor lengths, OptionalTensor mask,
     std::vector<Tensor> weights, std::vector<Tensor> biases, std::vector<Tensor> slopes, int64_t activation,
     int64_t normalize) {
     Inputs in = read_ids(target, item_ids, polarity, item_table, polarity_table, sign, gate, offsets, lengths,
                          mask, weights, biases, slopes, activation, normalize);
-    Gradients g = backward(in, grad_pooled, pooled, scores, lse, bits);
+    Gradients g = backward(in, grad_pooled, pooled, attention, bits);
     return {g.target, g.tokens, g.table, g.gate, g.parameters};
 }
 

@@ -2,6 +2,10 @@
 
 #include <torch/headeronly/core/ScalarType.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
 #include <cstring>
 
@@ -12,7 +16,9 @@ using torch::headeronly::ScalarType;
 namespace {
 
 constexpr int64_t MIN_BLOCK_COST = 256;  // tokens; below, a block's own sums would cost as much as its work
-constexpr int64_t TARGET_COST = 6;       // a target's tables and sums, in tokens
+constexpr uintptr_t HUGE_PAGE = 2 << 20;
+constexpr size_t HUGE_PAGES_FROM = 4 * HUGE_PAGE;
+constexpr int64_t TARGET_COST = 6;  // a target's tables and sums, in tokens
 
 std::string shape_text(const Tensor& tensor) {
     std::ostringstream text;
@@ -55,14 +61,19 @@ Tensor float_rows(const Tensor& tensor, const char* name, int64_t width) {
     return tensor.stride(tensor.dim() - 1) == 1 || width == 1 ? tensor : torch::stable::contiguous(tensor);
 }
 
-Tensor new_floats(std::initializer_list<int64_t> sizes) {
-    std::vector<int64_t> shape(sizes);
-    return torch::stable::empty(shape, ScalarType::Float);
-}
-
-Tensor new_like(const Tensor& tensor) {
-    std::vector<int64_t> shape = sizes_of(tensor);
-    return torch::stable::empty(shape, ScalarType::Float);
+Tensor new_floats(const std::vector<int64_t>& sizes) {
+    Tensor tensor = torch::stable::empty(sizes, ScalarType::Float);
+#if defined(__linux__)
+    // A large gradient comes as fresh pages: in 4 KiB pieces, faulting them in costs as much as computing it.
+    const size_t bytes = static_cast<size_t>(tensor.numel()) * sizeof(float);
+    if (bytes >= HUGE_PAGES_FROM) {
+        auto begin = reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr()), end = begin + bytes;
+        begin = (begin + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1), end &= ~(HUGE_PAGE - 1);
+        if (begin < end)
+            madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a hint: may fail
+    }
+#endif
+    return tensor;
 }
 
 Buffer allocate(int64_t floats) {
@@ -242,7 +253,7 @@ Unit read_unit(int64_t width, const std::vector<Tensor>& weights, const std::vec
 std::vector<Tensor> Unit::new_gradients(UnitGradients& out) const {
     std::vector<Tensor> grads;
     out = {};
-    for (const Tensor& p : parameters) grads.push_back(new_like(p));
+    for (const Tensor& p : parameters) grads.push_back(new_floats(sizes_of(p)));
     for (int i = 0; i <= args.layers; i++) {
         out.weight[i] = static_cast<float*>(grads[i].mutable_data_ptr());
         out.bias[i] = static_cast<float*>(grads[args.layers + 1 + i].mutable_data_ptr());

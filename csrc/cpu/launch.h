@@ -35,8 +35,7 @@ Tensor floats(const Tensor& tensor, const char* name, std::initializer_list<int6
 // The same, for rows that may lie at any stride: only the last dimension is made contiguous.
 Tensor float_rows(const Tensor& tensor, const char* name, int64_t width);
 
-Tensor new_floats(std::initializer_list<int64_t> sizes);
-Tensor new_like(const Tensor& tensor);
+Tensor new_floats(const std::vector<int64_t>& sizes);
 
 struct FreeDeleter {
     void operator()(void* p) const { std::free(p); }

@@ -150,7 +150,7 @@ Tensor polarity_embedding_fwd(Tensor item_ids, Tensor polarity, Tensor item_tabl
         row(polarity, "polarity", polarities.size(0), layout);
     std::vector<int64_t> shape = sizes_of(item_ids);
     shape.push_back(width);
-    Tensor tokens = torch::stable::empty(shape, ScalarType::Float);
+    Tensor tokens = new_floats(shape);
     float* out = static_cast<float*>(tokens.mutable_data_ptr());
     const float *item_rows = static_cast<const float*>(items.const_data_ptr()),
                 *polarity_rows = static_cast<const float*>(polarities.const_data_ptr());

@@ -59,7 +59,7 @@ Tensor polarity_fusion_fwd(Tensor target, Tensor tokens, Tensor polarity, Tensor
     FusionForward args{};
     in.fill(args);
     Packed packed = pack(args, false, false);
-    Tensor fused = new_like(tokens);
+    Tensor fused = new_floats(sizes_of(tokens));
     args.fused = static_cast<float*>(fused.mutable_data_ptr());
     const std::vector<int64_t> bounds = cut_blocks(in.layout, 1, FORWARD_BLOCKS);
     const Kernels& k = kernels();
@@ -79,7 +79,7 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> polarity_fusion_bwd(
     if (sizes_of(grad_fused) != sizes_of(tokens)) fail("grad_fused does not have the shape of tokens");
     args.grad_fused = in.rows_of(grad_fused, "grad_fused");
     Packed packed = pack(args, false, true);
-    Tensor grad_target = new_floats({in.users, in.width}), grad_tokens = new_like(tokens);
+    Tensor grad_target = new_floats({in.users, in.width}), grad_tokens = new_floats(sizes_of(tokens));
     FusionGradients gradients;
     std::vector<Tensor> grad_gate;
     Tensor grad_table = in.fusion.new_gradients(gradients, grad_gate);

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -52,13 +54,14 @@ class TargetAttention(nn.Module):
         self.activation = activation
         self.normalize = normalize
         self.backend = backend
-        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in zip(widths[:-1], widths[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in itertools.pairwise(widths))
         slopes = hidden_units if activation == "prelu" else ()
         self.slopes = nn.ParameterList(nn.Parameter(torch.full((units,), 0.25)) for units in slopes)
 
     def unit(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Weights, biases and slopes, as the op takes them."""
-        return [m.weight for m in self.layers], [m.bias for m in self.layers], list(self.slopes)
+        layers = cast("list[nn.Linear]", list(self.layers))
+        return [m.weight for m in layers], [m.bias for m in layers], list(self.slopes)
 
     def forward(
         self,

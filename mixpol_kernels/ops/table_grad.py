@@ -56,7 +56,8 @@ def table_grad(
 ) -> Tensor:
     """Gradient of a table [table_rows, D] from the gradient of its looked-up rows; dense or coalesced sparse."""
     if not sparse:
-        return _dense(ids, grad_tokens, offsets, lengths, mask, table_rows)
+        dense: Tensor = _dense(ids, grad_tokens, offsets, lengths, mask, table_rows)
+        return dense
     unique, rows = _sparse(ids, grad_tokens, offsets, lengths, mask, table_rows)
     return torch.sparse_coo_tensor(
         unique[None], rows, (table_rows, rows.shape[1]), is_coalesced=True, check_invariants=False

@@ -7,13 +7,19 @@
 
 namespace mixpol::cpu::MIXPOL_ISA {
 
+// The first layer's signal has one more column: the token's attention weight. With the pooled vector's
+// gradient as one more row of Gᵀ, one product gives the token's whole gradient.
+MIXPOL_INLINE int signal_width(const ActivationUnit& unit, int layer) {
+    return padded(unit.units[layer] + (layer == 0));
+}
+
 struct UnitScratch {
     float* table;               // G(t) [D][H1p]
     float* table_n;             // Gᵀ [H1][Dp], rows scaled by w_o when bits stand in for the first layer
     float* constants;           // c(t) for a group of targets [GROUP][H1p]
     float* before[MAX_HIDDEN];  // a layer's input to the activation [CHUNK][H_i p]
     float* after[MAX_HIDDEN];   // its output [CHUNK][H_i p]
-    float* signal[MAX_HIDDEN];  // gradient of `before`
+    float* signal[MAX_HIDDEN];  // gradient of `before`, [CHUNK][signal_width]
     float* outer;               // Σ z xᵀ of one target [H1][Dp]
     float* grad_constants;      // [GROUP][H1p]
     const float* rows[CHUNK];
@@ -32,10 +38,10 @@ static inline UnitScratch carve_scratch(const ActivationUnit& unit, bool backwar
         if (recompute) s.before[i] = arena.take(size);
         bool fused = unit.activation == Activation::relu && i + 1 == unit.layers;
         if (recompute || (!backward && !fused)) s.after[i] = arena.take(size);
-        if (backward) s.signal[i] = arena.take(size);
+        if (backward) s.signal[i] = arena.take(int64_t{CHUNK} * signal_width(unit, i));
     }
     if (backward) {
-        s.table_n = arena.take(h * dp);
+        s.table_n = arena.take((h + 1) * dp);
         s.outer = arena.take(h * dp);
         s.grad_constants = arena.take(GROUP * hp);
     }
@@ -142,11 +148,11 @@ template <Activation A>
 }
 
 // The signal z of the first layer, [n][H1p], from the gradient of the scores: from the saved bits ...
-MIXPOL_INLINE void signal_from_bits(const uint64_t* bits, const float* grad_scores, int n, int hp,
+MIXPOL_INLINE void signal_from_bits(const uint64_t* bits, const float* grad_scores, int n, int hp, int ld,
                                     float* signal) {
     for (int r = 0; r < n; r++)
         for (int c = 0; c < hp; c += W)
-            store(signal + r * hp + c,
+            store(signal + r * ld + c,
                   spread(static_cast<uint32_t>(bits[r] >> c) & ((1ull << W) - 1), grad_scores[r]));
 }
 
@@ -157,7 +163,7 @@ template <Activation A>
     const float* constant, const float* grad_scores, UnitScratch& s, const UnitSums& sums) {
     const int last = unit.layers - 1;
     hidden_layers<A>(unit, packed, tokens, n, constant, unit.layers, s);
-    int hp = padded(unit.units[last]);
+    const int hp = padded(unit.units[last]), ld = signal_width(unit, last);
     for (int r = 0; r < n; r++) {
         vec ds = broadcast(grad_scores[r]);
         for (int c = 0; c < hp; c += W) {
@@ -169,28 +175,29 @@ template <Activation A>
                 float* total = sums.slope[last] + c;
                 store(total, load(total) + grad * where_positive(x, vec{}, x));
             }
-            store(s.signal[last] + at, grad * math::derivative<A, Simd>(x, leak));
+            store(s.signal[last] + r * int64_t{ld} + c, grad * math::derivative<A, Simd>(x, leak));
         }
     }
     for (int i = last; i > 0; i--) {
         const int h = unit.units[i], below = padded(unit.units[i - 1]);
         const int64_t wide = padded(h);
-        for (int r = 0; r < n; r++) axpy(sums.bias[i], 1.0f, s.signal[i] + r * wide, wide);
+        add_rows(sums.bias[i], s.signal[i], wide, n, static_cast<int>(wide));
         point_rows(s.rows, s.after[i - 1], n, below);
         add_transposed(s.signal[i], wide, h, s.rows, n, below, sums.weight[i], below);
         point_rows(s.rows, s.signal[i], n, wide);
         float* signal = s.signal[i - 1];
-        multiply(s.rows, n, h, packed.weight_n[i], below, below, nullptr, 0, signal, below);
+        const int64_t out = signal_width(unit, i - 1);
+        multiply(s.rows, n, h, packed.weight_n[i], below, below, nullptr, 0, signal, out);
         for (int r = 0; r < n; r++)
             for (int c = 0; c < below; c += W) {
                 const int64_t at = r * int64_t{below} + c;
-                vec x = load(s.before[i - 1] + at), grad = load(signal + at), leak{};
+                vec x = load(s.before[i - 1] + at), grad = load(signal + r * out + c), leak{};
                 if (A == Activation::prelu) {
                     leak = load(packed.slope[i - 1] + c);
                     float* total = sums.slope[i - 1] + c;
                     store(total, load(total) + grad * where_positive(x, vec{}, x));
                 }
-                store(signal + at, grad * math::derivative<A, Simd>(x, leak));
+                store(signal + r * out + c, grad * math::derivative<A, Simd>(x, leak));
             }
     }
 }

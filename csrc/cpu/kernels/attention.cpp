@@ -58,6 +58,17 @@ struct Softmax {
         for (int i = 0; i < n; i++) total += weights[i];
     }
 
+    // The scores that were written on the way, to weights.
+    void finish(float* attention, Cursor cursor, int64_t stride, int64_t* positions) const {
+        float weights[CHUNK] = {};
+        while (int n = cursor.fill(positions)) {
+            for (int i = 0; i < n; i++) weights[i] = attention[positions[i] * stride];
+            for (int i = 0; i < CHUNK; i += W)
+                store(weights + i, exp(load(weights + i) - broadcast(highest)) / broadcast(total));
+            for (int i = 0; i < n; i++) attention[positions[i] * stride] = weights[i];
+        }
+    }
+
     static float exponential(float x) {
         vec y = exp(broadcast(x));
         return y[0];
@@ -81,8 +92,7 @@ void forward(const AttentionForward& a, ForwardUnit score, int64_t user_begin, i
         fusion_group(a.fusion, a.packed_fusion, s.group.rows, n, s.fusion);
     };
     auto one = [&](int64_t user, int candidate, int in_group, const float* target) {
-        if (candidate == 0 && a.scores)
-            fill_pads(a.history, user, a.scores, candidates, softmax ? -INFINITY : 0.0f);
+        if (candidate == 0 && a.attention) fill_pads(a.history, user, a.attention, candidates, 0.0f);
         Cursor cursor(a.history, user);
         Softmax running;
         zero(s.pooled, wide);
@@ -105,19 +115,21 @@ void forward(const AttentionForward& a, ForwardUnit score, int64_t user_begin, i
                 weights = s.weights;
             }
             add_transposed(weights, 1, 1, s.rows, n, wide, s.pooled, 0);
-            if (a.scores)
-                for (int i = 0; i < n; i++) a.scores[s.positions[i] * candidates + candidate] = s.scores[i];
+            if (a.attention)
+                for (int i = 0; i < n; i++)
+                    a.attention[s.positions[i] * candidates + candidate] = s.scores[i];
             if (a.bits)
                 for (int i = 0; i < n; i++)
                     std::memcpy(a.bits + (s.positions[i] * candidates + candidate) * bytes, &s.bits[i],
                                 bytes);
         }
-        int64_t row = user * candidates + candidate;
-        if (softmax && ready)
+        if (softmax && ready) {
             for (int c = 0; c < wide; c += W)
                 store(s.pooled + c, load(s.pooled + c) / broadcast(running.total));
-        std::memcpy(a.pooled + row * a.width, s.pooled, sizeof(float) * a.width);
-        if (a.lse) a.lse[row] = softmax && ready ? running.highest + std::log(running.total) : 0.0f;
+            if (a.attention)
+                running.finish(a.attention + candidate, Cursor(a.history, user), candidates, s.positions);
+        }
+        std::memcpy(a.pooled + (user * candidates + candidate) * a.width, s.pooled, sizeof(float) * a.width);
     };
     for_targets(a, user_begin, user_end, s.group, group, one, [](int64_t, int) {});
 }
@@ -127,10 +139,12 @@ void backward(const AttentionBackward& a, RecomputeSignal recompute, int64_t use
     Arena arena(memory);
     Scratch s = carve(a, true, arena);
     const int wide = padded(a.width), hp = padded(a.unit.units[0]), bytes = (a.unit.units[0] + 7) / 8;
+    const int hidden = a.unit.units[0], ld = signal_width(a.unit, 0);
+    const bool direct = wide == a.width;  // a chunk's gradient can be written where it belongs
     const int64_t candidates = a.candidates;
     const bool softmax = a.unit.normalize == Normalize::softmax, bits = a.keep_bits;
     const float* scale = bits ? a.packed_unit.output : nullptr;
-    for (int i = 0; i < CHUNK; i++) s.scores[i] = 0, s.bits[i] = 0;
+    for (int i = 0; i < CHUNK; i++) s.bits[i] = 0;
 
     auto group = [&](int n) {
         if (!bits) unit_group(a.unit, a.packed_unit, s.group.rows, n, s.unit);
@@ -160,17 +174,14 @@ void backward(const AttentionBackward& a, RecomputeSignal recompute, int64_t use
                     build_table(s.unit.table, a.packed_unit.token_t, a.packed_unit.product_t, target, a.width,
                                 hp);
                 build_table_n(s.unit.table_n, a.packed_unit.token_n, a.packed_unit.product_n, target, scale,
-                              a.unit.units[0], wide);
+                              hidden, wide);
+                copy_padded(s.unit.table_n + hidden * wide, s.grad_pooled, wide, wide);
                 fusion_target(a.fusion, a.packed_fusion, target, true, s.fusion);
             }
             stage_rows(a.tokens, a.history, user, s.positions, n, a.width, s.tokens, s.rows);
             fuse(a.fusion, a.packed_fusion, s.positions, n, pull, s.fusion, s.rows);
 
-            for (int i = 0; i < n; i++) s.weights[i] = a.scores[s.positions[i] * candidates + candidate];
-            if (softmax) {
-                vec lse = broadcast(a.lse[row]);
-                for (int i = 0; i < CHUNK; i += W) store(s.weights + i, exp(load(s.weights + i) - lse));
-            }
+            for (int i = 0; i < n; i++) s.weights[i] = a.attention[s.positions[i] * candidates + candidate];
             for (int i = 0; i < n; i++) {
                 float grad = dot(s.rows[i], s.grad_pooled, wide);
                 s.grad_scores[i] = softmax ? s.weights[i] * (grad - average) : grad;
@@ -180,24 +191,23 @@ void backward(const AttentionBackward& a, RecomputeSignal recompute, int64_t use
                 for (int i = 0; i < n; i++)
                     std::memcpy(&s.bits[i], a.bits + (s.positions[i] * candidates + candidate) * bytes,
                                 bytes);
-                signal_from_bits(s.bits, s.grad_scores, n, hp, s.unit.signal[0]);
+                signal_from_bits(s.bits, s.grad_scores, n, hp, ld, s.unit.signal[0]);
             } else {
                 recompute(a.unit, a.packed_unit, s.rows, n, row_of(s.unit.constants, in_group, hp),
                           s.grad_scores, s.unit, sums);
             }
-            for (int i = 0; i < n; i++) axpy(grad_constant, 1.0f, s.unit.signal[0] + i * hp, hp);
+            add_rows(grad_constant, s.unit.signal[0], ld, n, hp);
             Outer outer{s.unit.outer, a.packed_unit.product_n, scale, sums.token, sums.product, grad_target};
-            add_outer(outer, s.unit.signal[0], hp, a.unit.units[0], s.rows, n, wide, target, first, last);
+            add_outer(outer, s.unit.signal[0], ld, hidden, s.rows, n, wide, target, first, last);
 
-            for (int i = 0; i < n; i++)
-                for (int c = 0; c < wide; c += W)
-                    store(s.grad_tokens + i * wide + c, broadcast(s.weights[i]) * load(s.grad_pooled + c));
-            point_rows(s.unit.rows, s.unit.signal[0], n, hp);
-            multiply(s.unit.rows, n, a.unit.units[0], s.unit.table_n, wide, wide, s.grad_tokens, wide,
-                     s.grad_tokens, wide);
-            fuse_backward(a.fusion, a.packed_fusion, s.positions, n, target, pull, first, last, s.grad_tokens,
+            for (int i = 0; i < n; i++) s.unit.signal[0][i * ld + hidden] = s.weights[i];
+            point_rows(s.unit.rows, s.unit.signal[0], n, ld);
+            const bool in_place = direct && candidate == 0 && s.positions[n - 1] - s.positions[0] == n - 1;
+            float* grad_tokens = in_place ? a.grad_tokens + s.positions[0] * wide : s.grad_tokens;
+            multiply(s.unit.rows, n, hidden + 1, s.unit.table_n, wide, wide, nullptr, 0, grad_tokens, wide);
+            fuse_backward(a.fusion, a.packed_fusion, s.positions, n, target, pull, first, last, grad_tokens,
                           grad_target, row_of(s.fusion.grad_pulls, in_group, wide), s.fusion, fusion_sums);
-            for (int i = 0; i < n; i++) {
+            for (int i = 0; i < n && !in_place; i++) {
                 float* out = a.grad_tokens + s.positions[i] * a.width;
                 const float* grad = s.grad_tokens + i * wide;
                 if (candidate == 0) {

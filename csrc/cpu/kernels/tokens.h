@@ -73,13 +73,18 @@ MIXPOL_INLINE void stage_rows(const TokenRows& tokens, const History& history, i
 
 // Writes `value` to the `width` floats of every position that is no token of the user.
 MIXPOL_INLINE void fill_pads(const History& history, int64_t user, float* out, int64_t width, float value) {
-    if (history.offsets) return;
+    if (history.offsets || !(history.lengths || history.mask)) return;
     int64_t begin = user * history.length, end = begin + history.length;
     if (history.lengths) begin += history.lengths[user];
-    if (!history.lengths && !history.mask) return;
-    for (int64_t p = begin; p < end; p++) {
-        if (history.mask && history.mask[p]) continue;
-        for (int64_t i = 0; i < width; i++) out[p * width + i] = value;
+    while (begin < end) {
+        if (history.mask && history.mask[begin]) {
+            begin++;
+            continue;
+        }
+        int64_t stop = begin + 1;
+        while (stop < end && !(history.mask && history.mask[stop])) stop++;
+        for (int64_t i = begin * width; i < stop * width; i++) out[i] = value;
+        begin = stop;
     }
 }
 
@@ -126,6 +131,15 @@ MIXPOL_INLINE float dot(const float* a, const float* b, int padded_width) {
 // out += a * x
 MIXPOL_INLINE void axpy(float* out, float a, const float* x, int padded_width) {
     for (int i = 0; i < padded_width; i += W) store(out + i, fma(broadcast(a), load(x + i), load(out + i)));
+}
+
+// out += the sum of n rows
+MIXPOL_INLINE void add_rows(float* out, const float* rows, int64_t ld, int n, int padded_width) {
+    for (int c = 0; c < padded_width; c += W) {
+        vec total = load(out + c);
+        for (int r = 0; r < n; r++) total += load(rows + r * ld + c);
+        store(out + c, total);
+    }
 }
 
 MIXPOL_INLINE void zero(float* out, int64_t floats) { std::memset(out, 0, sizeof(float) * floats); }

@@ -11,9 +11,9 @@ from mixpol_kernels import backend as backends
 from mixpol_kernels.checks import check_float, check_ids, check_range
 from mixpol_kernels.history import layout
 from mixpol_kernels.ops.mixed_polarity_attention import reference
-from mixpol_kernels.ops.mixed_polarity_attention.autograd import MixedPolarityAttention
+from mixpol_kernels.ops.mixed_polarity_attention.autograd import MixedPolarityAttention, forward
 from mixpol_kernels.ops.polarity_fusion.api import check_fusion
-from mixpol_kernels.ops.target_attention.api import check_activation_unit, saved_bytes, softmax_weights
+from mixpol_kernels.ops.target_attention.api import check_activation_unit, saved_bytes
 from mixpol_kernels.ops.target_attention.autograd import ACTIVATIONS, NORMALIZERS, keeps_bits
 
 
@@ -83,24 +83,26 @@ def mixed_polarity_attention(
     check_float(target, "target", item_table=item_table)
     check_ids("item_ids", item_ids, target.device)
     check_activation_unit(target, weights, biases, slopes, activation, normalize)
-    where = layout(
-        item_ids, target.shape[0], name="item_ids", trailing=0, offsets=offsets, lengths=lengths, mask=mask
-    )
+    where = layout(item_ids, target.shape[0], name="item_ids", trailing=0, offsets=offsets, lengths=lengths, mask=mask)
     if item_table.dim() != 2 or item_table.shape[1] != target.shape[-1]:
         raise ValueError(f"item_table has shape {list(item_table.shape)}; expected [V, {target.shape[-1]}]")
     sign = check_fusion(target, fusion, polarity, where.token_shape, polarity_table, gate, sign)
     if fusion == "none":
         polarity = polarity_table = None
     wide = target if target.dim() == 3 else target[:, None, :]
-    tables = (item_table,) if polarity_table is None else (item_table, polarity_table)
-    tensors = (target, *tables, sign, *gate, *weights, *biases, *slopes)
-    saved = saved_bytes(wide, where.token_shape, weights, activation)
-    chosen = backends.choose("mixed_polarity_attention", backend, tensors, saved)
+    act, norm = ACTIVATIONS.index(activation), NORMALIZERS.index(normalize)
+    chosen = backends.choose(
+        "mixed_polarity_attention",
+        backend,
+        target,
+        lambda: saved_bytes(wide, where.token_shape, weights, act),
+    )
     if chosen == "reference":
+        if not torch.compiler.is_compiling():
+            where.check_values()  # before the assignment, which trusts the offsets
         user, keep = where.assignment()
         user = user.to(target.device)
         if not torch.compiler.is_compiling():
-            where.check_values()
             check_range("item_ids", item_ids, item_table.shape[0], keep)
             if polarity is not None and polarity_table is not None:
                 check_range("polarity", polarity, polarity_table.shape[0], keep)
@@ -110,21 +112,17 @@ def mixed_polarity_attention(
             weights, biases, slopes, activation, normalize, sparse,
         )  # fmt: skip
         attention = attention.detach().reshape(*where.token_shape, wide.shape[1])
+    elif backends.needs_grad(target, item_table, polarity_table, *gate, *weights, *biases, *slopes):
+        pooled, attention = MixedPolarityAttention.apply(
+            wide, item_ids, polarity, item_table, polarity_table, sign, where.offsets, where.lengths, where.mask,
+            (act, norm, len(weights), len(gate), sparse, keeps_bits(act, weights)),
+            *gate, *weights, *biases, *slopes,
+        )  # fmt: skip
     else:
-        grad = backends.needs_grad(tensors)
-        hidden = [w.shape[0] for w in weights[:-1]]
-        save_bits = grad and keeps_bits(ACTIVATIONS.index(activation), hidden)
-        config = (
-            ACTIVATIONS.index(activation), NORMALIZERS.index(normalize), len(weights), len(gate),
-            sparse, grad or return_weights, save_bits,
+        pooled, attention, _ = forward(
+            wide, item_ids, polarity, item_table, polarity_table, sign, gate,
+            where.offsets, where.lengths, where.mask, weights, biases, slopes, act, norm, return_weights, False,
         )  # fmt: skip
-        pooled, scores, lse = MixedPolarityAttention.apply(
-            wide, item_ids, polarity, item_table, polarity_table, sign,
-            where.offsets, where.lengths, where.mask, config, *gate, *weights, *biases, *slopes,
-        )  # fmt: skip
-        attention = scores
-        if return_weights and normalize == "softmax":
-            attention = softmax_weights(scores, lse, where.offsets)
     if target.dim() == 2:
         pooled = pooled[:, 0]
     if not return_weights:

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from mixpol_kernels.library import define
 from mixpol_kernels.ops.table_grad import table_grad
-from mixpol_kernels.ops.target_attention.autograd import saved_shapes, split_parameters
+from mixpol_kernels.ops.target_attention.autograd import fake_outputs, split_parameters
 
 _INPUTS = (
     "Tensor target, Tensor item_ids, Tensor? polarity, Tensor item_table, Tensor? polarity_table, Tensor sign,"
@@ -19,12 +19,11 @@ _INPUTS = (
 )
 define(
     "mixed_polarity_attention_fwd",
-    f"({_INPUTS}, bool save_scores, bool save_bits)"
-    " -> (Tensor pooled, Tensor scores, Tensor lse, Tensor bits)",
+    f"({_INPUTS}, bool save_attention, bool save_bits) -> (Tensor pooled, Tensor attention, Tensor bits)",
 )
 define(
     "mixed_polarity_attention_bwd",
-    f"(Tensor grad_pooled, Tensor pooled, Tensor scores, Tensor lse, Tensor bits, {_INPUTS})"
+    f"(Tensor grad_pooled, Tensor pooled, Tensor attention, Tensor bits, {_INPUTS})"
     " -> (Tensor grad_target, Tensor grad_tokens, Tensor grad_polarity_table, Tensor[] grad_gate,"
     " Tensor[] grad_parameters)",
 )
@@ -47,26 +46,17 @@ def _(
     slopes: list[Tensor],
     activation: int,
     normalize: int,
-    save_scores: bool,
+    save_attention: bool,
     save_bits: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    shapes = saved_shapes(
-        tuple(item_ids.shape), target, [w.shape[0] for w in weights[:-1]], save_scores, save_bits
-    )
-    return (
-        target.new_empty(target.shape),
-        target.new_empty(shapes[0], dtype=torch.float32),
-        target.new_empty(shapes[1], dtype=torch.float32),
-        target.new_empty(shapes[2], dtype=torch.uint8),
-    )
+) -> tuple[Tensor, Tensor, Tensor]:
+    return fake_outputs(target, item_ids.shape, weights[0].shape[0], save_attention, save_bits)
 
 
 @torch.library.register_fake("mixpol::mixed_polarity_attention_bwd")
 def _(
     grad_pooled: Tensor,
     pooled: Tensor,
-    scores: Tensor,
-    lse: Tensor,
+    attention: Tensor,
     bits: Tensor,
     target: Tensor,
     item_ids: Tensor,
@@ -93,12 +83,12 @@ def _(
     )
 
 
-_fwd = torch.ops.mixpol.mixed_polarity_attention_fwd.default
+forward = torch.ops.mixpol.mixed_polarity_attention_fwd.default
 _bwd = torch.ops.mixpol.mixed_polarity_attention_bwd.default
 
 
 class MixedPolarityAttention(torch.autograd.Function):
-    """The fused op. Saves its inputs, the scores, and bits where they pay; recomputes the rest."""
+    """The fused op. Saves its inputs, the attention weights, and bits where they pay; recomputes the rest."""
 
     @staticmethod
     def forward(
@@ -112,43 +102,41 @@ class MixedPolarityAttention(torch.autograd.Function):
         offsets: Tensor | None,
         lengths: Tensor | None,
         mask: Tensor | None,
-        config: tuple[int, int, int, int, bool, bool, bool],
+        config: tuple[int, int, int, int, bool, bool],
         *parameters: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """`config`: activation, normalize, layers, gate tensors, sparse, save_scores, save_bits.
+    ) -> tuple[Tensor, Tensor]:
+        """`config`: activation, normalize, layers, gate tensors, sparse, save_bits.
 
         `parameters`: the gate, `layers` weights, `layers` biases, then slopes.
         """
-        activation, normalize, layers, gates, _, save_scores, save_bits = config
+        activation, normalize, layers, gates, _, save_bits = config
         gate = list(parameters[:gates])
         weights, biases, slopes = split_parameters(parameters[gates:], layers)
-        pooled, scores, lse, bits = _fwd(
+        pooled, attention, bits = forward(
             target, item_ids, polarity, item_table, polarity_table, sign, gate, offsets, lengths, mask,
-            weights, biases, slopes, activation, normalize, save_scores, save_bits,
+            weights, biases, slopes, activation, normalize, True, save_bits,
         )  # fmt: skip
         ctx.save_for_backward(
             target, item_ids, polarity, item_table, polarity_table, sign, offsets, lengths, mask,
-            pooled, scores, lse, bits, *parameters,
+            pooled, attention, bits, *parameters,
         )  # fmt: skip
         ctx.config = config
-        ctx.mark_non_differentiable(scores, lse)
-        return pooled, scores, lse
+        ctx.mark_non_differentiable(attention)
+        return pooled, attention
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_pooled: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         target, item_ids, polarity, item_table, polarity_table, sign, *rest = ctx.saved_tensors
-        offsets, lengths, mask, pooled, scores, lse, bits, *parameters = rest
-        activation, normalize, layers, gates, sparse, _, _ = ctx.config
+        offsets, lengths, mask, pooled, attention, bits, *parameters = rest
+        activation, normalize, layers, gates, sparse, _ = ctx.config
         weights, biases, slopes = split_parameters(parameters[gates:], layers)
         grad_target, grad_tokens, grad_table, grad_gate, grads = _bwd(
-            grad_pooled, pooled, scores, lse, bits, target, item_ids, polarity, item_table, polarity_table, sign,
+            grad_pooled, pooled, attention, bits, target, item_ids, polarity, item_table, polarity_table, sign,
             parameters[:gates], offsets, lengths, mask, weights, biases, slopes, activation, normalize,
         )  # fmt: skip
         grad_items = None
         if ctx.needs_input_grad[3]:
-            grad_items = table_grad(
-                item_ids, grad_tokens, offsets, lengths, mask, item_table.shape[0], sparse
-            )
+            grad_items = table_grad(item_ids, grad_tokens, offsets, lengths, mask, item_table.shape[0], sparse)
         grad_polarity = grad_table if polarity_table is not None else None
         return grad_target, None, None, grad_items, grad_polarity, *[None] * 5, *grad_gate, *grads

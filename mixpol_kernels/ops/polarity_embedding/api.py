@@ -59,11 +59,13 @@ def polarity_embedding(
     if item_ids.dim() == 1 and offsets is None and lengths is None and mask is None:
         where = Layout(1, (item_ids.shape[0],), None, None, None)
     else:
+        if offsets is not None and (offsets.dim() != 1 or offsets.shape[0] == 0):
+            raise ValueError(f"offsets has shape {list(offsets.shape)}; expected [B + 1]")
+        if item_ids.dim() == 0:
+            raise ValueError("item_ids has shape []; expected [N] or [B, L]")
         batch = item_ids.shape[0] if offsets is None else offsets.shape[0] - 1
-        where = layout(
-            item_ids, batch, name="item_ids", trailing=0, offsets=offsets, lengths=lengths, mask=mask
-        )
-    chosen = backends.choose("polarity_embedding", backend, (item_table, polarity_table), 0)
+        where = layout(item_ids, batch, name="item_ids", trailing=0, offsets=offsets, lengths=lengths, mask=mask)
+    chosen = backends.choose("polarity_embedding", backend, item_table, lambda: 0)
     if chosen == "reference":
         keep = where.keep()
         if not torch.compiler.is_compiling():
@@ -88,6 +90,4 @@ def check_tables(item_ids: Tensor, polarity: Tensor, item_table: Tensor, polarit
     if item_table.dim() != 2:
         raise ValueError(f"item_table has shape {list(item_table.shape)}; expected [V, D]")
     if polarity_table.dim() != 2 or polarity_table.shape[1] != item_table.shape[1]:
-        raise ValueError(
-            f"polarity_table has shape {list(polarity_table.shape)}; expected [P, {item_table.shape[1]}]"
-        )
+        raise ValueError(f"polarity_table has shape {list(polarity_table.shape)}; expected [P, {item_table.shape[1]}]")

@@ -51,18 +51,19 @@ class PolarityEmbedding(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(item_ids, polarity, offsets, lengths, mask)
         ctx.config = (item_table.shape[0], polarity_table.shape[0], sparse)
-        return _fwd(item_ids, polarity, item_table, polarity_table, offsets, lengths, mask)
+        tokens: Tensor = _fwd(item_ids, polarity, item_table, polarity_table, offsets, lengths, mask)
+        return tokens
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_tokens: Tensor) -> tuple[Tensor | None, ...]:
-        item_ids, polarity, *where = ctx.saved_tensors
+        item_ids, polarity, offsets, lengths, mask = ctx.saved_tensors
         items, polarities, sparse = ctx.config
         _, _, item_grad, polarity_grad = ctx.needs_input_grad[:4]
         return (
             None,
             None,
-            table_grad(item_ids, grad_tokens, *where, items, sparse) if item_grad else None,
-            table_grad(polarity, grad_tokens, *where, polarities, False) if polarity_grad else None,
+            table_grad(item_ids, grad_tokens, offsets, lengths, mask, items, sparse) if item_grad else None,
+            table_grad(polarity, grad_tokens, offsets, lengths, mask, polarities, False) if polarity_grad else None,
             *[None] * 4,
         )

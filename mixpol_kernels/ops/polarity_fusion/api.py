@@ -70,29 +70,25 @@ def polarity_fusion(
     if target.dim() != 2:
         raise ValueError(f"target has shape {list(target.shape)}; expected [B, D], one target a user")
     check_float(target, "target", tokens=tokens)
-    where = layout(
-        tokens, target.shape[0], name="tokens", trailing=1, offsets=offsets, lengths=lengths, mask=mask
-    )
+    where = layout(tokens, target.shape[0], name="tokens", trailing=1, offsets=offsets, lengths=lengths, mask=mask)
     if tokens.shape[-1] != target.shape[-1]:
-        raise ValueError(
-            f"tokens are {tokens.shape[-1]} wide and target {target.shape[-1]}; expected the same D"
-        )
+        raise ValueError(f"tokens are {tokens.shape[-1]} wide and target {target.shape[-1]}; expected the same D")
     sign = check_fusion(target, fusion, polarity, where.token_shape, polarity_table, gate, sign)
     if fusion == "none":
-        backends.choose("polarity_fusion", backend, (target, tokens))
+        backends.choose("polarity_fusion", backend, target, lambda: 0)
         return tokens
     assert polarity is not None
     assert polarity_table is not None
-    chosen = backends.choose("polarity_fusion", backend, (target, tokens, polarity_table, sign, *gate), 0)
+    chosen = backends.choose("polarity_fusion", backend, target, lambda: 0)
     if chosen == "reference":
-        user, keep = where.assignment()
-        user = user.to(target.device)
         if not torch.compiler.is_compiling():
-            where.check_values()
+            where.check_values()  # before the assignment, which trusts the offsets
+        user, keep = where.assignment()
+        if not torch.compiler.is_compiling():
             check_range("polarity", polarity, polarity_table.shape[0], keep)
         fused = reference.polarity_fusion(
-            target[:, None, :], tokens.reshape(-1, tokens.shape[-1]), polarity.reshape(-1), user, keep,
-            polarity_table, sign, (gate[0], gate[1], gate[2]) if gate else None,
+            target[:, None, :], tokens.reshape(-1, tokens.shape[-1]), polarity.reshape(-1),
+            user.to(target.device), keep, polarity_table, sign, (gate[0], gate[1], gate[2]) if gate else None,
         )  # fmt: skip
         return fused.reshape(tokens.shape)
     out: Tensor = PolarityFusion.apply(

@@ -81,7 +81,8 @@ class PolarityFusion(torch.autograd.Function):
         *gate: Tensor,
     ) -> Tensor:
         ctx.save_for_backward(target, tokens, polarity, polarity_table, sign, offsets, lengths, mask, *gate)
-        return _fwd(target, tokens, polarity, polarity_table, sign, list(gate), offsets, lengths, mask)
+        fused: Tensor = _fwd(target, tokens, polarity, polarity_table, sign, list(gate), offsets, lengths, mask)
+        return fused
 
     @staticmethod
     @once_differentiable

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -15,6 +16,7 @@ from mixpol_kernels.ops.target_attention.autograd import (
     ACTIVATIONS,
     NORMALIZERS,
     TargetAttention,
+    forward,
     keeps_bits,
 )
 
@@ -79,40 +81,33 @@ def target_attention(
         raise ValueError(f"target has shape {list(target.shape)}; expected [B, D] or [B, M, D]")
     check_float(target, "target", history=history)
     check_activation_unit(target, weights, biases, slopes, activation, normalize)
-    where = layout(
-        history, target.shape[0], name="history", trailing=1, offsets=offsets, lengths=lengths, mask=mask
-    )
+    where = layout(history, target.shape[0], name="history", trailing=1, offsets=offsets, lengths=lengths, mask=mask)
     if history.shape[-1] != target.shape[-1]:
-        raise ValueError(
-            f"history is {history.shape[-1]} wide and target {target.shape[-1]}; expected the same D"
-        )
+        raise ValueError(f"history is {history.shape[-1]} wide and target {target.shape[-1]}; expected the same D")
     wide = target if target.dim() == 3 else target[:, None, :]
-    saved = saved_bytes(wide, where.token_shape, weights, activation)
-    tensors = (target, history, *weights, *biases, *slopes)
-    chosen = backends.choose("target_attention", backend, tensors, saved)
+    act, norm = ACTIVATIONS.index(activation), NORMALIZERS.index(normalize)
+    chosen = backends.choose(
+        "target_attention", backend, target, lambda: saved_bytes(wide, where.token_shape, weights, act)
+    )
     if chosen == "reference":
         if not torch.compiler.is_compiling():
             where.check_values()
         user, keep = where.assignment()
-        if user.device != target.device:
-            user = user.to(target.device)
-        tokens = history.reshape(-1, history.shape[-1])
         pooled, attention = reference.target_attention(
-            wide, tokens, user, keep, weights, biases, slopes, activation, normalize
-        )
-        attention = attention.detach().reshape(*where.token_shape, wide.shape[1])
-    else:
-        grad = backends.needs_grad(tensors)
-        hidden = [w.shape[0] for w in weights[:-1]]
-        save_bits = grad and keeps_bits(ACTIVATIONS.index(activation), hidden)
-        pooled, scores, lse = TargetAttention.apply(
-            wide, history, where.offsets, where.lengths, where.mask,
-            ACTIVATIONS.index(activation), NORMALIZERS.index(normalize), len(weights),
-            grad or return_weights, save_bits, *weights, *biases, *slopes,
+            wide, history.reshape(-1, history.shape[-1]), user.to(target.device), keep,
+            weights, biases, slopes, activation, normalize,
         )  # fmt: skip
-        attention = scores
-        if return_weights and normalize == "softmax":
-            attention = softmax_weights(scores, lse, where.offsets)
+        attention = attention.detach().reshape(*where.token_shape, wide.shape[1])
+    elif backends.needs_grad(target, history, *weights, *biases, *slopes):
+        pooled, attention = TargetAttention.apply(
+            wide, history, where.offsets, where.lengths, where.mask, act, norm, len(weights),
+            keeps_bits(act, weights), *weights, *biases, *slopes,
+        )  # fmt: skip
+    else:
+        pooled, attention, _ = forward(
+            wide, history, where.offsets, where.lengths, where.mask, weights, biases, slopes, act, norm,
+            return_weights, False,
+        )  # fmt: skip
     if target.dim() == 2:
         pooled = pooled[:, 0]
     if not return_weights:
@@ -120,23 +115,10 @@ def target_attention(
     return pooled, attention[..., 0] if target.dim() == 2 else attention
 
 
-def softmax_weights(scores: Tensor, lse: Tensor, offsets: Tensor | None) -> Tensor:
-    """Attention weights from the saved scores [..., M] and log-sum-exp [B, M]; pads have the score -inf."""
-    if offsets is None:
-        return (scores - lse[:, None, :]).exp()
-    return (scores - lse.repeat_interleave(offsets.diff(), dim=0, output_size=scores.shape[0])).exp()
-
-
-def saved_bytes(
-    target: Tensor, token_shape: tuple[int, ...], weights: Sequence[Tensor], activation: str
-) -> int:
-    """Bytes that the fused form keeps for backward beyond the inputs; the pooled output is not counted."""
-    tokens = target.shape[1]
-    for size in token_shape:
-        tokens *= size
-    hidden = [w.shape[0] for w in weights[:-1]]
-    bits = (hidden[0] + 7) // 8 if keeps_bits(ACTIVATIONS.index(activation), hidden) else 0
-    return tokens * (4 + bits) + 4 * target.shape[0] * target.shape[1]
+def saved_bytes(target: Tensor, token_shape: tuple[int, ...], weights: Sequence[Tensor], activation: int) -> int:
+    """Bytes that the fused form keeps for backward beyond its inputs and its output."""
+    bits = (weights[0].shape[0] + 7) // 8 if keeps_bits(activation, weights) else 0
+    return math.prod(token_shape) * target.shape[1] * (4 + bits)
 
 
 def check_activation_unit(
@@ -152,23 +134,22 @@ def check_activation_unit(
     check_choice("normalize", normalize, NORMALIZERS)
     layers = len(weights)
     if not 2 <= layers <= 4:
-        raise ValueError(
-            f"weights has {layers} entries; expected one to three hidden layers and then the output layer"
-        )
+        raise ValueError(f"weights has {layers} entries; expected one to three hidden layers and then the output layer")
     if len(biases) != layers:
-        raise ValueError(
-            f"biases has {len(biases)} entries and weights {layers}; expected one bias per weight"
-        )
+        raise ValueError(f"biases has {len(biases)} entries and weights {layers}; expected one bias per weight")
     expected = layers - 1 if activation == "prelu" else 0
     if len(slopes) != expected:
         raise ValueError(f"slopes has {len(slopes)} entries; activation={activation!r} expects {expected}")
-    width = 4 * target.shape[-1]
+    width, dtype, device = 4 * target.shape[-1], target.dtype, target.device
     for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         out = 1 if i == layers - 1 else weight.shape[0] if weight.dim() == 2 else -1
-        check_float(target, "target", **{f"weights[{i}]": weight, f"biases[{i}]": bias})
-        check_shape(f"weights[{i}]", weight, (out, width), "units, inputs; the first layer takes 4 D inputs")
-        check_shape(f"biases[{i}]", bias, (out,), "one per unit")
-        if i < len(slopes):
-            check_float(target, "target", **{f"slopes[{i}]": slopes[i]})
-            check_shape(f"slopes[{i}]", slopes[i], (out,), "one per unit")
+        group = (weight, bias, slopes[i]) if i < len(slopes) else (weight, bias)
+        for tensor in group:  # messages are made only when something is wrong: this runs in every call
+            if tensor.dtype != dtype or tensor.device != device:
+                names = (f"weights[{i}]", f"biases[{i}]", f"slopes[{i}]")
+                check_float(target, "target", **dict(zip(names, group, strict=False)))
+            if tensor.shape != ((out, width) if tensor is weight else (out,)):
+                check_shape(f"weights[{i}]", weight, (out, width), "units, inputs; the first layer has 4 D")
+                check_shape(f"biases[{i}]", bias, (out,), "one per unit")
+                check_shape(f"slopes[{i}]", tensor, (out,), "one per unit")
         width = out

@@ -18,35 +18,37 @@ _UNIT = "Tensor[] weights, Tensor[] biases, Tensor[] slopes, int activation, int
 _LAYOUT = "Tensor? offsets, Tensor? lengths, Tensor? mask"
 define(
     "target_attention_fwd",
-    f"(Tensor target, Tensor history, {_LAYOUT}, {_UNIT}, bool save_scores, bool save_bits)"
-    " -> (Tensor pooled, Tensor scores, Tensor lse, Tensor bits)",
+    f"(Tensor target, Tensor history, {_LAYOUT}, {_UNIT}, bool save_attention, bool save_bits)"
+    " -> (Tensor pooled, Tensor attention, Tensor bits)",
 )
 define(
     "target_attention_bwd",
-    "(Tensor grad_pooled, Tensor pooled, Tensor scores, Tensor lse, Tensor bits,"
+    "(Tensor grad_pooled, Tensor pooled, Tensor attention, Tensor bits,"
     f" Tensor target, Tensor history, {_LAYOUT}, {_UNIT})"
     " -> (Tensor grad_target, Tensor grad_history, Tensor[] grad_parameters)",
 )
 
 
-def keeps_bits(activation: int, hidden_units: list[int]) -> bool:
+def keeps_bits(activation: int, weights: Sequence[Tensor]) -> bool:
     """Whether the forward keeps a bit per hidden unit, which spares the backward the first layer.
 
-    Up to 64 units, so that scores and bits stay within 12 bytes a token.
+    Up to 64 units, so that attention weights and bits stay within 12 bytes a token.
     """
-    return ACTIVATIONS[activation] == "relu" and len(hidden_units) == 1 and hidden_units[0] <= 64
+    return activation == ACTIVATIONS.index("relu") and len(weights) == 2 and weights[0].shape[0] <= 64
 
 
-def saved_shapes(
-    token_shape: tuple[int, ...], target: Tensor, hidden_units: list[int], save_scores: bool, save_bits: bool
-) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Shapes of scores (float32), lse (float32) and bits (uint8)."""
+def fake_outputs(
+    target: Tensor, token_shape: Sequence[int], hidden_units: int, save_attention: bool, save_bits: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the forwards return: pooled, attention weights [tokens, M], bits [tokens, M, ceil(H / 8)] uint8."""
     candidates = target.shape[1]
-    empty = (0,)
-    scores = (*token_shape, candidates) if save_scores else empty
-    lse = (target.shape[0], candidates) if save_scores else empty
-    bits = (*token_shape, candidates, (hidden_units[0] + 7) // 8) if save_bits else empty
-    return scores, lse, bits
+    attention = (*token_shape, candidates) if save_attention else (0,)
+    bits = (*token_shape, candidates, (hidden_units + 7) // 8) if save_bits else (0,)
+    return (
+        target.new_empty(target.shape),
+        target.new_empty(attention),
+        target.new_empty(bits, dtype=torch.uint8),
+    )
 
 
 @torch.library.register_fake("mixpol::target_attention_fwd")
@@ -61,26 +63,17 @@ def _(
     slopes: list[Tensor],
     activation: int,
     normalize: int,
-    save_scores: bool,
+    save_attention: bool,
     save_bits: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    shapes = saved_shapes(
-        tuple(history.shape[:-1]), target, [w.shape[0] for w in weights[:-1]], save_scores, save_bits
-    )
-    return (
-        target.new_empty(target.shape),
-        target.new_empty(shapes[0], dtype=torch.float32),
-        target.new_empty(shapes[1], dtype=torch.float32),
-        target.new_empty(shapes[2], dtype=torch.uint8),
-    )
+) -> tuple[Tensor, Tensor, Tensor]:
+    return fake_outputs(target, history.shape[:-1], weights[0].shape[0], save_attention, save_bits)
 
 
 @torch.library.register_fake("mixpol::target_attention_bwd")
 def _(
     grad_pooled: Tensor,
     pooled: Tensor,
-    scores: Tensor,
-    lse: Tensor,
+    attention: Tensor,
     bits: Tensor,
     target: Tensor,
     history: Tensor,
@@ -97,12 +90,12 @@ def _(
     return target.new_empty(target.shape), history.new_empty(history.shape), parameters
 
 
-_fwd = torch.ops.mixpol.target_attention_fwd.default
+forward = torch.ops.mixpol.target_attention_fwd.default
 _bwd = torch.ops.mixpol.target_attention_bwd.default
 
 
 class TargetAttention(torch.autograd.Function):
-    """The fused op. Saves its inputs, the scores, and bits where they pay; recomputes the rest."""
+    """The fused op. Saves its inputs, the attention weights, and bits where they pay; recomputes the rest."""
 
     @staticmethod
     def forward(
@@ -115,36 +108,33 @@ class TargetAttention(torch.autograd.Function):
         activation: int,
         normalize: int,
         layers: int,
-        save_scores: bool,
         save_bits: bool,
         *parameters: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         """`parameters`: `layers` weights, `layers` biases, then slopes."""
         weights, biases, slopes = split_parameters(parameters, layers)
-        pooled, scores, lse, bits = _fwd(
+        pooled, attention, bits = forward(
             target, history, offsets, lengths, mask, weights, biases, slopes,
-            activation, normalize, save_scores, save_bits,
+            activation, normalize, True, save_bits,
         )  # fmt: skip
-        ctx.save_for_backward(target, history, offsets, lengths, mask, pooled, scores, lse, bits, *parameters)
+        ctx.save_for_backward(target, history, offsets, lengths, mask, pooled, attention, bits, *parameters)
         ctx.config = (activation, normalize, layers)
-        ctx.mark_non_differentiable(scores, lse)
-        return pooled, scores, lse
+        ctx.mark_non_differentiable(attention)
+        return pooled, attention
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_pooled: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        target, history, offsets, lengths, mask, pooled, scores, lse, bits, *parameters = ctx.saved_tensors
+        target, history, offsets, lengths, mask, pooled, attention, bits, *parameters = ctx.saved_tensors
         activation, normalize, layers = ctx.config
         weights, biases, slopes = split_parameters(parameters, layers)
         grad_target, grad_history, grads = _bwd(
-            grad_pooled, pooled, scores, lse, bits, target, history, offsets, lengths, mask,
+            grad_pooled, pooled, attention, bits, target, history, offsets, lengths, mask,
             weights, biases, slopes, activation, normalize,
         )  # fmt: skip
-        return grad_target, grad_history, *[None] * 8, *grads
+        return grad_target, grad_history, *[None] * 7, *grads
 
 
-def split_parameters(
-    parameters: Sequence[Tensor], layers: int
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+def split_parameters(parameters: Sequence[Tensor], layers: int) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Undoes `*weights, *biases, *slopes`."""
     return list(parameters[:layers]), list(parameters[layers : 2 * layers]), list(parameters[2 * layers :])

@@ -12,8 +12,11 @@ from torch.nn import functional as F
 def activate(h: Tensor, activation: str, slope: Tensor | None) -> Tensor:
     """relu, prelu (slope [H] or [1]), sigmoid or silu, element-wise."""
     if activation == "prelu":
+        assert slope is not None
         return torch.where(h > 0, h, slope * h)
-    return {"relu": F.relu, "sigmoid": torch.sigmoid, "silu": F.silu}[activation](h)
+    if activation == "relu":
+        return F.relu(h)
+    return torch.sigmoid(h) if activation == "sigmoid" else F.silu(h)
 
 
 def activation_unit(
