@@ -115,13 +115,16 @@ struct FusionSums {
     float* target;  // [D][Dp]
 };
 
-static inline PackedUnit carve_packed(const ActivationUnit& unit, bool backward, Arena& arena) {
+// `forward`: what the first layers need to be computed; `backward`: what their gradients need.
+static inline PackedUnit carve_packed(const ActivationUnit& unit, bool forward, bool backward, Arena& arena) {
     PackedUnit p{};
     int64_t d = unit.width, dp = padded_columns(unit.width);
     int64_t h = unit.units[0], hp = padded_columns(unit.units[0]);
-    p.token_t = arena.take(d * hp);
-    p.product_t = arena.take(d * hp);
-    p.target_t = arena.take(d * hp);
+    if (forward) {
+        p.token_t = arena.take(d * hp);
+        p.product_t = arena.take(d * hp);
+        p.target_t = arena.take(d * hp);
+    }
     if (backward) {
         p.token_n = arena.take(h * dp);
         p.product_n = arena.take(h * dp);
@@ -234,7 +237,7 @@ struct FusionGradients {
 
 // The kernels of one instruction set level. `sums` is the block's own part of a zeroed buffer.
 struct Kernels {
-    void (*pack_unit)(const ActivationUnit&, bool backward, PackedUnit&);
+    void (*pack_unit)(const ActivationUnit&, PackedUnit&);
     void (*pack_fusion)(const PolarityFusion&, bool backward, PackedFusion&);
     int64_t (*attention_scratch_floats)(const Pass&, bool backward);
     int64_t (*fusion_scratch_floats)(const Pass&, bool backward);

@@ -307,13 +307,14 @@ Tensor FusionInputs::new_gradients(FusionGradients& out, std::vector<Tensor>& ga
 Packed pack(Pass& pass, bool with_unit, bool backward) {
     auto carve = [&](float* base) {
         Arena arena(base);
-        if (with_unit) pass.packed_unit = carve_packed(pass.unit, backward, arena);
+        if (with_unit)
+            pass.packed_unit = carve_packed(pass.unit, !(backward && pass.keep_bits), backward, arena);
         pass.packed_fusion = carve_packed(pass.fusion, backward, arena);
         return arena.used();
     };
     Packed packed{allocate(carve(nullptr))};
     carve(packed.memory.get());
-    if (with_unit) kernels().pack_unit(pass.unit, backward, pass.packed_unit);
+    if (with_unit) kernels().pack_unit(pass.unit, pass.packed_unit);
     kernels().pack_fusion(pass.fusion, backward, pass.packed_fusion);
     return packed;
 }

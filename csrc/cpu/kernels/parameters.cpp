@@ -21,35 +21,32 @@ void copy_rows(float* to, const float* from, int rows, int columns, int64_t ld) 
     for (int r = 0; r < rows; r++) copy_padded(to + r * int64_t{wide}, from + r * ld, columns, wide);
 }
 
-// out = a · b over width, with a padded.
-float dot_rows(const float* a, const float* b, int padded_width) { return dot(a, b, padded_width); }
-
 }  // namespace
 
-void pack_unit(const ActivationUnit& unit, bool backward, PackedUnit& p) {
+void pack_unit(const ActivationUnit& unit, PackedUnit& p) {
     const int d = unit.width, h = unit.units[0], hp = padded(h), wide = padded(d);
     const float* w = unit.weight[0];
-    for (int k = 0; k < d; k++) {
-        float *token = p.token_t + k * int64_t{hp}, *product = p.product_t + k * int64_t{hp},
-              *target = p.target_t + k * int64_t{hp};
+    // Sixteen inputs at a time: whole lines are read, and the lines written stay in L1.
+    for (int k0 = 0; p.token_t && k0 < d; k0 += 16)
         for (int j = 0; j < hp; j++) {
-            const float* row = w + j * int64_t{4} * d + k;
-            token[j] = j < h ? row[d] - row[2 * d] : 0;
-            product[j] = j < h ? row[3 * d] : 0;
-            target[j] = j < h ? row[0] + row[2 * d] : 0;
-        }
-    }
-    if (backward) {
-        for (int j = 0; j < h; j++) {
             const float* row = w + j * int64_t{4} * d;
-            float *token = p.token_n + j * int64_t{wide}, *product = p.product_n + j * int64_t{wide},
-                  *target = p.target_n + j * int64_t{wide};
-            for (int k = 0; k < wide; k++) {
-                token[k] = k < d ? row[d + k] - row[2 * d + k] : 0;
-                product[k] = k < d ? row[3 * d + k] : 0;
-                target[k] = k < d ? row[k] + row[2 * d + k] : 0;
+            for (int k = k0; k < k0 + 16 && k < d; k++) {
+                const int64_t at = k * int64_t{hp} + j;
+                p.token_t[at] = j < h ? row[d + k] - row[2 * d + k] : 0;
+                p.product_t[at] = j < h ? row[3 * d + k] : 0;
+                p.target_t[at] = j < h ? row[k] + row[2 * d + k] : 0;
             }
         }
+    for (int j = 0; p.token_n && j < h; j++) {
+        const float* row = w + j * int64_t{4} * d;
+        float *token = p.token_n + j * int64_t{wide}, *product = p.product_n + j * int64_t{wide},
+              *target = p.target_n + j * int64_t{wide};
+        for (int k = 0; k < d; k++) {
+            token[k] = row[d + k] - row[2 * d + k];
+            product[k] = row[3 * d + k];
+            target[k] = row[k] + row[2 * d + k];
+        }
+        for (int k = d; k < wide; k++) token[k] = product[k] = target[k] = 0;
     }
     for (int i = 0; i < unit.layers; i++) {
         int units = unit.units[i];
@@ -57,7 +54,8 @@ void pack_unit(const ActivationUnit& unit, bool backward, PackedUnit& p) {
         if (unit.slope[i]) copy_padded(p.slope[i], unit.slope[i], units, padded(units));
         if (i == 0) continue;
         transpose(p.weight_t[i], unit.weight[i], units, unit.units[i - 1], unit.units[i - 1]);
-        if (backward) copy_rows(p.weight_n[i], unit.weight[i], units, unit.units[i - 1], unit.units[i - 1]);
+        if (p.weight_n[i])
+            copy_rows(p.weight_n[i], unit.weight[i], units, unit.units[i - 1], unit.units[i - 1]);
     }
     int last = unit.units[unit.layers - 1];
     copy_padded(p.output, unit.weight[unit.layers], last, padded(last));
@@ -95,10 +93,9 @@ void unfold_unit(const ActivationUnit& unit, const PackedUnit& packed, const Uni
         }
         grads.bias[0][j] = scale * sums.bias[0][j];
         if (scaled)
-            grads.weight[1][j] = dot_rows(packed.token_n + row, token, wide) +
-                                 dot_rows(packed.product_n + row, product, wide) +
-                                 dot_rows(packed.target_n + row, target, wide) +
-                                 packed.bias[0][j] * sums.bias[0][j];
+            grads.weight[1][j] =
+                dot(packed.token_n + row, token, wide) + dot(packed.product_n + row, product, wide) +
+                dot(packed.target_n + row, target, wide) + packed.bias[0][j] * sums.bias[0][j];
     }
     for (int i = 1; i <= last; i++) {
         int below = unit.units[i - 1], ld = padded(below);

@@ -1,0 +1,55 @@
+"""`python -m mixpol_kernels.info`: what is there, what is not, and how to mend it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import sys
+
+import torch
+
+import mixpol_kernels
+from mixpol_kernels.library import ISA_LEVELS, library
+
+ENVIRONMENT = {
+    "MIXPOL_BACKEND": "implementation that 'auto' stands for: cpu or reference (default: the first that can run)",
+    "MIXPOL_CPU_ISA": "highest instruction set of the CPU kernels: base, avx2 or avx512 (default: the CPU's best)",
+    "MIXPOL_SKIP_EXT": "1: do not load the compiled library",
+}
+
+
+def report() -> str:
+    """The text that the command prints."""
+    lines = [
+        f"mixpol_kernels {mixpol_kernels.__version__}",
+        f"  python      {platform.python_version()} on {platform.machine()} {platform.system()}",
+        f"  torch       {torch.__version__}, {torch.get_num_threads()} threads",
+    ]
+    if library.loaded:
+        lines.append(f"  cpu         ready, instruction set {library.isa()} (of {', '.join(ISA_LEVELS)})")
+    else:
+        lines.append(f"  cpu         not ready: {library.reason}")
+    lines.append(f"  gpu         {_gpu()}")
+    lines.append(f"  triton      {_triton()}")
+    lines.append("  reference   ready (plain PyTorch, any device and float dtype)")
+    lines.append("environment")
+    for name, meaning in ENVIRONMENT.items():
+        lines.append(f"  {name}={os.environ.get(name, '')}".ljust(28) + meaning)
+    return "\n".join(lines)
+
+
+def _gpu() -> str:
+    if not torch.cuda.is_available():
+        return "none found by torch; no kernels for it yet: on a GPU the ops run the PyTorch reference"
+    return f"{torch.cuda.get_device_name()}; no kernels for it yet: the ops run the PyTorch reference"
+
+
+def _triton() -> str:
+    found = importlib.util.find_spec("triton") is not None
+    return "installed, not used yet" if found else "not installed, not needed yet"
+
+
+if __name__ == "__main__":
+    print(report())
+    sys.exit(0 if library.loaded else 1)
