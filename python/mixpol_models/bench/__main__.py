@@ -1,0 +1,95 @@
+"""`python -m mixpol_models.bench`: measures the ladder on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+
+from mixpol_models.bench.gate import GateError
+from mixpol_models.bench.ladder import LENGTHS, run_ladder
+from mixpol_models.bench.report import (
+    headline_table,
+    ladder_markdown,
+    ladder_table,
+    machine_facts,
+    noise,
+    plot_ladder,
+    sentences,
+)
+from mixpol_models.bench.rungs import RUNGS
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the ladder, prints it, writes what was asked for. Returns the exit status."""
+    options = _parser().parse_args(arguments)
+    console = Console()
+    facts = machine_facts()
+    console.print(", ".join(f"{key} {value}" for key, value in facts.items()), highlight=False)
+    try:
+        rows = run_ladder(
+            options.lengths,
+            options.batch,
+            options.width,
+            options.hidden,
+            options.activation,
+            options.rounds,
+            options.seconds_per_rung,
+            options.rungs,
+            progress=lambda line: console.print(line, style="dim", highlight=False),
+            seed=options.seed,
+        )
+    except (GateError, RuntimeError, ValueError) as error:
+        Console(stderr=True).print(str(error), style="bold red", highlight=False, markup=False)
+        return 1
+    console.print(ladder_table(rows), headline_table(rows))
+    for sentence in sentences(rows):
+        console.print(sentence, highlight=False)
+    if noise(rows):
+        console.print(noise(rows), style="yellow", highlight=False)
+    if options.json:
+        document = {"machine": facts, "seed": options.seed, "rows": [asdict(row) for row in rows]}
+        options.json.write_text(json.dumps(document, indent=2) + "\n")
+    if options.markdown:
+        options.markdown.write_text(ladder_markdown(rows))
+    if options.plot:
+        plot_ladder(rows, options.plot)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m mixpol_models.bench", description=__doc__)
+    parser.add_argument("--lengths", type=_integers, default=LENGTHS, metavar="L,L,...", help="padded lengths")
+    parser.add_argument("--batch", type=int, default=256, metavar="B", help="users (default %(default)s)")
+    parser.add_argument("--width", type=int, default=64, metavar="D", help="embedding width (%(default)s)")
+    parser.add_argument("--hidden", type=_integers, default=(64,), metavar="H,...", help="hidden units")
+    parser.add_argument("--activation", default="relu", choices=("relu", "prelu", "sigmoid", "silu"))
+    parser.add_argument("--rounds", type=int, default=15, metavar="N", help="at most (%(default)s)")
+    parser.add_argument("--seconds-per-rung", type=float, default=3.0, metavar="S", help="(%(default)s)")
+    parser.add_argument("--rungs", type=_names, metavar="NAME,...", help=f"of: {', '.join(RUNGS)}")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write machine facts and rows")
+    parser.add_argument("--markdown", type=Path, metavar="PATH", help="write the table")
+    parser.add_argument("--plot", type=Path, metavar="PATH", help="write the picture")
+    return parser
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+def _names(text: str) -> list[str]:
+    names = [part.strip() for part in text.split(",")]
+    unknown = [part for part in names if part not in RUNGS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is no rung; expected some of {', '.join(RUNGS)}")
+    return names
+
+
+if __name__ == "__main__":
+    sys.exit(main())

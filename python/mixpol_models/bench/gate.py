@@ -1,0 +1,98 @@
+"""The correctness gate: no number of a run is shown unless every form of that run is right.
+
+With exact the float64 reference, in the maximum norm tensor by tensor (contract 1 of the package):
+
+    |answer - exact| <= factor * error of plain float32 PyTorch + eps * max |exact|
+
+The plain error is the largest of a few plain forms and draws of rounding errors. A single one may be small by
+luck, where a tensor has few elements (the gradient of a bias is one long sum), or as PyTorch summed pairwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+OUTPUT_FACTOR, GRADIENT_FACTOR = 2.0, 5.0
+# torch.compile sums long reductions in order where eager PyTorch sums pairwise, so the gradient of a bias is less
+# exact. It is no kernel of ours and the budget is not a claim about it: it only has to compute the same thing.
+COMPILE_SLACK = 4.0
+Answer = Mapping[str, Tensor]
+# Gradients are linear in the upstream gradient: a multiple of it has the same answer, rounded otherwise.
+_MULTIPLES = (1.0, 45 / 32, 55 / 32)
+
+
+class GateError(RuntimeError):
+    """A form's numbers are outside the error budget."""
+
+
+def check(name: str, answer: Answer, exact: Answer, plain: Mapping[str, float], slack: float = 1.0) -> None:
+    """Holds a form to the error budget.
+
+    Args:
+        name: of the form, for the message.
+        answer: {"output": ..., leaf name: gradient} of the form, float32.
+        exact: the same of the float64 reference.
+        plain: error of plain float32 PyTorch, by the same names; see `plain_errors`.
+        slack: multiple of the budget that the form may use: 1, or COMPILE_SLACK for a compiled baseline.
+
+    Raises:
+        GateError: a tensor is missing, misshapen or outside the budget (NaN is outside).
+    """
+    if answer.keys() != exact.keys():
+        raise GateError(f"{name}: has {sorted(answer)}; the reference has {sorted(exact)}")
+    for key, truth in exact.items():
+        if answer[key].shape != truth.shape:
+            raise GateError(f"{name}: {key} has shape {list(answer[key].shape)}; expected {list(truth.shape)}")
+        error, allowed = largest_error(answer[key], truth), slack * budget(key, plain[key], truth)
+        if not error <= allowed:
+            raise GateError(
+                f"{name}: error of {key} is {error:.3g}; allowed is {allowed:.3g} (largest value "
+                f"{float(truth.abs().max()):.3g}). The gate is red, so no number of this run is shown."
+            )
+
+
+def plain_errors(
+    forms: Iterable[Callable[[], Tensor]], leaves: Answer, upstream: Tensor, exact: Answer
+) -> dict[str, float]:
+    """The largest error of each tensor over plain float32 forms.
+
+    Args:
+        forms: each runs a forward pass and returns the output.
+        leaves: what gets a gradient, by name.
+        upstream: gradient of the output, of `short` values.
+        exact: {"output": ..., leaf name: gradient} of the float64 reference.
+    """
+    worst = dict.fromkeys(exact, 0.0)
+    for form in forms:
+        for answer in _draws(form(), leaves, upstream):
+            for key, truth in exact.items():
+                worst[key] = max(worst[key], largest_error(answer[key], truth))
+    return worst
+
+
+def short(tensor: Tensor) -> Tensor:
+    """Rounded to eight bits, so that its multiples in `plain_errors` are exact in float32."""
+    return tensor.bfloat16().to(tensor.dtype)
+
+
+def _draws(output: Tensor, leaves: Answer, upstream: Tensor) -> Iterator[Answer]:
+    for multiple in _MULTIPLES:
+        grads = torch.autograd.grad(output, list(leaves.values()), upstream * multiple, retain_graph=True)
+        scaled = (grad.double() / multiple for grad in grads)
+        yield {"output": output, **dict(zip(leaves, scaled, strict=True))}
+
+
+def budget(key: str, plain: float, truth: Tensor) -> float:
+    """The largest error that `key` may have."""
+    factor = OUTPUT_FACTOR if key == "output" else GRADIENT_FACTOR
+    return factor * plain + torch.finfo(torch.float32).eps * float(truth.abs().max())
+
+
+def largest_error(value: Tensor, truth: Tensor) -> float:
+    """max |value - truth| in float64; NaN if there is one."""
+    if not truth.numel():
+        return 0.0
+    return float(torch.sub(value.detach().double(), truth).abs().max())

@@ -1,0 +1,31 @@
+"""Which positions of a padded history are kept, in every shape that a form may want."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Padding(NamedTuple):
+    """A right-padded layout. All of it is made beforehand: no form pays for it.
+
+    Attributes:
+        lengths: [B] int64.
+        mask: [B, L] float32, 1 at kept positions.
+        position: [T] int64, the kept positions in the flat [B * L].
+        user: [T] int64, their users.
+    """
+
+    lengths: Tensor
+    mask: Tensor
+    position: Tensor
+    user: Tensor
+
+
+def pad_right(lengths: Tensor, length: int) -> Padding:
+    """The layout of `lengths` [B] in rows of `length` positions."""
+    keep = torch.arange(length)[None, :] < lengths[:, None]
+    position = keep.flatten().nonzero().squeeze(1)
+    return Padding(lengths, keep.float(), position, position // length)

@@ -1,0 +1,235 @@
+"""Seeded inputs and exact answers for the polarity suites: one op, one shape, several forms."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mixpol_kernels.nn import MixedPolarityAttention, PolarityEmbedding, PolarityFusion, TargetAttention
+from mixpol_models.bench.gate import plain_errors, short
+from mixpol_models.bench.kinks import near_kink
+from mixpol_models.bench.padding import pad_right
+from mixpol_models.bench.polarity_forms import Composed, EagerFusion, RefactoredFusion, SumOfLookups
+from mixpol_models.bench.rungs import Concat, PerTarget
+
+
+@dataclass(frozen=True)
+class Case:
+    """One op at one shape, in several forms over the same parameters.
+
+    Attributes:
+        name: of the op and the shape.
+        forms: ways to compute the output, by name: "eager", "eager+compile", ..., "fused"; "reference" is
+            there for the gate.
+        leaves: everything that gets a gradient, by name.
+        upstream: the gradient of the output; zero at pads, which forms may fill differently.
+        exact: output and gradients of the float64 reference, by name.
+        kept: the output times this is compared; 0 at pads.
+    """
+
+    name: str
+    forms: Mapping[str, Callable[[], Tensor]]
+    leaves: Mapping[str, Tensor]
+    upstream: Tensor
+    exact: Mapping[str, Tensor]
+    kept: Tensor
+
+    def clear(self) -> None:
+        """Drops the gradients."""
+        for leaf in self.leaves.values():
+            leaf.grad = None
+
+    def step(self, form: str) -> Tensor:
+        """Forward and backward of a form; the gradients are in the leaves. Call `clear` first."""
+        output = self.forms[form]()
+        output.backward(self.upstream)
+        return output
+
+    def answer(self, form: str) -> dict[str, Tensor]:
+        """`step`, as the gate takes it."""
+        self.clear()
+        answer = {"output": self.step(form).detach() * self.kept}
+        answer |= {name: leaf.grad for name, leaf in self.leaves.items() if leaf.grad is not None}
+        self.clear()
+        return answer
+
+    def plain_errors(self) -> dict[str, float]:
+        """Errors of plain float32 PyTorch, for the gate."""
+        forms = [lambda form=form: form() * self.kept for form in (self.forms["eager"], self.forms["reference"])]
+        return plain_errors(forms, self.leaves, self.upstream, self.exact)
+
+
+def embedding_case(batch: int = 256, length: int = 50, width: int = 64, items: int = 10_000, seed: int = 0) -> Case:
+    """`polarity_embedding` on jagged ids, dense table gradients."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layer = PolarityEmbedding(items, width)
+        tokens = int(torch.randint(1, length + 1, (batch,)).sum())
+        ids, polarity = _popular(items, tokens), torch.randint(2, (tokens,))
+        upstream = short(torch.randn(tokens, width))
+    eager = SumOfLookups(layer)
+    fused, reference = _with_backend(layer, "cpu"), _with_backend(layer, "reference")
+    forms = {
+        "eager": lambda: eager(ids, polarity),
+        "eager+compile": _compiled(eager, ids, polarity),
+        "fused": lambda: fused(ids, polarity),
+        "reference": lambda: reference(ids, polarity),
+    }
+    exact = _double(layer)
+    leaves = dict(layer.named_parameters())
+    return Case(
+        f"polarity_embedding N={tokens} D={width} V={items}",
+        forms,
+        leaves,
+        upstream,
+        _exact(lambda: exact(ids, polarity), dict(exact.named_parameters()), upstream),
+        torch.ones(tokens, 1),
+    )
+
+
+def fusion_case(batch: int = 256, length: int = 50, width: int = 64, seed: int = 0) -> Case:
+    """`polarity_fusion` with "tapf" on padded tokens."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layer = PolarityFusion(width, "tapf")
+        _wake(layer)
+        lengths, mask, _, _ = pad_right(torch.randint(1, length + 1, (batch,)), length)
+        kept = mask.unsqueeze(-1)
+        target = torch.randn(batch, width)
+        tokens = torch.randn(batch, length, width) * kept
+        polarity = torch.randint(2, (batch, length))
+        upstream = short(torch.randn(batch, length, width)) * kept
+    inputs = {"target": target.requires_grad_(), "tokens": tokens.requires_grad_()}
+    eager, refactored = EagerFusion(layer), RefactoredFusion(layer)
+    fused, reference = _with_backend(layer, "cpu"), _with_backend(layer, "reference")
+    arguments = (target, tokens, polarity)
+    forms = {
+        "eager": lambda: eager(*arguments),
+        "eager+compile": _compiled(eager, *arguments),
+        "refactored": lambda: refactored(*arguments),
+        "refactored+compile": _compiled(refactored, *arguments),
+        "fused": lambda: fused(target, tokens, polarity, lengths=lengths),
+        "reference": lambda: reference(target, tokens, polarity, lengths=lengths),
+    }
+    exact, wide = _double(layer), _double_leaves(inputs)
+    return Case(
+        f"polarity_fusion tapf B={batch} L={length} D={width}",
+        forms,
+        {**inputs, **dict(layer.named_parameters())},
+        upstream,
+        _exact(
+            lambda: exact(wide["target"], wide["tokens"], polarity, lengths=lengths),
+            {**wide, **dict(exact.named_parameters())},
+            upstream,
+        ),
+        kept,
+    )
+
+
+def attention_case(
+    batch: int = 256,
+    length: int = 50,
+    width: int = 64,
+    hidden: int = 64,
+    items: int = 10_000,
+    activation: str = "relu",
+    seed: int = 0,
+) -> Case:
+    """`mixed_polarity_attention` with "tapf", from padded ids to pooled, dense gradient of the item table."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layer = MixedPolarityAttention(items, width, [hidden], "tapf", activation)
+        _wake(layer.fusion)
+        # Rows as long as the targets are, so that both halves of the score matter.
+        nn.init.normal_(layer.item_embedding.weight)
+        padding = pad_right(torch.randint(1, length + 1, (batch,)), length)
+        lengths = padding.lengths
+        target, upstream = torch.randn(batch, width), short(torch.randn(batch, width))
+        polarity = torch.randint(2, (batch, length))
+        exact = _double(layer)
+        ids = _settled_ids(exact, target, polarity, padding.mask, items)
+    eager, refactored = Composed(layer, EagerFusion, Concat), Composed(layer, RefactoredFusion, PerTarget)
+    fused, reference = _with_backend(layer, "cpu"), _with_backend(layer, "reference")
+    inputs = {"target": target.requires_grad_()}
+    arguments = (target, ids, polarity, padding)
+    forms = {
+        "eager": lambda: eager(*arguments),
+        "eager+compile": _compiled(eager, *arguments),
+        "refactored": lambda: refactored(*arguments),
+        "refactored+compile": _compiled(refactored, *arguments),
+        "fused": lambda: fused(target, ids, polarity, lengths=lengths),
+        "reference": lambda: reference(target, ids, polarity, lengths=lengths),
+    }
+    wide = _double_leaves(inputs)
+    return Case(
+        f"mixed_polarity_attention tapf B={batch} L={length} D={width} H={hidden} V={items} {activation}",
+        forms,
+        {**inputs, **dict(layer.named_parameters())},
+        upstream,
+        _exact(
+            lambda: exact(wide["target"], ids, polarity, lengths=lengths),
+            {**wide, **dict(exact.named_parameters())},
+            upstream,
+        ),
+        torch.ones(batch, 1),
+    )
+
+
+def _popular(items: int, *shape: int) -> Tensor:
+    """Ids whose popularity falls steeply, as in a real log: the gradients of a few rows are long sums."""
+    return (torch.rand(*shape).pow(3) * items).long()
+
+
+def _settled_ids(layer: MixedPolarityAttention, target: Tensor, polarity: Tensor, mask: Tensor, items: int) -> Tensor:
+    """Ids [B, L] with no kept token near a kink of the activation unit; 0 at pads."""
+    ids = torch.zeros_like(polarity)
+    user, position = mask.nonzero(as_tuple=True)
+    wide = target.double()
+    while user.numel():
+        ids[user, position] = _popular(items, user.numel())
+        with torch.no_grad():
+            tokens = layer.fusion(wide, layer.item_embedding(ids), polarity)[user, position]
+        again = near_kink(layer.attention, wide[user], tokens)
+        user, position = user[again], position[again]
+    return ids
+
+
+def _wake(fusion: PolarityFusion) -> None:
+    """W_t starts at zero; a form that forgot it would pass."""
+    assert fusion.target_projection is not None
+    nn.init.xavier_uniform_(fusion.target_projection.weight)
+
+
+def _compiled(unit: nn.Module, *arguments: Tensor) -> Callable[[], Tensor]:
+    compiled = torch.compile(unit, dynamic=False)
+    return lambda: compiled(*arguments)
+
+
+def _with_backend(layer: nn.Module, backend: str) -> nn.Module:
+    """A twin that shares every parameter and runs on `backend`."""
+    twin = copy.copy(layer)
+    twin.backend = backend
+    return twin
+
+
+def _double(layer: nn.Module) -> nn.Module:
+    """A float64 copy, with all of its parts on the reference."""
+    exact = copy.deepcopy(layer).double()
+    for module in exact.modules():
+        if isinstance(module, (MixedPolarityAttention, PolarityEmbedding, PolarityFusion, TargetAttention)):
+            module.backend = "reference"
+    return exact
+
+
+def _double_leaves(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().double().requires_grad_() for name, tensor in inputs.items()}
+
+
+def _exact(forward: Callable[[], Tensor], leaves: Mapping[str, Tensor], upstream: Tensor) -> dict[str, Tensor]:
+    output = forward()
+    output.backward(upstream.double())
+    return {"output": output.detach(), **{name: leaf.grad for name, leaf in leaves.items()}}

@@ -1,0 +1,46 @@
+"""The compositions that the polarity suites compare with compute what the reference computes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mixpol_kernels.library import library
+from mixpol_models.bench import GateError
+from mixpol_models.bench.gate import check
+from mixpol_models.bench.polarity_cases import Case, attention_case, embedding_case, fusion_case
+
+CASES = {
+    embedding_case: {"batch": 5, "length": 6, "width": 8, "items": 20},
+    fusion_case: {"batch": 5, "length": 6, "width": 8},
+    attention_case: {"batch": 5, "length": 6, "width": 8, "hidden": 7, "items": 20},
+}
+
+
+@pytest.fixture(params=CASES, ids=lambda make: make.__name__)
+def case(request: pytest.FixtureRequest) -> Case:
+    make: Any = request.param
+    return make(**CASES[make])
+
+
+@pytest.mark.parametrize("form", ["eager", "refactored", "fused"])
+def test_form_is_within_the_budget(case: Case, form: str) -> None:
+    if form not in case.forms:
+        pytest.skip("this op has no such form")
+    if form == "fused" and not library.loaded:
+        pytest.skip(library.reason)
+    check(form, case.answer(form), case.exact, case.plain_errors())
+
+
+def test_every_parameter_is_compared(case: Case) -> None:
+    assert set(case.exact) == {"output", *case.leaves}
+    assert all(bool(value.any()) for value in case.exact.values()), "a tensor of zeros would hide an error"
+
+
+def test_a_wrong_table_gradient_is_found(case: Case) -> None:
+    answer = case.answer("eager")
+    table = next(name for name in answer if "polarity_table" in name)
+    answer[table] = answer[table].flip(0)
+    with pytest.raises(GateError, match="polarity_table"):
+        check("planted", answer, case.exact, case.plain_errors())
