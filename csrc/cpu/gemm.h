@@ -31,6 +31,14 @@ MIXPOL_INLINE void load_tile(Tile<R, V>& acc, const float* p, int64_t ld) {
 }
 
 template <int R, int V>
+MIXPOL_INLINE void add_tile(Tile<R, V>& acc, const float* p, int64_t ld) {
+#pragma GCC unroll 6
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) acc.at[r][v] += load(p + r * ld + v * W);
+}
+
+template <int R, int V>
 MIXPOL_INLINE void store_tile(const Tile<R, V>& acc, float* p, int64_t ld) {
 #pragma GCC unroll 6
     for (int r = 0; r < R; r++)
@@ -119,7 +127,7 @@ MIXPOL_INLINE void for_rows(int rows, Body&& body) {
     }
 }
 
-// out[rows][ldo] = init + a · b, with init [rows][ldi] (ldi 0: one row for all; null: zeros). Columns are
+// out[rows][ldo] = a · b + init, with init [rows][ldi] (ldi 0: one row for all; null: zeros). Columns are
 // padded.
 [[maybe_unused]] static __attribute__((noinline)) void multiply(const float* const* a, int rows, int depth,
                                                                 const float* b, int ldb, int columns,
@@ -128,8 +136,9 @@ MIXPOL_INLINE void for_rows(int rows, Body&& body) {
     for_rows(rows, [&]<int R>(int r) __attribute__((always_inline)) {
         for_columns(columns, [&]<int V>(int c) __attribute__((always_inline)) {
             Tile<R, V> acc;
-            init ? load_tile(acc, init + r * ldi + c, ldi) : clear(acc);
+            clear(acc);
             accumulate_nn(acc, a + r, depth, b + c, ldb);
+            if (init) add_tile(acc, init + r * ldi + c, ldi);
             store_tile(acc, out + r * ldo + c, ldo);
         });
     });

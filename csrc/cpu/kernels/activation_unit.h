@@ -67,8 +67,9 @@ MIXPOL_INLINE void unit_group(const ActivationUnit& unit, const PackedUnit& pack
         for (int i = 0; i < R; i++) partial[i] = vec{}, on[i] = 0;
         for_columns(hp, [&]<int V>(int c) __attribute__((always_inline)) {
             Tile<R, V> acc;
-            load_tile(acc, constant + c, 0);
+            clear(acc);
             accumulate_nn(acc, rows + r, depth, table + c, hp);
+            add_tile(acc, constant + c, 0);
             if (bits) {
 #pragma GCC unroll 6
                 for (int i = 0; i < R; i++)

@@ -89,7 +89,7 @@ def mixed_polarity_attention(
     sign = check_fusion(target, fusion, polarity, where.token_shape, polarity_table, gate, sign)
     if fusion == "none":
         polarity = polarity_table = None
-    wide = target if target.dim() == 3 else target[:, None, :]
+    wide = target if target.dim() == 3 else target.unsqueeze(1)
     act, norm = ACTIVATIONS.index(activation), NORMALIZERS.index(normalize)
     chosen = backends.choose(
         "mixed_polarity_attention",
@@ -124,7 +124,7 @@ def mixed_polarity_attention(
             where.offsets, where.lengths, where.mask, weights, biases, slopes, act, norm, return_weights, False,
         )  # fmt: skip
     if target.dim() == 2:
-        pooled = pooled[:, 0]
+        pooled = pooled.squeeze(1)
     if not return_weights:
         return pooled
     return pooled, attention[..., 0] if target.dim() == 2 else attention

@@ -84,7 +84,7 @@ def target_attention(
     where = layout(history, target.shape[0], name="history", trailing=1, offsets=offsets, lengths=lengths, mask=mask)
     if history.shape[-1] != target.shape[-1]:
         raise ValueError(f"history is {history.shape[-1]} wide and target {target.shape[-1]}; expected the same D")
-    wide = target if target.dim() == 3 else target[:, None, :]
+    wide = target if target.dim() == 3 else target.unsqueeze(1)
     act, norm = ACTIVATIONS.index(activation), NORMALIZERS.index(normalize)
     chosen = backends.choose(
         "target_attention", backend, target, lambda: saved_bytes(wide, where.token_shape, weights, act)
@@ -109,7 +109,7 @@ def target_attention(
             return_weights, False,
         )  # fmt: skip
     if target.dim() == 2:
-        pooled = pooled[:, 0]
+        pooled = pooled.squeeze(1)
     if not return_weights:
         return pooled
     return pooled, attention[..., 0] if target.dim() == 2 else attention
