@@ -15,7 +15,7 @@ using torch::headeronly::ScalarType;
 
 namespace {
 
-constexpr int64_t MIN_BLOCK_COST = 256;  // tokens; below, a block's own sums would cost as much as its work
+constexpr int64_t MIN_BLOCK_COST = 1024;  // tokens; below, a block's own sums would cost as much as its work
 constexpr uintptr_t HUGE_PAGE = 2 << 20;
 constexpr size_t HUGE_PAGES_FROM = 4 * HUGE_PAGE;
 constexpr int64_t TARGET_COST = 6;  // a target's tables and sums, in tokens

@@ -41,6 +41,14 @@ Scratch carve(const Pass& pass, bool backward, Arena& arena) {
     return s;
 }
 
+MIXPOL_INLINE void copy_bits(void* to, const void* from, int bytes) {
+    if (bytes == 8) {  // the usual 64 units: one move instead of a call
+        std::memcpy(to, from, 8);
+    } else {
+        std::memcpy(to, from, bytes);
+    }
+}
+
 // A chunk's scores to attention weights under a running softmax; rescales what was pooled so far.
 struct Softmax {
     float highest = -INFINITY, total = 0;
@@ -104,6 +112,8 @@ void forward(const AttentionForward& a, ForwardUnit score, int64_t user_begin, i
                 fusion_target(a.fusion, a.packed_fusion, target, false, s.fusion);
                 ready = true;
             }
+            if (candidate + 1 == candidates)
+                prefetch_next(a.tokens, a.history, cursor, user, user_end, a.width);
             stage_rows(a.tokens, a.history, user, s.positions, n, a.width, s.tokens, s.rows);
             fuse(a.fusion, a.packed_fusion, s.positions, n, row_of(s.fusion.pulls, in_group, wide), s.fusion,
                  s.rows);
@@ -178,6 +188,8 @@ void backward(const AttentionBackward& a, RecomputeSignal recompute, int64_t use
                 copy_padded(s.unit.table_n + hidden * wide, s.grad_pooled, wide, wide);
                 fusion_target(a.fusion, a.packed_fusion, target, true, s.fusion);
             }
+            if (candidate + 1 == candidates)
+                prefetch_next(a.tokens, a.history, cursor, user, user_end, a.width);
             stage_rows(a.tokens, a.history, user, s.positions, n, a.width, s.tokens, s.rows);
             fuse(a.fusion, a.packed_fusion, s.positions, n, pull, s.fusion, s.rows);
 
@@ -189,8 +201,7 @@ void backward(const AttentionBackward& a, RecomputeSignal recompute, int64_t use
             }
             if (bits) {
                 for (int i = 0; i < n; i++)
-                    std::memcpy(&s.bits[i], a.bits + (s.positions[i] * candidates + candidate) * bytes,
-                                bytes);
+                    copy_bits(&s.bits[i], a.bits + (s.positions[i] * candidates + candidate) * bytes, bytes);
                 signal_from_bits(s.bits, s.grad_scores, n, hp, ld, s.unit.signal[0]);
             } else {
                 recompute(a.unit, a.packed_unit, s.rows, n, row_of(s.unit.constants, in_group, hp),

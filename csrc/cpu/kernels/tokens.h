@@ -71,6 +71,22 @@ MIXPOL_INLINE void stage_rows(const TokenRows& tokens, const History& history, i
     }
 }
 
+// Asks for the rows of the chunk behind `cursor`, or of the next user's first: histories start at scattered
+// places, and the hardware sees a stream only once it is under way.
+MIXPOL_INLINE void prefetch_next(const TokenRows& tokens, const History& history, Cursor cursor, int64_t user,
+                                 int64_t user_end, int width) {
+    int64_t positions[CHUNK];
+    int n = cursor.fill(positions);
+    if (n == 0 && ++user < user_end) {
+        Cursor next(history, user);
+        n = next.fill(positions);
+    }
+    for (int i = 0; i < n; i++) {
+        const float* row = token_row(tokens, history, user, positions[i]);
+        for (int c = 0; c < width; c += 16) __builtin_prefetch(row + c, 0, 2);
+    }
+}
+
 // Writes `value` to the `width` floats of every position that is no token of the user.
 MIXPOL_INLINE void fill_pads(const History& history, int64_t user, float* out, int64_t width, float value) {
     if (history.offsets || !(history.lengths || history.mask)) return;
