@@ -52,7 +52,7 @@ class _Explaining(Exception):
         self.explanation = explanation
 
 
-_explaining_thread: int | None = None
+_explaining: set[int] = set()  # threads that are explaining, not running
 
 
 def cpu_refusal(like: Tensor) -> str:
@@ -83,10 +83,11 @@ def choose(op: str, requested: str, like: Tensor, saved_bytes: Callable[[], int]
     Raises:
         ValueError: unknown name, or the named implementation cannot take the inputs.
     """
-    if requested == "auto":
-        requested = os.environ.get("MIXPOL_BACKEND", "") or "auto"
+    name = "backend"
+    if requested == "auto" and os.environ.get("MIXPOL_BACKEND"):
+        name, requested = "the environment variable MIXPOL_BACKEND", os.environ["MIXPOL_BACKEND"]
     if requested not in ("auto", *BACKENDS):
-        raise ValueError(f"backend was {requested!r}; expected 'auto', {', '.join(map(repr, BACKENDS))}")
+        raise ValueError(f"{name} was {requested!r}; expected 'auto', {', '.join(map(repr, BACKENDS))}")
     if requested == "reference":
         chosen, reason, rejected = "reference", "asked for by name", {}
     else:
@@ -96,7 +97,7 @@ def choose(op: str, requested: str, like: Tensor, saved_bytes: Callable[[], int]
         chosen = "reference" if refusal else "cpu"
         reason = "asked for by name" if requested == "cpu" else "the first that can take the inputs"
         rejected = {"cpu": refusal} if refusal else {}
-    if _explaining_thread is not None and _explaining_thread == threading.get_ident():
+    if _explaining and threading.get_ident() in _explaining:
         kept = saved_bytes() if chosen == "cpu" else None
         raise _Explaining(Explanation(op, chosen, reason, rejected, kept))
     if rejected and not torch.compiler.is_compiling():
@@ -126,12 +127,11 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
         >>> mk.explain(layer, torch.randn(2, 8), torch.randn(2, 5, 8)).backend
         'reference'
     """
-    global _explaining_thread
-    _explaining_thread = threading.get_ident()
+    _explaining.add(threading.get_ident())
     try:
         function(*args, **kwargs)
     except _Explaining as found:
         return found.explanation
     finally:
-        _explaining_thread = None
+        _explaining.discard(threading.get_ident())
     raise TypeError(f"function was {function!r}; expected an op or a module of mixpol_kernels")

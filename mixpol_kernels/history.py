@@ -16,9 +16,9 @@ class Layout(NamedTuple):
     Attributes:
         batch: number of users B.
         token_shape: leading dimensions of the history: (N,) jagged, (B, L) padded.
-        offsets: [B + 1] int64, jagged: user b owns tokens offsets[b] ... offsets[b + 1] - 1.
-        lengths: [B] int64, padded on the right: user b owns the first lengths[b] of L positions.
-        mask: [B, L] bool, padded on any side: True is kept.
+        offsets: [B + 1] int32 or int64, jagged: user b owns tokens offsets[b] ... offsets[b + 1] - 1.
+        lengths: [B] int32 or int64, padded on the right: user b owns the first lengths[b] of L positions.
+        mask: [B, L], padded on any side: nonzero is kept.
     """
 
     batch: int
@@ -34,21 +34,28 @@ class Layout(NamedTuple):
             user: [T] int64, the user of each token; T is the number of tokens, pads included.
             keep: [T] bool, False at pads; None if there are none.
         """
-        if self.offsets is not None:
-            counts = self.offsets.diff()
-            rows = torch.arange(self.batch, device=counts.device)
-            return torch.repeat_interleave(rows, counts, output_size=self.token_shape[0]), None
+        offsets, _, _ = self.canonical()
+        if offsets is not None:
+            positions = torch.arange(self.token_shape[0], device=offsets.device)
+            # Unlike repeat_interleave, in bounds whatever the offsets: a compiled reference cannot check them.
+            user = torch.searchsorted(offsets[1:].contiguous(), positions, right=True)
+            return user.clamp(max=self.batch - 1), None
         rows = torch.arange(self.batch, device=self._device)
         return rows[:, None].expand(self.token_shape).reshape(-1), self.keep()
 
     def keep(self) -> Tensor | None:
         """[T] bool, False at pads; None if there are none."""
-        if self.mask is not None:
-            return self.mask.reshape(-1)
-        if self.lengths is None:
+        _, lengths, mask = self.canonical()
+        if mask is not None:
+            return mask.reshape(-1)
+        if lengths is None:
             return None
-        position = torch.arange(self.token_shape[1], device=self.lengths.device)
-        return (position[None, :] < self.lengths[:, None]).reshape(-1)
+        position = torch.arange(self.token_shape[1], device=lengths.device)
+        return (position[None, :] < lengths[:, None]).reshape(-1)
+
+    def canonical(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Offsets, lengths and mask as the compiled ops take them."""
+        return canonical(self.offsets, self.lengths, self.mask)
 
     @property
     def _device(self) -> torch.device | None:
@@ -86,6 +93,20 @@ class Layout(NamedTuple):
                 )
 
 
+def canonical(
+    offsets: Tensor | None, lengths: Tensor | None, mask: Tensor | None
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Contiguous int64 offsets and lengths and bool mask; the tensors themselves where they are that already.
+
+    Called in the forward and again in the backward, so that no copy is kept between them.
+    """
+    return (
+        None if offsets is None else offsets.long().contiguous(),
+        None if lengths is None else lengths.long().contiguous(),
+        None if mask is None else (mask if mask.dtype == torch.bool else mask != 0).contiguous(),
+    )
+
+
 def layout(
     history: Tensor,
     batch: int,
@@ -120,7 +141,7 @@ def layout(
         if dims != 1:
             raise ValueError(f"{name} has shape {list(history.shape)}; expected [N{', D' * trailing}] with offsets")
         _check_index("offsets", offsets, (batch + 1,), "B + 1", history)
-        return Layout(batch, shape, offsets.long().contiguous(), None, None)
+        return Layout(batch, shape, offsets, None, None)
     if dims != 2:
         hint = "; a jagged history also needs offsets=" if dims == 1 else ""
         raise ValueError(f"{name} has shape {list(history.shape)}; expected [B, L{', D' * trailing}]{hint}")
@@ -128,12 +149,12 @@ def layout(
         raise ValueError(f"{name} has {shape[0]} users and target has {batch}; expected the same number")
     if lengths is not None:
         _check_index("lengths", lengths, (batch,), "B", history)
-        return Layout(batch, shape, None, lengths.long().contiguous(), None)
+        return Layout(batch, shape, None, lengths, None)
     if mask is not None:
         if tuple(mask.shape) != shape:
             raise ValueError(f"mask has shape {list(mask.shape)}; expected {list(shape)}, one entry a position")
         _check_device("mask", mask, history)
-        return Layout(batch, shape, None, None, (mask if mask.dtype == torch.bool else mask != 0).contiguous())
+        return Layout(batch, shape, None, None, mask)
     return Layout(batch, shape, None, None, None)
 
 

@@ -2,6 +2,8 @@
 
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <cstring>
+
 namespace mixpol::cpu {
 
 using torch::headeronly::ScalarType;
@@ -145,6 +147,9 @@ Gradients backward(const Inputs& in, const Tensor& grad_pooled, const Tensor& po
     result.table = in.fusion.new_gradients(fusion_gradients, result.gate);
     args.grad_target = static_cast<float*>(result.target.mutable_data_ptr());
     args.grad_tokens = static_cast<float*>(result.tokens.mutable_data_ptr());
+
+    // Tokens without a candidate have no gradient, and no kernel visits them.
+    if (in.candidates == 0) std::memset(args.grad_tokens, 0, sizeof(float) * result.tokens.numel());
 
     const std::vector<int64_t> bounds = cut_blocks(in.layout, in.candidates, BACKWARD_BLOCKS);
     const int64_t blocks = static_cast<int64_t>(bounds.size()) - 1;

@@ -23,14 +23,6 @@ MIXPOL_INLINE void clear(Tile<R, V>& acc) {
 }
 
 template <int R, int V>
-MIXPOL_INLINE void load_tile(Tile<R, V>& acc, const float* p, int64_t ld) {
-#pragma GCC unroll 6
-    for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
-        for (int v = 0; v < V; v++) acc.at[r][v] = load(p + r * ld + v * W);
-}
-
-template <int R, int V>
 MIXPOL_INLINE void add_tile(Tile<R, V>& acc, const float* p, int64_t ld) {
 #pragma GCC unroll 6
     for (int r = 0; r < R; r++)
@@ -151,8 +143,9 @@ MIXPOL_INLINE void for_rows(int rows, Body&& body) {
     for_rows(rows, [&]<int R>(int r) __attribute__((always_inline)) {
         for_columns(columns, [&]<int V>(int c) __attribute__((always_inline)) {
             Tile<R, V> acc;
-            load_tile(acc, out + r * ldo + c, ldo);
+            clear(acc);
             accumulate_tn(acc, a + r, lda, b, c, depth);
+            add_tile(acc, out + r * ldo + c, ldo);
             store_tile(acc, out + r * ldo + c, ldo);
         });
     });

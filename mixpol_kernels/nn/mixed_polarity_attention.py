@@ -23,7 +23,7 @@ class MixedPolarityAttention(nn.Module):
         normalize: "none" or "softmax".
         n_polarity: rows of the polarity table.
         signs: one ±1 per polarity row, for "tapf".
-        sparse: coalesced sparse gradient for the item table, from history and target ids alike.
+        sparse: sparse gradient with sorted, unique ids for the item table, from history and target ids alike.
         backend: "auto", "cpu" or "reference".
 
     Attributes:

@@ -15,7 +15,7 @@ class PolarityEmbedding(nn.Module):
         num_items: rows V of the item table.
         embedding_dim: width D.
         n_polarity: rows of the polarity table.
-        sparse: coalesced sparse gradient for the item table.
+        sparse: sparse gradient with sorted, unique ids for the item table.
         backend: "auto", "cpu" or "reference".
 
     Attributes:

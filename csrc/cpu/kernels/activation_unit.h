@@ -22,6 +22,7 @@ struct UnitScratch {
     float* signal[MAX_HIDDEN];  // gradient of `before`, [CHUNK][signal_width]
     float* outer;               // Σ z xᵀ of one target [H1][Dp]
     float* grad_constants;      // [GROUP][H1p]
+    float* lost;                // what their sums rounded away [H1p]
     const float* rows[CHUNK];
 };
 
@@ -44,6 +45,7 @@ static inline UnitScratch carve_scratch(const ActivationUnit& unit, bool backwar
         s.table_n = arena.take((h + 1) * dp);
         s.outer = arena.take(h * dp);
         s.grad_constants = arena.take(GROUP * hp);
+        s.lost = arena.take(hp);
     }
     return s;
 }
@@ -165,19 +167,18 @@ template <Activation A>
     const int last = unit.layers - 1;
     hidden_layers<A>(unit, packed, tokens, n, constant, unit.layers, s);
     const int hp = padded(unit.units[last]), ld = signal_width(unit, last);
-    for (int r = 0; r < n; r++) {
-        vec ds = broadcast(grad_scores[r]);
-        for (int c = 0; c < hp; c += W) {
-            int64_t at = r * int64_t{hp} + c;
-            vec x = load(s.before[last] + at), grad = ds * load(packed.output + c), leak{};
-            store(sums.output + c, fma(ds, load(s.after[last] + at), load(sums.output + c)));
-            if (A == Activation::prelu) {
-                leak = load(packed.slope[last] + c);
-                float* total = sums.slope[last] + c;
-                store(total, load(total) + grad * where_positive(x, vec{}, x));
-            }
+    for (int c = 0; c < hp; c += W) {
+        vec output{}, slope{}, weight = load(packed.output + c);
+        vec leak = A == Activation::prelu ? load(packed.slope[last] + c) : vec{};
+        for (int r = 0; r < n; r++) {
+            vec ds = broadcast(grad_scores[r]), x = load(s.before[last] + r * int64_t{hp} + c),
+                grad = ds * weight;
+            output = fma(ds, load(s.after[last] + r * int64_t{hp} + c), output);
+            if (A == Activation::prelu) slope = fma(grad, where_positive(x, vec{}, x), slope);
             store(s.signal[last] + r * int64_t{ld} + c, grad * math::derivative<A, Simd>(x, leak));
         }
+        store(sums.output + c, load(sums.output + c) + output);
+        if (A == Activation::prelu) store(sums.slope[last] + c, load(sums.slope[last] + c) + slope);
     }
     for (int i = last; i > 0; i--) {
         const int h = unit.units[i], below = padded(unit.units[i - 1]);
@@ -189,17 +190,15 @@ template <Activation A>
         float* signal = s.signal[i - 1];
         const int64_t out = signal_width(unit, i - 1);
         multiply(s.rows, n, h, packed.weight_n[i], below, below, nullptr, 0, signal, out);
-        for (int r = 0; r < n; r++)
-            for (int c = 0; c < below; c += W) {
-                const int64_t at = r * int64_t{below} + c;
-                vec x = load(s.before[i - 1] + at), grad = load(signal + r * out + c), leak{};
-                if (A == Activation::prelu) {
-                    leak = load(packed.slope[i - 1] + c);
-                    float* total = sums.slope[i - 1] + c;
-                    store(total, load(total) + grad * where_positive(x, vec{}, x));
-                }
+        for (int c = 0; c < below; c += W) {
+            vec slope{}, leak = A == Activation::prelu ? load(packed.slope[i - 1] + c) : vec{};
+            for (int r = 0; r < n; r++) {
+                vec x = load(s.before[i - 1] + r * int64_t{below} + c), grad = load(signal + r * out + c);
+                if (A == Activation::prelu) slope = fma(grad, where_positive(x, vec{}, x), slope);
                 store(signal + r * out + c, grad * math::derivative<A, Simd>(x, leak));
             }
+            if (A == Activation::prelu) store(sums.slope[i - 1] + c, load(sums.slope[i - 1] + c) + slope);
+        }
     }
 }
 

@@ -155,6 +155,7 @@ void backward(const AttentionBackward& a, RecomputeSignal recompute, int64_t use
     const bool softmax = a.unit.normalize == Normalize::softmax, bits = a.keep_bits;
     const float* scale = bits ? a.packed_unit.output : nullptr;
     for (int i = 0; i < CHUNK; i++) s.bits[i] = 0;
+    double output_bias = 0;  // one number for all tokens of the block
 
     auto group = [&](int n) {
         if (!bits) unit_group(a.unit, a.packed_unit, s.group.rows, n, s.unit);
@@ -175,6 +176,7 @@ void backward(const AttentionBackward& a, RecomputeSignal recompute, int64_t use
         while (int n = cursor.fill(s.positions)) {
             const bool last = cursor.done();
             if (first) {
+                zero(s.unit.lost, hp);
                 copy_padded(s.grad_pooled, a.grad_pooled + row * a.width, a.width, wide);
                 if (softmax) {
                     copy_padded(s.pooled, a.pooled + row * a.width, a.width, wide);
@@ -197,7 +199,7 @@ void backward(const AttentionBackward& a, RecomputeSignal recompute, int64_t use
             for (int i = 0; i < n; i++) {
                 float grad = dot(s.rows[i], s.grad_pooled, wide);
                 s.grad_scores[i] = softmax ? s.weights[i] * (grad - average) : grad;
-                sums.output_bias[0] += s.grad_scores[i];
+                output_bias += s.grad_scores[i];
             }
             if (bits) {
                 for (int i = 0; i < n; i++)
@@ -207,7 +209,7 @@ void backward(const AttentionBackward& a, RecomputeSignal recompute, int64_t use
                 recompute(a.unit, a.packed_unit, s.rows, n, row_of(s.unit.constants, in_group, hp),
                           s.grad_scores, s.unit, sums);
             }
-            add_rows(grad_constant, s.unit.signal[0], ld, n, hp);
+            add_rows(grad_constant, s.unit.lost, s.unit.signal[0], ld, n, hp);
             Outer outer{s.unit.outer, a.packed_unit.product_n, scale, sums.token, sums.product, grad_target};
             add_outer(outer, s.unit.signal[0], ld, hidden, s.rows, n, wide, target, first, last);
 
@@ -239,6 +241,7 @@ void backward(const AttentionBackward& a, RecomputeSignal recompute, int64_t use
                         sizeof(float) * a.width);
     };
     for_targets(a, user_begin, user_end, s.group, group, one, finish);
+    sums.output_bias[0] = static_cast<float>(output_bias);
 }
 
 }  // namespace

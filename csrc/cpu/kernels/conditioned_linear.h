@@ -50,8 +50,9 @@ struct Outer {
         for_columns(wide, [&]<int V>(int c) __attribute__((always_inline)) {
             Tile<R, V> acc;
             const int64_t corner = r * int64_t{wide} + c;
-            first ? clear(acc) : load_tile(acc, o.partial + corner, wide);
+            clear(acc);
             accumulate_tn(acc, signal + r, ld, tokens, c, n);
+            if (!first) add_tile(acc, o.partial + corner, wide);
             if (!last) return store_tile(acc, o.partial + corner, wide);
 #pragma GCC unroll 4
             for (int v = 0; v < V; v++) {

@@ -93,18 +93,20 @@ MIXPOL_INLINE void fuse_backward(const PolarityFusion& fusion, const PackedFusio
             axpy(sums.table + fusion.polarity[positions[i]] * wide, 1.0f, grad + i * wide, wide);
         return;
     }
-    for (int i = 0; i < n; i++) {
-        int64_t row = fusion.polarity[positions[i]];
-        vec sign = broadcast(fusion.sign[row]);
-        for (int c = 0; c < wide; c += W) {
-            float* dz = s.gates + i * wide + c;
-            vec g = load(grad + i * wide + c), gate = load(dz), moved = sign * g;
-            store(sums.table + row * wide + c, load(sums.table + row * wide + c) + g);
-            store(grad_pull + c, fma(moved, gate, load(grad_pull + c)));
+    for (int c = 0; c < wide; c += W) {
+        vec pulled{}, biased{};
+        for (int i = 0; i < n; i++) {
+            int64_t row = fusion.polarity[positions[i]];
+            float *dz = s.gates + i * wide + c, *table = sums.table + row * wide + c;
+            vec g = load(grad + i * wide + c), gate = load(dz), moved = broadcast(fusion.sign[row]) * g;
+            store(table, load(table) + g);
+            pulled = fma(moved, gate, pulled);
             vec z = moved * load(pull + c) * gate * (1.0f - gate);
             store(dz, z);
-            store(sums.bias + c, load(sums.bias + c) + z);
+            biased += z;
         }
+        store(grad_pull + c, load(grad_pull + c) + pulled);
+        store(sums.bias + c, load(sums.bias + c) + biased);
     }
     const float* rows[CHUNK];
     for (int i = 0; i < n; i++) rows[i] = s.gates + i * wide;

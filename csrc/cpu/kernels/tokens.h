@@ -149,12 +149,23 @@ MIXPOL_INLINE void axpy(float* out, float a, const float* x, int padded_width) {
     for (int i = 0; i < padded_width; i += W) store(out + i, fma(broadcast(a), load(x + i), load(out + i)));
 }
 
-// out += the sum of n rows
+// out += the sum of n rows. Sums over a history go chunk by chunk: one long chain would lose its low bits.
 MIXPOL_INLINE void add_rows(float* out, const float* rows, int64_t ld, int n, int padded_width) {
     for (int c = 0; c < padded_width; c += W) {
-        vec total = load(out + c);
+        vec total{};
         for (int r = 0; r < n; r++) total += load(rows + r * ld + c);
-        store(out + c, total);
+        store(out + c, load(out + c) + total);
+    }
+}
+
+// The same, compensated (Kahan): `lost` holds what earlier additions rounded away.
+MIXPOL_INLINE void add_rows(float* out, float* lost, const float* rows, int64_t ld, int n, int padded_width) {
+    for (int c = 0; c < padded_width; c += W) {
+        vec total{};
+        for (int r = 0; r < n; r++) total += load(rows + r * ld + c);
+        vec before = load(out + c), addend = total - load(lost + c), after = before + addend;
+        store(lost + c, (after - before) - addend);
+        store(out + c, after);
     }
 }
 

@@ -55,7 +55,7 @@ def mixed_polarity_attention(
         offsets: [B + 1] int32 or int64; user b owns tokens offsets[b] ... offsets[b + 1] - 1.
         lengths: [B] int32 or int64; the first lengths[b] positions are kept.
         mask: [B, L]; nonzero positions are kept, on any side.
-        sparse: give `item_table` a coalesced sparse gradient instead of a dense one.
+        sparse: give `item_table` a sparse gradient with sorted, unique ids instead of a dense one.
         return_weights: also return the attention weights, without gradient.
         backend: "auto", "cpu" (compiled, float32) or "reference" (plain PyTorch).
 
@@ -121,7 +121,7 @@ def mixed_polarity_attention(
     else:
         pooled, attention, _ = forward(
             wide, item_ids, polarity, item_table, polarity_table, sign, gate,
-            where.offsets, where.lengths, where.mask, weights, biases, slopes, act, norm, return_weights, False,
+            *where.canonical(), weights, biases, slopes, act, norm, return_weights, False,
         )  # fmt: skip
     if target.dim() == 2:
         pooled = pooled.squeeze(1)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mixpol_kernels.history import canonical
 from mixpol_kernels.library import define
 from mixpol_kernels.ops.table_grad import table_grad
 from mixpol_kernels.ops.target_attention.autograd import fake_outputs, split_parameters
@@ -113,7 +114,7 @@ class MixedPolarityAttention(torch.autograd.Function):
         gate = list(parameters[:gates])
         weights, biases, slopes = split_parameters(parameters[gates:], layers)
         pooled, attention, bits = forward(
-            target, item_ids, polarity, item_table, polarity_table, sign, gate, offsets, lengths, mask,
+            target, item_ids, polarity, item_table, polarity_table, sign, gate, *canonical(offsets, lengths, mask),
             weights, biases, slopes, activation, normalize, True, save_bits,
         )  # fmt: skip
         ctx.save_for_backward(
@@ -133,10 +134,12 @@ class MixedPolarityAttention(torch.autograd.Function):
         weights, biases, slopes = split_parameters(parameters[gates:], layers)
         grad_target, grad_tokens, grad_table, grad_gate, grads = _bwd(
             grad_pooled, pooled, attention, bits, target, item_ids, polarity, item_table, polarity_table, sign,
-            parameters[:gates], offsets, lengths, mask, weights, biases, slopes, activation, normalize,
+            parameters[:gates], *canonical(offsets, lengths, mask), weights, biases, slopes, activation, normalize,
         )  # fmt: skip
         grad_items = None
         if ctx.needs_input_grad[3]:
-            grad_items = table_grad(item_ids, grad_tokens, offsets, lengths, mask, item_table.shape[0], sparse)
+            grad_items = table_grad(
+                item_ids, grad_tokens, *canonical(offsets, lengths, mask), item_table.shape[0], sparse
+            )
         grad_polarity = grad_table if polarity_table is not None else None
         return grad_target, None, None, grad_items, grad_polarity, *[None] * 5, *grad_gate, *grads

@@ -37,7 +37,7 @@ def polarity_embedding(
         offsets: [B + 1] int32 or int64; validated, otherwise not needed for jagged ids.
         lengths: [B] int32 or int64, for padded ids; the first lengths[b] positions are kept.
         mask: [B, L], for padded ids; nonzero positions are kept, on any side.
-        sparse: give `item_table` a coalesced sparse gradient instead of a dense one.
+        sparse: give `item_table` a sparse gradient with sorted, unique ids instead of a dense one.
         backend: "auto", "cpu" (compiled, float32) or "reference" (plain PyTorch, sparse gradient not coalesced).
 
     Returns:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mixpol_kernels.history import canonical
 from mixpol_kernels.library import define
 from mixpol_kernels.ops.table_grad import table_grad
 
@@ -51,7 +52,7 @@ class PolarityEmbedding(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(item_ids, polarity, offsets, lengths, mask)
         ctx.config = (item_table.shape[0], polarity_table.shape[0], sparse)
-        tokens: Tensor = _fwd(item_ids, polarity, item_table, polarity_table, offsets, lengths, mask)
+        tokens: Tensor = _fwd(item_ids, polarity, item_table, polarity_table, *canonical(offsets, lengths, mask))
         return tokens
 
     @staticmethod
@@ -63,7 +64,9 @@ class PolarityEmbedding(torch.autograd.Function):
         return (
             None,
             None,
-            table_grad(item_ids, grad_tokens, offsets, lengths, mask, items, sparse) if item_grad else None,
-            table_grad(polarity, grad_tokens, offsets, lengths, mask, polarities, False) if polarity_grad else None,
+            table_grad(item_ids, grad_tokens, *canonical(offsets, lengths, mask), items, sparse) if item_grad else None,
+            table_grad(polarity, grad_tokens, *canonical(offsets, lengths, mask), polarities, False)
+            if polarity_grad
+            else None,
             *[None] * 4,
         )

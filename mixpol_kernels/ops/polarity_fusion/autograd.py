@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mixpol_kernels.history import canonical
 from mixpol_kernels.library import define
 
 FUSIONS = ("none", "bias", "tapf")
@@ -81,7 +82,9 @@ class PolarityFusion(torch.autograd.Function):
         *gate: Tensor,
     ) -> Tensor:
         ctx.save_for_backward(target, tokens, polarity, polarity_table, sign, offsets, lengths, mask, *gate)
-        fused: Tensor = _fwd(target, tokens, polarity, polarity_table, sign, list(gate), offsets, lengths, mask)
+        fused: Tensor = _fwd(
+            target, tokens, polarity, polarity_table, sign, list(gate), *canonical(offsets, lengths, mask)
+        )
         return fused
 
     @staticmethod
@@ -89,6 +92,6 @@ class PolarityFusion(torch.autograd.Function):
     def backward(ctx: Any, grad_fused: Tensor) -> tuple[Tensor | None, ...]:
         target, tokens, polarity, polarity_table, sign, offsets, lengths, mask, *gate = ctx.saved_tensors
         grad_target, grad_tokens, grad_table, grad_gate = _bwd(
-            grad_fused, target, tokens, polarity, polarity_table, sign, gate, offsets, lengths, mask
+            grad_fused, target, tokens, polarity, polarity_table, sign, gate, *canonical(offsets, lengths, mask)
         )
         return grad_target, grad_tokens, None, grad_table, None, None, None, None, *grad_gate

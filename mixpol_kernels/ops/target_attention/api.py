@@ -44,7 +44,8 @@ def target_attention(
 
     and pooled = Σ w_l x_l with w = s, or softmax(s) over the user's tokens (Deep Interest Network,
     arXiv 1706.06978, section 4.3; block order as in its released code). The fused form never builds the
-    4D-wide input: W_1 [t ; x ; t - x ; t * x] + b_1 = x · G(t) + c(t).
+    4D-wide input: W_1 [t ; x ; t - x ; t * x] + b_1 = x · G(t) + c(t). It adds the blocks of W_1 that meet the same
+    input, so an infinite entry of W_1 can give NaN where the concatenated form stays infinite.
 
     Args:
         target: [B, D], or [B, M, D] when M candidates share each user's history.
@@ -105,7 +106,7 @@ def target_attention(
         )  # fmt: skip
     else:
         pooled, attention, _ = forward(
-            wide, history, where.offsets, where.lengths, where.mask, weights, biases, slopes, act, norm,
+            wide, history, *where.canonical(), weights, biases, slopes, act, norm,
             return_weights, False,
         )  # fmt: skip
     if target.dim() == 2:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mixpol_kernels.history import canonical
 from mixpol_kernels.library import define
 
 ACTIVATIONS = ("relu", "prelu", "sigmoid", "silu")
@@ -114,7 +115,7 @@ class TargetAttention(torch.autograd.Function):
         """`parameters`: `layers` weights, `layers` biases, then slopes."""
         weights, biases, slopes = split_parameters(parameters, layers)
         pooled, attention, bits = forward(
-            target, history, offsets, lengths, mask, weights, biases, slopes,
+            target, history, *canonical(offsets, lengths, mask), weights, biases, slopes,
             activation, normalize, True, save_bits,
         )  # fmt: skip
         ctx.save_for_backward(target, history, offsets, lengths, mask, pooled, attention, bits, *parameters)
@@ -129,7 +130,7 @@ class TargetAttention(torch.autograd.Function):
         activation, normalize, layers = ctx.config
         weights, biases, slopes = split_parameters(parameters, layers)
         grad_target, grad_history, grads = _bwd(
-            grad_pooled, pooled, attention, bits, target, history, offsets, lengths, mask,
+            grad_pooled, pooled, attention, bits, target, history, *canonical(offsets, lengths, mask),
             weights, biases, slopes, activation, normalize,
         )  # fmt: skip
         return grad_target, grad_history, *[None] * 7, *grads

@@ -1,0 +1,1 @@
+"""What tests and benchmarks share: random inputs, loop-form oracles, the error budget. Needs torch only."""

@@ -1,0 +1,99 @@
+"""The error budget: a kernel is held to a multiple of the rounding error of plain PyTorch, not to a tolerance.
+
+With ref64 the reference in float64 and ref32 the same reference in float32, in the maximum norm per tensor:
+
+    |out - ref64| <= factor * |ref32 - ref64| + eps * max |ref64|,   factor 2 for outputs, 5 for gradients
+
+Rounding errors are random: one draw of either side can be small or large by luck, most of all where a tensor has
+few elements. So |ref32 - ref64| is the largest of a few draws, taken at inputs that differ by units in the last
+place: the same problem, other rounding errors. What is over this budget is judged by the mean of many draws of
+both sides, which luck does not move and a mistake does not escape.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mixpol_kernels.testing.inputs import Case
+from mixpol_kernels.testing.layouts import Placement
+
+FORWARD, BACKWARD = 2.0, 5.0
+_FEW, _MANY = 3, 30
+# Largest share of the budget that was used so far in this process, by op and result; shown after a test run.
+worst: dict[str, float] = {}
+
+Results = dict[str, Tensor]
+
+
+def over_budget(
+    case: Case,
+    where: Placement,
+    generator: torch.Generator,
+    *,
+    backend: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> list[str]:
+    """One line for each result of `backend` that is over its budget; an empty list is a pass."""
+    got, truth = case.run(backend, where, dtype), case.run("reference", where, torch.float64)
+    lines = _structure(got, truth, dtype)
+    if lines:
+        return [f"{line}, at {case.config}" for line in lines]
+    error, scale = _errors(got, truth), _scales(case, truth)
+    plain = [_errors(case.run("reference", where, dtype), truth)]
+    plain += [_draw(case.jitter(generator), where, dtype)["reference"] for _ in range(_FEW - 1)]
+    shares = {name: _share(name, error[name], max(draw[name] for draw in plain), scale[name], dtype) for name in truth}
+    if not all(share <= 1 for share in shares.values()):
+        draws = [_draw(case.jitter(generator), where, dtype, backend) for _ in range(_MANY)]
+        for name in (name for name, share in shares.items() if not share <= 1):
+            ours, theirs = (sum(d[b][name] for d in draws) / _MANY for b in (backend, "reference"))
+            shares[name] = _share(name, ours, theirs, scale[name], dtype)
+            if not shares[name] <= 1:  # NaN is over budget too
+                lines.append(
+                    f"{name}: mean error {ours:.2e} is {shares[name]:.2f} times the budget; plain PyTorch's is "
+                    f"{theirs:.2e}, the largest value {scale[name]:.2e}; at {case.config}"
+                )
+    for name, share in shares.items():
+        key = f"{case.config.op} {name.split('[')[0]}"
+        worst[key] = max(worst.get(key, 0.0), share)
+    return lines
+
+
+def _draw(case: Case, where: Placement, dtype: torch.dtype, *more: str) -> dict[str, dict[str, float]]:
+    """Errors of the reference, and of more backends, on one problem."""
+    truth = case.run("reference", where, torch.float64)
+    return {name: _errors(case.run(name, where, dtype), truth) for name in ("reference", *more)}
+
+
+def _structure(got: Results, truth: Results, dtype: torch.dtype) -> list[str]:
+    if got.keys() != truth.keys():
+        return [f"results are {sorted(got)}, expected {sorted(truth)}"]
+    return [
+        f"{name} is {value.dtype} {list(value.shape)}, expected {dtype} {list(truth[name].shape)}"
+        for name, value in got.items()
+        if value.shape != truth[name].shape or value.dtype != dtype
+    ]
+
+
+def _errors(got: Results, truth: Results) -> dict[str, float]:
+    return {name: _largest(got[name] - truth[name]) for name in truth}
+
+
+def _scales(case: Case, truth: Results) -> dict[str, float]:
+    """max |ref64| of each result."""
+    scales = {name: _largest(value) for name, value in truth.items()}
+    if case.config.has_unit and case.config.normalize == "softmax":
+        # A softmax does not feel its output bias: that gradient is 0, a sum of terms as large as any bias's.
+        zero = f"grad biases[{len(case.config.hidden)}]"
+        scales[zero] = max(scale for name, scale in scales.items() if name.startswith("grad biases"))
+    return scales
+
+
+def _share(name: str, error: float, plain: float, scale: float, dtype: torch.dtype) -> float:
+    factor = FORWARD if name == "out" else BACKWARD
+    budget = factor * plain + torch.finfo(dtype).eps * scale
+    return error / budget if budget else (torch.inf if error else 0.0)
+
+
+def _largest(tensor: Tensor) -> float:
+    return float(tensor.abs().max()) if tensor.numel() else 0.0

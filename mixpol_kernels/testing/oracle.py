@@ -1,0 +1,92 @@
+"""The formulas of the docstrings as loops over users and candidates: slow, float64, independent of the ops.
+
+The references are checked against these; everything else is checked against the references.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from mixpol_kernels.testing.inputs import Case
+
+
+def outputs(case: Case) -> tuple[Tensor, Tensor | None]:
+    """The op's output in ragged form, and the attention weights [N, M] where the op has them; float64."""
+    floats = {name: t.double() for name, t in case.floats.items()}
+    if case.config.op == "polarity_embedding":
+        return floats["item_table"][case.ids] + floats["polarity_table"][case.polarity], None
+    if not case.config.has_unit:
+        rows = [_fused(case, floats, b, floats["target"][b]) for b in range(len(case.counts))]
+        return torch.cat([floats["tokens"][:0], *rows]), None
+    target = floats["target"]
+    wide = target if target.dim() == 3 else target[:, None]
+    pooled = torch.zeros_like(wide)
+    weights = torch.zeros(sum(case.counts), wide.shape[1], dtype=torch.float64)
+    for b, (start, stop) in enumerate(_rows(case)):
+        for m in range(wide.shape[1]):
+            tokens = _fused(case, floats, b, wide[b, m])
+            scores = _scores(case, floats, tokens, wide[b, m])[0]
+            if case.config.normalize == "softmax" and len(scores):
+                scores = (scores - scores.max()).exp()
+                scores = scores / scores.sum()
+            weights[start:stop, m] = scores
+            pooled[b, m] = (scores[:, None] * tokens).sum(0)
+    return pooled.reshape(target.shape), weights
+
+
+def kink_distance(case: Case) -> float:
+    """Distance of the closest rectified hidden unit from 0, where its gradient jumps; inf if there is none."""
+    if not case.config.has_unit or case.config.activation not in ("relu", "prelu"):
+        return torch.inf
+    floats = {name: t.double() for name, t in case.floats.items()}
+    target = floats["target"]
+    wide = target if target.dim() == 3 else target[:, None]
+    closest = torch.inf
+    for b in range(len(case.counts)):
+        for m in range(wide.shape[1]):
+            closest = min(closest, _scores(case, floats, _fused(case, floats, b, wide[b, m]), wide[b, m])[1])
+    return closest
+
+
+def _rows(case: Case) -> list[tuple[int, int]]:
+    ends = torch.tensor(case.counts, dtype=torch.int64).cumsum(0).tolist()
+    return [(end - count, end) for end, count in zip(ends, case.counts, strict=True)]
+
+
+def _fused(case: Case, floats: dict[str, Tensor], user: int, target: Tensor) -> Tensor:
+    """Tokens of one user after the fusion, [n, D]."""
+    start, stop = _rows(case)[user]
+    x = floats["tokens"][start:stop] if "tokens" in floats else floats["item_table"][case.ids[start:stop]]
+    if not case.config.has_polarity:
+        return x
+    s = case.polarity[start:stop]
+    fused = x + floats["polarity_table"][s]
+    if case.config.has_gate:
+        gate_weight, gate_bias, target_weight = (floats[f"gate[{i}]"] for i in range(3))
+        gate = 1 / (1 + torch.exp(-((x * target) @ gate_weight.T + gate_bias)))
+        fused = fused + case.sign.double()[s, None] * gate * (target_weight @ target)
+    return fused
+
+
+def _scores(case: Case, floats: dict[str, Tensor], x: Tensor, target: Tensor) -> tuple[Tensor, float]:
+    """Raw scores [n] of one user's tokens for one target, and the distance of the closest unit from 0."""
+    t = target.expand_as(x)
+    h = torch.cat([t, x, t - x, t * x], 1)
+    closest = torch.inf
+    layers = len(case.config.hidden)
+    for i in range(layers):
+        h = h @ floats[f"weights[{i}]"].T + floats[f"biases[{i}]"]
+        if h.numel():
+            closest = min(closest, float(h.abs().min()))
+        if case.config.activation == "sigmoid":
+            h = 1 / (1 + torch.exp(-h))
+        elif case.config.activation == "silu":
+            h = h / (1 + torch.exp(-h))
+        else:
+            slope = floats[f"slopes[{i}]"] if case.config.activation == "prelu" else 0.0
+            h = h.clamp(min=0) + slope * h.clamp(max=0)
+    return (h @ floats[f"weights[{layers}]"].T + floats[f"biases[{layers}]"])[:, 0], closest

@@ -1,0 +1,54 @@
+"""A fresh seed for every run, shown on failure; MIXPOL_TEST_SEED=<n> repeats a run."""
+
+from __future__ import annotations
+
+import os
+import random
+import zlib
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+SEED = int(os.environ.get("MIXPOL_TEST_SEED") or random.SystemRandom().randrange(2**31))
+
+
+def _seed_of(node: pytest.Item) -> int:
+    # One seed per test, so that a test alone draws what it drew in the whole run.
+    return SEED ^ zlib.crc32(node.name.encode())
+
+
+@pytest.fixture(autouse=True)
+def _seeded(request: pytest.FixtureRequest) -> None:
+    torch.manual_seed(_seed_of(request.node))
+
+
+@pytest.fixture
+def generator(request: pytest.FixtureRequest) -> torch.Generator:
+    """Random numbers of this test in this run."""
+    return torch.Generator().manual_seed(_seed_of(request.node))
+
+
+@pytest.fixture
+def source(request: pytest.FixtureRequest) -> random.Random:
+    """Random choices of this test in this run."""
+    return random.Random(_seed_of(request.node))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    outcome = yield
+    report = outcome.get_result()
+    if report.failed:
+        report.sections.append(("seed", f"MIXPOL_TEST_SEED={SEED} repeats the random inputs"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    from mixpol_kernels.testing.budget import worst
+
+    if worst:
+        terminalreporter.section("largest share of the error budget used (1 is the limit)")
+        for name, share in sorted(worst.items()):
+            terminalreporter.line(f"{share:6.2f}  {name}")
+    if terminalreporter.stats.get("failed") or terminalreporter.stats.get("error"):
+        terminalreporter.line(f"random inputs: repeat with MIXPOL_TEST_SEED={SEED}")

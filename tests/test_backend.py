@@ -1,0 +1,153 @@
+"""Contract 2: a named backend works or raises, "auto" says its reason once, `explain` says which and why."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+
+import mixpol_kernels
+from mixpol_kernels import backend as backends
+from mixpol_kernels import explain
+from mixpol_kernels.testing.inputs import OPS, Case, Config, make
+
+
+@pytest.fixture(autouse=True)
+def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MIXPOL_BACKEND", raising=False)
+
+
+@pytest.fixture
+def case(request: pytest.FixtureRequest, generator: torch.Generator) -> Case:
+    return make(Config(op=request.param), generator)
+
+
+every_op = pytest.mark.parametrize("case", OPS, indirect=True)
+
+
+def arguments(case: Case, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    return case.arguments(case.place(generator), dtype)
+
+
+def function(case: Case) -> Any:
+    return getattr(mixpol_kernels, case.config.op)
+
+
+@every_op
+def test_auto_takes_the_compiled_kernels(case: Case, generator: torch.Generator) -> None:
+    call = arguments(case, generator)
+    assert torch.equal(case.call(call, "auto"), case.call(call, "cpu"))
+    assert explain(function(case), **call).backend == "cpu"
+
+
+@every_op
+def test_auto_falls_back_and_says_so_once(
+    case: Case,
+    generator: torch.Generator,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(backends, "_said", set())
+    call = arguments(case, generator, torch.float64)
+    with caplog.at_level(logging.DEBUG, logger="mixpol_kernels"):
+        for _ in range(3):
+            assert torch.equal(case.call(call, "auto"), case.call(call, "reference"))
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    message = record.getMessage()
+    assert case.config.op in message
+    assert "reference" in message
+    assert "float64" in message
+    with caplog.at_level(logging.DEBUG, logger="mixpol_kernels"):
+        case.call(arguments(case, generator, torch.bfloat16), "auto")
+    assert "bfloat16" in caplog.records[-1].getMessage()
+    assert len(caplog.records) == 2
+
+
+@every_op
+def test_nothing_is_logged_when_the_kernels_run(
+    case: Case, generator: torch.Generator, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.DEBUG, logger="mixpol_kernels"):
+        for name in ("auto", "cpu", "reference"):
+            case.call(arguments(case, generator), name)
+    assert not caplog.records
+
+
+@every_op
+def test_explain(case: Case, generator: torch.Generator) -> None:
+    call, op = arguments(case, generator), function(case)
+    found = explain(op, **call, backend="reference")
+    assert (found.op, found.backend, found.reason) == (case.config.op, "reference", "asked for by name")
+    assert found.saved_bytes is None
+    found = explain(op, **call, backend="cpu")
+    assert (found.backend, found.reason, found.rejected) == ("cpu", "asked for by name", {})
+    assert found.saved_bytes is not None
+    assert f"keeps {found.saved_bytes} bytes" in str(found)
+    found = explain(op, **arguments(case, generator, torch.float64))
+    assert found.backend == "reference"
+    assert "float64" in found.rejected["cpu"]
+    lines = str(found).splitlines()
+    assert lines[0].startswith(f"{case.config.op}: reference (")
+    assert lines[1].startswith("  not cpu: ")
+
+
+@every_op
+def test_explain_computes_nothing(case: Case, generator: torch.Generator) -> None:
+    """Not even on inputs whose values are wrong; shapes are validated as in a call."""
+    call = arguments(case, generator)
+    call["offsets"][0] = 5
+    for name in ("auto", "cpu", "reference"):
+        assert explain(function(case), **call, backend=name).backend in ("cpu", "reference")
+    call["lengths"] = torch.ones(2)
+    with pytest.raises(ValueError, match="offsets and lengths"):
+        explain(function(case), **call)
+    # And the call after it is a real one again.
+    with pytest.raises(RuntimeError, match="offsets"):
+        case.call(arguments(case, generator) | {"offsets": call["offsets"]}, "auto")
+
+
+@every_op
+def test_explain_raises_what_a_call_would(case: Case, generator: torch.Generator) -> None:
+    with pytest.raises(ValueError, match="backend='cpu' was requested, but it takes float32"):
+        explain(function(case), **arguments(case, generator, torch.float64), backend="cpu")
+
+
+def test_explain_of_modules() -> None:
+    target, history, ids = torch.randn(2, 8), torch.randn(2, 5, 8), torch.zeros(2, 5, dtype=torch.int64)
+    nn = mixpol_kernels.nn
+    calls: list[tuple[torch.nn.Module, tuple[torch.Tensor, ...]]] = [
+        (nn.TargetAttention(8), (target, history)),
+        (nn.PolarityFusion(8), (target, history, ids)),
+        (nn.PolarityEmbedding(5, 8), (ids, ids)),
+        (nn.MixedPolarityAttention(5, 8), (target, ids, ids)),
+    ]
+    for module, inputs in calls:
+        assert explain(module, *inputs).backend == "cpu"
+        assert explain(module.double(), *[t.double() if t.is_floating_point() else t for t in inputs]).rejected
+
+
+def test_explain_of_something_else() -> None:
+    with pytest.raises(TypeError, match=r"function was .*expected an op or a module of mixpol_kernels"):
+        explain(torch.nn.Linear(2, 2), torch.randn(1, 2))
+    layer = mixpol_kernels.nn.TargetAttention(8, backend="cpu")
+    assert layer(torch.randn(2, 8), torch.randn(2, 5, 8)).shape == (2, 8)
+
+
+@every_op
+def test_environment_variable(case: Case, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MIXPOL_BACKEND replaces "auto", not a named backend; an unknown name in it is an error."""
+    call = arguments(case, generator)
+    monkeypatch.setenv("MIXPOL_BACKEND", "reference")
+    assert explain(function(case), **call).backend == "reference"
+    assert explain(function(case), **call, backend="cpu").backend == "cpu"
+    monkeypatch.setenv("MIXPOL_BACKEND", "cpu")
+    with pytest.raises(ValueError, match="float32"):
+        case.call(arguments(case, generator, torch.float64), "auto")
+    monkeypatch.setenv("MIXPOL_BACKEND", "gpu")
+    with pytest.raises(ValueError, match="'gpu'"):
+        case.call(call, "auto")
+    monkeypatch.setenv("MIXPOL_BACKEND", "")
+    assert explain(function(case), **call).backend == "cpu"

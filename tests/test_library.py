@@ -1,0 +1,112 @@
+"""The compiled library: found, loaded, its instruction sets apart and in agreement."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import mixpol_kernels
+from mixpol_kernels.library import ISA_LEVELS, CompiledLibrary, library
+
+BUILD = Path(mixpol_kernels.__file__).parent.parent / "build" / "Release"
+
+
+def selfcheck(*flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "mixpol_kernels.testing.selfcheck", *flags],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def best_level() -> str:
+    """The widest instruction set of this CPU, as PyTorch sees it."""
+    return {"AVX2": "avx2", "AVX512": "avx512"}.get(torch.backends.cpu.get_cpu_capability(), "base")
+
+
+def test_is_loaded() -> None:
+    """A machine that runs the tests has built the library: nothing here is skipped for its absence."""
+    assert library.loaded, library.reason
+    assert library.path is not None
+    assert library.path.is_file()
+
+
+def test_isa() -> None:
+    assert library.isa() == os.environ.get("MIXPOL_CPU_ISA", best_level())
+
+
+@pytest.mark.parametrize("level", ISA_LEVELS)
+def test_every_level_is_within_the_budget(level: str) -> None:
+    """MIXPOL_CPU_ISA lowers the level, never raises it; each one computes the same within the error budget."""
+    run = selfcheck("--cases", "12", MIXPOL_CPU_ISA=level)
+    assert run.returncode == 0, run.stdout + run.stderr
+    expected = min(level, best_level(), key=ISA_LEVELS.index)
+    assert re.match(rf"isa {expected}, ", run.stdout), run.stdout
+
+
+def test_unknown_level() -> None:
+    run = selfcheck(MIXPOL_CPU_ISA="sse9")
+    assert run.returncode != 0
+    assert "ValueError: MIXPOL_CPU_ISA was 'sse9'; expected one of base, avx2, avx512" in run.stderr
+
+
+def test_missing_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Normal: the reason says how to build it."""
+    monkeypatch.setattr("mixpol_kernels.library._find", lambda: None)
+    monkeypatch.delenv("MIXPOL_SKIP_EXT", raising=False)
+    other = CompiledLibrary()
+    other.load()
+    assert not other.loaded
+    assert "pip install --no-build-isolation -e ." in other.reason
+    assert other.isa() == "none"
+
+
+def test_broken_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Reported, not hidden: the reason names the file and how to rebuild it."""
+    broken = tmp_path / "_C.so"
+    broken.write_text("not a library")
+    monkeypatch.setattr("mixpol_kernels.library._find", lambda: broken)
+    monkeypatch.delenv("MIXPOL_SKIP_EXT", raising=False)
+    other = CompiledLibrary()
+    other.load()
+    assert not other.loaded
+    assert re.search(r"_C\.so does not load under torch.*--force-reinstall", other.reason)
+
+
+def objects() -> dict[str, list[Path]]:
+    return {level: sorted(BUILD.rglob(f"kernels_{level}.dir/**/*.o")) for level in ISA_LEVELS}
+
+
+@pytest.mark.skipif(not BUILD.is_dir(), reason="no build folder beside the package (installed from a wheel)")
+def test_no_weak_symbols() -> None:
+    """A weak symbol of a wide build could replace the narrow one: older CPUs would die of it."""
+    nm = shutil.which("nm")
+    assert nm, "binutils are part of the toolchain"
+    found = objects()
+    assert all(found.values()), "objects of every level"
+    assert len({tuple(path.name for path in paths) for paths in found.values()}) == 1
+    for level, paths in found.items():
+        for path in paths:
+            listing = subprocess.run([nm, "-C", path], capture_output=True, text=True, check=True).stdout
+            weak = [line for line in listing.splitlines() if re.search(r" [WVu] ", line)]
+            assert not weak, f"{level}/{path.name}: {weak[:5]}"
+
+
+@pytest.mark.skipif(not BUILD.is_dir(), reason="no build folder beside the package (installed from a wheel)")
+def test_levels_define_different_symbols() -> None:
+    """Each level has its own namespace: no symbol is defined twice."""
+    nm = shutil.which("nm")
+    assert nm
+    defined: dict[str, str] = {}
+    for level, paths in objects().items():
+        for path in paths:
+            listing = subprocess.run([nm, path], capture_output=True, text=True, check=True).stdout
+            for line in listing.splitlines():
+                if match := re.search(r" [TDBRVWu] (\S+)", line):
+                    assert defined.setdefault(match[1], level) == level, match[1]
