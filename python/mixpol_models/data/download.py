@@ -62,9 +62,7 @@ def get_kuairand_pure(
     folder = cache / KUAIRAND_CACHE
     if find_kuairand(folder) and not force:
         return folder
-    archive = download(
-        url, cache / "KuaiRand-Pure.tar.gz", checksum=checksum, progress=progress, client=client
-    )
+    archive = download(url, cache / "KuaiRand-Pure.tar.gz", checksum=checksum, progress=progress, client=client)
     extract(archive, folder, required=find_kuairand)
     archive.unlink()
     return folder
@@ -98,9 +96,7 @@ def download(
     """
     algorithm, _, expected = checksum.partition(":")
     if algorithm not in ("md5", "sha256") or not expected:
-        raise ValueError(
-            f"checksum is {checksum!r}, expected 'md5:...' or 'sha256:...': take it from the publisher"
-        )
+        raise ValueError(f"checksum is {checksum!r}, expected 'md5:...' or 'sha256:...': take it from the publisher")
     if target.exists() and _digest(target, algorithm) == expected:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -165,14 +161,10 @@ def _unpack(archive: Path, folder: Path, max_bytes: int) -> None:
     for name, size, content in _members(archive):
         outside = name.startswith("/") or ".." in PurePosixPath(name).parts
         if outside or "\\" in name or PureWindowsPath(name).drive:
-            raise ValueError(
-                f"{archive.name}: member {name!r} leaves the folder: not unpacked; do not trust it"
-            )
+            raise ValueError(f"{archive.name}: member {name!r} leaves the folder: not unpacked; do not trust it")
         unpacked += size
         if unpacked > max_bytes:
-            raise ValueError(
-                f"{archive.name}: unpacks to over {max_bytes:,} bytes: not unpacked; raise max_bytes"
-            )
+            raise ValueError(f"{archive.name}: unpacks to over {max_bytes:,} bytes: not unpacked; raise max_bytes")
         path = folder / name
         (path if content is None else path.parent).mkdir(parents=True, exist_ok=True)
         if content is not None:
@@ -231,9 +223,7 @@ def _fetch(
     ) from reason
 
 
-def _fetch_rest(
-    client: httpx.Client, url: str, part: Path, progress: Progress | None, max_bytes: int
-) -> bool:
+def _fetch_rest(client: httpx.Client, url: str, part: Path, progress: Progress | None, max_bytes: int) -> bool:
     """One request for what `part` lacks; returns whether it had something."""
     done = _size(part)
     # Identity: a decoded transfer would spoil both ranges and checksum.
@@ -275,9 +265,7 @@ def _content_range(response: httpx.Response) -> tuple[int | None, int | None]:
 
 def _refuse_large(url: str, n_bytes: int, max_bytes: int) -> None:
     if n_bytes > max_bytes:
-        raise DownloadError(
-            f"{url} is larger than {max_bytes:,} bytes: stopped; check the address, or raise max_bytes"
-        )
+        raise DownloadError(f"{url} is larger than {max_bytes:,} bytes: stopped; check the address, or raise max_bytes")
 
 
 def _size(path: Path) -> int:

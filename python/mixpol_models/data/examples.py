@@ -120,9 +120,7 @@ def build_examples(log: InteractionLog, sequence: SequenceConfig | None = None) 
 
     def examples_of(split: str) -> ExampleSet:
         rows = np.flatnonzero((log.frame["split"] == split).to_numpy())
-        user, item, context, label = (
-            log.frame[name].to_numpy()[rows] for name in ("user", "item", "context", "label")
-        )
+        user, item, context, label = (log.frame[name].to_numpy()[rows] for name in ("user", "item", "context", "label"))
         return ExampleSet(user, item, context, label.astype(np.float32), store.select(rows, sequence))
 
     return Examples(examples_of("train"), examples_of("valid"), examples_of("test"), log, sequence)

@@ -34,9 +34,7 @@ class HistoryStore:
 
     @classmethod
     def from_log(cls, log: InteractionLog) -> HistoryStore:
-        user, time, item, polarity = (
-            log.frame[name].to_numpy() for name in ("user", "time", "item", "polarity")
-        )
+        user, time, item, polarity = (log.frame[name].to_numpy() for name in ("user", "time", "item", "polarity"))
         new_user = _changes(user)
         return cls(item, polarity, _latest(new_user), _latest(new_user | _changes(time)))
 

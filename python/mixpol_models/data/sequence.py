@@ -33,13 +33,9 @@ class SequenceConfig(BaseModel):
             raise ValueError(f"budget is {self.budget}, expected at least 1: give the history some room")
         share = self.negative_share
         if share is not None and not 0 <= share <= 1:
-            raise ValueError(
-                f"negative_share is {share}, expected None or a share in [0, 1]: 0.5 is a good start"
-            )
+            raise ValueError(f"negative_share is {share}, expected None or a share in [0, 1]: 0.5 is a good start")
         if share is not None and self.kind == "positive":
-            raise ValueError(
-                f"negative_share is {share} with kind='positive', expected None: use kind='mixed'"
-            )
+            raise ValueError(f"negative_share is {share} with kind='positive', expected None: use kind='mixed'")
         return self
 
     @property

@@ -14,9 +14,7 @@ KUAIRAND_CACHE = "kuairand-pure"
 NAMES = (KUAIRAND_CACHE, "ml-100k", "synthetic")
 
 
-def resolve(
-    data: str | os.PathLike[str] | None = None, *, say: Callable[[str], None] = print
-) -> InteractionLog:
+def resolve(data: str | os.PathLike[str] | None = None, *, say: Callable[[str], None] = print) -> InteractionLog:
     """The log to use: `data` or MIXPOL_DATA, else the cache, MovieLens-100K by pip, a synthetic log.
 
     KuaiRand-Pure is never downloaded here; `mixpol data get kuairand-pure` does that.
@@ -60,18 +58,14 @@ def _wished(wish: str, origin: str, say: Callable[[str], None]) -> InteractionLo
     try:
         return _said(kuairand.load_kuairand(Path(wish).expanduser()), reason, say)
     except ValueError as error:
-        raise ValueError(
-            f"{origin} is {wish!r}, expected a folder with data or one of {NAMES}. {error}"
-        ) from error
+        raise ValueError(f"{origin} is {wish!r}, expected a folder with data or one of {NAMES}. {error}") from error
 
 
 def _from_cache(cached: Path, reason: str, say: Callable[[str], None]) -> InteractionLog:
     try:
         return _said(kuairand.load_kuairand(cached), reason, say)
     except ValueError as error:
-        raise ValueError(
-            f"{error}. Run `mixpol data get {KUAIRAND_CACHE} --force`, or delete {cached}"
-        ) from error
+        raise ValueError(f"{error}. Run `mixpol data get {KUAIRAND_CACHE} --force`, or delete {cached}") from error
 
 
 def _ml100k(reason: str, say: Callable[[str], None]) -> InteractionLog:

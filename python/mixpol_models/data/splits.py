@@ -14,9 +14,7 @@ def by_time(train: float = 0.8, valid: float = 0.1) -> pl.Expr:
         train, valid: shares of the rows, in (0, 1); the rest is test.
     """
     if not (0 < train < 1 and 0 < valid < 1 and train + valid < 1):
-        raise ValueError(
-            f"train={train}, valid={valid}: expected positive shares with a sum below 1, the rest is test"
-        )
+        raise ValueError(f"train={train}, valid={valid}: expected positive shares with a sum below 1, the rest is test")
     time = pl.col("time")
     first_valid = time.quantile(train, "higher")
     first_test = time.quantile(train + valid, "higher")

@@ -32,7 +32,5 @@ def histories(examples: ExampleSet) -> dict[tuple[int, int], list[tuple[int, int
     return result
 
 
-def csv_row(
-    user: int, item: int, date: int, time_ms: int, long_view: int, *, play: int = 0, tab: int = 1
-) -> str:
+def csv_row(user: int, item: int, date: int, time_ms: int, long_view: int, *, play: int = 0, tab: int = 1) -> str:
     return f"{user},{item},{date},900,{time_ms},1,0,0,0,0,0,{long_view},{play},20000,0,0,0,0,{tab}"

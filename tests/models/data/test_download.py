@@ -31,9 +31,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(int(trouble))
             return
         content = self.server.content
-        first = (
-            int(asked.removeprefix("bytes=").removesuffix("-")) if asked and trouble != "no ranges" else None
-        )
+        first = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and trouble != "no ranges" else None
         if first is not None and first >= len(content):
             self.send_response(416)
             self.send_header("Content-Range", f"bytes */{len(content)}")
@@ -74,9 +72,7 @@ def client() -> Iterator[httpx.Client]:
 def get(server: ThreadingHTTPServer, client: httpx.Client, tmp_path: Path):
     def get(**options) -> bytes:
         arguments = {"checksum": CHECKSUM, "pause": 0.0, "client": client} | options
-        return download(
-            f"http://127.0.0.1:{server.server_port}/file", tmp_path / "file", **arguments
-        ).read_bytes()
+        return download(f"http://127.0.0.1:{server.server_port}/file", tmp_path / "file", **arguments).read_bytes()
 
     return get
 
@@ -277,9 +273,7 @@ def test_kuairand_pure_from_archive_to_log(
     assert len(server.ranges) == 2
 
 
-def test_kuairand_pure_must_be_in_the_archive(
-    server: ThreadingHTTPServer, client: httpx.Client, tmp_path: Path
-):
+def test_kuairand_pure_must_be_in_the_archive(server: ThreadingHTTPServer, client: httpx.Client, tmp_path: Path):
     server.content = tar(tmp_path / "other.tar.gz", {"README": b"1"}).read_bytes()
     checksum = "md5:" + hashlib.md5(server.content).hexdigest()
     url = f"http://127.0.0.1:{server.server_port}/x"

@@ -18,9 +18,7 @@ SEQUENCES = [
 
 def slow_history(events: list[Event], target: Event, sequence: SequenceConfig) -> list[tuple[int, int]]:
     """The definition, one example at a time."""
-    past = sorted(
-        (e for e in set(events) if e[0] == target[0] and e[2] < target[2]), key=lambda e: (e[2], e[1], e[3])
-    )
+    past = sorted((e for e in set(events) if e[0] == target[0] and e[2] < target[2]), key=lambda e: (e[2], e[1], e[3]))
     positives, negatives = [e for e in past if e[3]], [e for e in past if not e[3]]
     if sequence.kind == "positive":
         chosen = positives[-sequence.budget :]
@@ -82,9 +80,7 @@ def test_equal_times_never_see_each_other(sequence: SequenceConfig):
 
 @pytest.mark.parametrize("sequence", SEQUENCES, ids=str)
 def test_users_do_not_mix(sequence: SequenceConfig):
-    seen = histories(
-        build_examples(log_of([(0, 1, 10, 1), (1, 2, 20, 1), (2, 3, 5, 0), (2, 4, 6, 1)]), sequence).train
-    )
+    seen = histories(build_examples(log_of([(0, 1, 10, 1), (1, 2, 20, 1), (2, 3, 5, 0), (2, 4, 6, 1)]), sequence).train)
     below = [(3, 0)] if sequence.kind == "mixed" else []
     assert seen == {(0, 1): [], (1, 2): [], (2, 3): [], (2, 4): below}
 

@@ -47,9 +47,7 @@ def test_published_floor(log: InteractionLog):
 def test_real_rows_at_the_time_of_the_last_history_event_do_not_see_it(log: InteractionLog):
     history = log.frame.filter(pl.col("split") == "history").group_by("user").agg(last=pl.col("time").max())
     train = build_examples(log, SequenceConfig(budget=50)).train
-    order = log.frame.filter(pl.col("split") == "train").join(
-        history, on="user", how="left", maintain_order="left"
-    )
+    order = log.frame.filter(pl.col("split") == "train").join(history, on="user", how="left", maintain_order="left")
     tied = order.select((pl.col("time") == pl.col("last")).fill_null(False).arg_true()).to_series().to_numpy()
     past = log.frame.filter(pl.col("split") == "history")
     assert len(tied) == 3
@@ -83,9 +81,7 @@ def test_official_csv_histories(kuairand_csv: Path):
     assert histories(examples.valid)[0, 8] == [(4, 0), (4, 0), (5, 1), (6, 0)]
     last_but_two = examples.train[[2]]
     assert last_but_two.target_item.tolist() == [5]
-    assert last_but_two.item_ids.tolist() == [2, 3, 4, 4], (
-        "strictly before: not item 6, which has the same time"
-    )
+    assert last_but_two.item_ids.tolist() == [2, 3, 4, 4], "strictly before: not item 6, which has the same time"
 
 
 def test_other_days(kuairand_csv: Path):
@@ -101,9 +97,7 @@ def test_days_must_not_overlap():
 
 def write_parquet(folder: Path, window_times: list[int]) -> None:
     past = {"user_id": [0] * 3, "hist_pos": [7, 8, 9], "video_id": [1, 2, 3], "long_view": [1, 0, 1]}
-    pl.DataFrame(past | {"time_ms": [None, None, 1_000]}).write_parquet(
-        folder / "history_before_20220425.parquet"
-    )
+    pl.DataFrame(past | {"time_ms": [None, None, 1_000]}).write_parquet(folder / "history_before_20220425.parquet")
     n = len(window_times)
     window = {
         "user_id": [0] * n,

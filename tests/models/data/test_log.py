@@ -60,9 +60,7 @@ def test_drops_exact_duplicates_only():
 
 def test_dropping_duplicates_agrees_with_polars():
     events = pl.DataFrame({"user": [0, 1, 0, 1, 0] * 9, "item": [0, 1, 2] * 15, "time": [0] * 44 + [1]})
-    events = events.with_columns(
-        label=0, polarity=0, split=pl.lit("train"), play=pl.Series([None, 1, 1] * 15)
-    )
+    events = events.with_columns(label=0, polarity=0, split=pl.lit("train"), play=pl.Series([None, 1, 1] * 15))
     assert build(events).frame.height == events.unique().height
 
 

@@ -42,9 +42,7 @@ def test_kuairand_parquet(real_kuairand: Path, said: list[str]):
     assert f"from --data={real_kuairand}" in said[0]
 
 
-def test_kuairand_csv_from_the_environment(
-    kuairand_csv: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
-):
+def test_kuairand_csv_from_the_environment(kuairand_csv: Path, said: list[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MIXPOL_DATA", str(kuairand_csv))
     yields_batches(resolve(say=said.append))
     assert len(said) == 1

@@ -1,0 +1,173 @@
+"""The `mixpol` command. Heavy imports wait until a command runs, so that `mixpol --help` is quick."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal
+
+_OPTIONAL = {
+    "typer", "rich", "lightning", "torchmetrics", "polars", "matplotlib", "yaml", "pydantic", "httpx", "platformdirs"
+}  # fmt: skip
+_INSTALL = "pip install 'mixpol-kernels[models]'"
+
+
+def main() -> None:
+    """Entry point of the `mixpol` command."""
+    if _typer_missing is not None:
+        sys.exit(f"mixpol needs packages that are not installed (first: {_typer_missing}): {_INSTALL}")
+    app()
+
+
+@contextmanager
+def _plainly() -> Iterator[None]:
+    """Turns expected errors into one message and an exit status."""
+    from rich.console import Console
+
+    def stop(message: str, status: int) -> None:
+        Console(stderr=True).print(message, style="bold red", highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(status)
+
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _OPTIONAL:
+            raise
+        stop(f"mixpol needs packages that are not installed (first: {error.name}): {_INSTALL}", 1)
+    except OSError as error:
+        stop(str(error), 1)
+    except (ValueError, RuntimeError) as error:
+        if not _is_ours(error):
+            raise
+        stop(str(error), 2 if isinstance(error, ValueError) else 1)
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether our code raised it, for the user to read; of other errors the traceback says more."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    name = "" if place is None else place.tb_frame.f_globals.get("__name__", "")
+    return name.partition(".")[0] in ("mixpol_models", "mixpol_kernels")
+
+
+try:
+    import typer
+except ModuleNotFoundError as error:
+    _typer_missing = error.name
+else:
+    _typer_missing = None
+    app = typer.Typer(
+        help="Mixed-polarity CTR models on fused kernels.", no_args_is_help=True, pretty_exceptions_show_locals=False
+    )
+    data_app = typer.Typer(help="The data: what is there, and how to get more.", no_args_is_help=True)
+    app.add_typer(data_app, name="data")
+
+    _DATA = "Folder with KuaiRand-Pure, or kuairand-pure, ml-100k, synthetic. Default: look around."
+
+    @app.command()
+    def train(
+        config: Annotated[str | None, typer.Option(help="YAML file, or the name of a shipped one: din.")] = None,
+        data: Annotated[str | None, typer.Option(help=_DATA)] = None,
+        backbone: Annotated[Literal["din"] | None, typer.Option(help="Model.")] = None,
+        sequence: Annotated[Literal["mixed", "positive"] | None, typer.Option(help="Events in the history.")] = None,
+        fusion: Annotated[
+            Literal["none", "bias", "tapf"] | None, typer.Option(help="How polarity marks an event.")
+        ] = None,
+        budget: Annotated[int | None, typer.Option(help="Most history events.")] = None,
+        negative_share: Annotated[
+            float | None, typer.Option(help="Share of negatives in the budget. Default: the newest of either.")
+        ] = None,
+        train_on_history: Annotated[
+            bool | None, typer.Option(help="Train on impressions before the training days too.")
+        ] = None,
+        embedding_dim: Annotated[int | None, typer.Option(help="Width of item and user vectors.")] = None,
+        dropout: Annotated[float | None, typer.Option(help="In the MLP.")] = None,
+        user_embedding: Annotated[bool | None, typer.Option(help="A learned vector per user.")] = None,
+        epochs: Annotated[int | None, typer.Option(help="At most.")] = None,
+        batch_size: Annotated[int | None, typer.Option(help="Examples per step.")] = None,
+        learning_rate: Annotated[float | None, typer.Option(help="Of the dense layers.")] = None,
+        table_learning_rate: Annotated[float | None, typer.Option(help="Of the item and user tables.")] = None,
+        weight_decay: Annotated[float | None, typer.Option(help="Of the dense layers.")] = None,
+        patience: Annotated[int | None, typer.Option(help="Epochs without a better AUC before the end.")] = None,
+        sparse_tables: Annotated[bool | None, typer.Option(help="Move only the table rows of the batch.")] = None,
+        seed: Annotated[int | None, typer.Option(help="Of weights, order and dropout.")] = None,
+        precision: Annotated[
+            Literal["fp32", "bf16", "fp16"] | None, typer.Option(help="Of the MLP; fp16 on a GPU only.")
+        ] = None,
+        accelerator: Annotated[Literal["auto", "cpu", "gpu"] | None, typer.Option(help="Where.")] = None,
+        backend: Annotated[Literal["auto", "cpu", "reference"] | None, typer.Option(help="Of the attention.")] = None,
+        workers: Annotated[int | None, typer.Option(help="Processes that build batches.")] = None,
+        output: Annotated[str | None, typer.Option(help="Folder of the run.")] = None,
+        resume: Annotated[Path | None, typer.Option(help="Checkpoint or run folder to go on from.")] = None,
+        print_config: Annotated[bool, typer.Option("--print-config", help="Print the settings and stop.")] = False,
+    ) -> None:
+        """Train a model. Flags override the YAML file, which overrides the defaults (din.yaml)."""
+        flags = {name: value for name, value in locals().items() if name not in ("config", "resume", "print_config")}
+        with _plainly():
+            from mixpol_models.training.config import load_config
+
+            settings = load_config(config, flags)
+            if print_config:
+                typer.echo(settings.to_yaml(), nl=False)
+                return
+            import json
+            from dataclasses import asdict
+
+            from rich.console import Console
+
+            from mixpol_models.experiments.tables import metrics_table
+            from mixpol_models.training.run import train as run
+
+            result = run(settings, resume=resume)
+            Console().print(metrics_table(result).rich())
+            numbers = {"valid": asdict(result.valid), "test": asdict(result.test), "seconds": result.seconds}
+            (result.config.folder / "metrics.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+            typer.echo(f"Saved in {result.config.folder}/")
+
+    @app.command()
+    def demo(
+        data: Annotated[str | None, typer.Option(help=_DATA)] = None,
+        output: Annotated[Path, typer.Option(help="Folder for tables and pictures.")] = Path("demo_output"),
+        seeds: Annotated[int | None, typer.Option(help="How many. Default: 2, or 1 with --quick.")] = None,
+        quick: Annotated[bool, typer.Option("--quick", help="A small form, under a minute.")] = False,
+        skip_bench: Annotated[bool, typer.Option("--skip-bench", help="Accuracy only, no timings.")] = False,
+    ) -> None:
+        """Train DIN four ways, time the layer and the whole step, save tables and pictures."""
+        with _plainly():
+            from mixpol_models.experiments.demo import run_demo
+
+            run_demo(data, output, seeds=seeds, quick=quick, skip_bench=skip_bench)
+
+    @data_app.command("get")
+    def data_get(
+        name: Annotated[Literal["kuairand-pure"], typer.Argument(help="What to download (47 MB).")],
+        force: Annotated[bool, typer.Option("--force", help="Again, even if it is there.")] = False,
+    ) -> None:
+        """Download a data set into the cache."""
+        with _plainly():
+            from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+            from mixpol_models.data.download import get_kuairand_pure
+
+            columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+            with Progress(*columns) as bar:
+                task = bar.add_task(name, total=None)
+                folder = get_kuairand_pure(
+                    progress=lambda done, total: bar.update(task, completed=done, total=total), force=force
+                )
+            typer.echo(f"{name} is in {folder}")
+
+    @data_app.command("show")
+    def data_show(data: Annotated[str | None, typer.Option(help=_DATA)] = None) -> None:
+        """Say which data a run would use, and why."""
+        with _plainly():
+            from mixpol_models.data import resolve
+
+            resolve(data, say=typer.echo)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,307 @@
+"""`mixpol demo`: accuracy, kernels and whole steps on this machine, in tables and pictures."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from mixpol_models.bench import (
+    GateError,
+    LadderRow,
+    headline_table,
+    ladder_markdown,
+    ladder_table,
+    machine_facts,
+    plot_ladder,
+    run_ladder,
+    sentences,
+)
+from mixpol_models.data import Examples, InteractionLog, resolve
+from mixpol_models.experiments.compare import Comparison, compare
+from mixpol_models.experiments.pictures import plot_auc, plot_step
+from mixpol_models.experiments.step_time import StepMismatch, step_time
+from mixpol_models.experiments.subset import some_users
+from mixpol_models.experiments.tables import ResultTable, accuracy_table, count, relative_table, step_table
+from mixpol_models.experiments.variants import VARIANTS
+from mixpol_models.training.config import TrainConfig, load_config
+from mixpol_models.training.prepare import prepare
+
+
+@dataclass(frozen=True)
+class DemoSize:
+    """How much the demo does.
+
+    Attributes:
+        seeds: how many, from 0.
+        events: of the log that are used; None for all.
+        batch_size: of training; None for the configuration's. Little data needs small steps.
+        resamples: of the bootstrap.
+        lengths: of the ladder.
+        compiled_rungs: run the torch.compile rungs too, which takes a minute to compile.
+        rounds, seconds: of timing: at most so many rounds, seconds per form.
+    """
+
+    seeds: int = 2
+    events: int | None = None
+    batch_size: int | None = None
+    resamples: int = 400
+    lengths: tuple[int, ...] = (50, 200)
+    compiled_rungs: bool = True
+    rounds: int = 15
+    seconds: float = 2.0
+
+
+FULL = DemoSize()
+QUICK = DemoSize(
+    seeds=1,
+    events=30_000,
+    batch_size=256,
+    resamples=200,
+    lengths=(10, 50),
+    compiled_rungs=False,
+    rounds=5,
+    seconds=0.5,
+)
+
+
+@dataclass
+class _Findings:
+    """What has been found so far, and what could not be."""
+
+    tables: list[ResultTable] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    numbers: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def run_demo(
+    data: str | None = None,
+    output: str | Path = "demo_output",
+    *,
+    seeds: int | None = None,
+    quick: bool = False,
+    skip_bench: bool = False,
+    console: Console | None = None,
+) -> Path:
+    """Trains DIN four ways, measures layer and step, prints and saves it all, whatever the numbers are.
+
+    Writes results.md and metrics.json, auc.png, and where the compiled kernels are there ladder.png and step.png.
+
+    Args:
+        data: as in `mixpol_models.data.resolve`.
+        output: folder for the files.
+        seeds: how many, instead of 2 (1 with `quick`).
+        quick: a part of the data, one seed, few points: under a minute, and no evidence for anything.
+        skip_bench: accuracy only.
+        console: where to print.
+
+    Returns:
+        The folder.
+    """
+    console = console or Console()
+    size, folder = QUICK if quick else FULL, Path(output)
+    n_seeds = size.seeds if seeds is None else seeds
+    if n_seeds < 1:
+        raise ValueError(f"seeds is {n_seeds}, expected at least 1: 2 shows the spread")
+    folder.mkdir(parents=True, exist_ok=True)
+    found = _Findings()
+    config = load_config("din", {"batch_size": size.batch_size})
+    log = resolve(data, say=lambda line: console.print(line, style="dim", highlight=False, markup=False))
+    if size.events is not None:
+        log = some_users(log, size.events)
+    examples = prepare(log, config)
+    _say_setting(console, found, log, examples, config, quick)
+    with _timed(found, "accuracy"):
+        _accuracy(console, found, log, config, range(n_seeds), size.resamples, folder)
+    if not skip_bench:
+        with _timed(found, "ladder"):
+            _ladder(console, found, size, folder)
+        with _timed(found, "step"):
+            _step(console, found, examples, config, size, folder)
+    _save(console, found, log, config, folder)
+    return folder
+
+
+def _say_setting(
+    console: Console, found: _Findings, log: InteractionLog, examples: Examples, config: TrainConfig, quick: bool
+) -> None:
+    lines = [
+        log.describe(),
+        f"{len(examples.train):,} training examples (impressions of the history are among them, each with the past "
+        f"strictly before it), budget {config.budget} events, D = {config.embedding_dim}, "
+        f"at most {count(config.epochs, 'epoch')}, batch {config.batch_size}.",
+        "Histories hold every event strictly before the target, so those of the test rows reach into the test days.",
+    ]
+    if quick:
+        lines.append("Quick form: too little data for conclusions.")
+    found.texts += lines
+    for line in lines[1:]:
+        console.print(line, style="dim", highlight=False, markup=False)
+
+
+def _accuracy(
+    console: Console,
+    found: _Findings,
+    log: InteractionLog,
+    config: TrainConfig,
+    seeds: Sequence[int],
+    resamples: int,
+    folder: Path,
+) -> None:
+    with tempfile.TemporaryDirectory() as runs, _bar(console) as bar:
+        task = bar.add_task("training", total=None)
+
+        def tick(label: str, done: int, total: int) -> None:
+            bar.update(task, description=f"training {label}", completed=done, total=total)
+
+        comparison = compare(log, config, seeds, Path(runs), resamples=resamples, tick=tick)
+    _show(console, found, accuracy_table(comparison), relative_table(comparison))
+    plot_auc(comparison, folder / "auc.png", log.name)
+    found.numbers["accuracy"] = _accuracy_numbers(comparison)
+
+
+def _accuracy_numbers(found: Comparison) -> dict[str, Any]:
+    return {
+        "seeds": list(found.seeds),
+        "test_rows": found.test_rows,
+        "test_users": found.test_users,
+        "models": {
+            variant.name: {
+                "runs": [
+                    {
+                        "seed": run.config.seed,
+                        "seconds": run.seconds,
+                        "valid": asdict(run.valid),
+                        "test": asdict(run.test),
+                        "test_frozen": asdict(frozen),
+                    }
+                    for run, frozen in zip(found.runs[variant], found.frozen[variant], strict=True)
+                ],
+                "rela_impr_percent": found.relative(variant)[0].mean,
+                "auc_ratio_percent": found.relative(variant)[1].mean,
+                "auc_minus_positive_only": _numbers(found.to_baseline.get(variant.name)),
+                "auc_minus_floor": _numbers(found.to_floor[variant.name]),
+            }
+            for variant in VARIANTS
+        },
+        "floors": {floor.name: {"auc": floor.auc, "gauc": floor.gauc} for floor in found.floors},
+        "bootstrap_resamples": found.resamples,
+    }
+
+
+def _numbers(value: Any) -> dict[str, float] | None:
+    return None if value is None else asdict(value)
+
+
+def _ladder(console: Console, found: _Findings, size: DemoSize, folder: Path) -> None:
+    rungs = None if size.compiled_rungs else ("concat", "refactored", "fused", "mean pool")
+    try:
+        rows = _run_ladder(console, size, rungs)
+    except GateError as error:
+        _missing(console, found, "layer", f"a form failed the correctness check, so nothing was timed: {error}")
+        return
+    except RuntimeError as error:
+        _missing(console, found, "layer", str(error))
+        return
+    console.print(ladder_table(rows), headline_table(rows))
+    for sentence in sentences(rows):
+        console.print(sentence, highlight=False)
+    console.print()
+    plot_ladder(rows, folder / "ladder.png")
+    found.numbers["ladder"] = [asdict(row) for row in rows]
+    found.texts.append("### The layer alone, up the ladder\n\n" + ladder_markdown(rows))
+
+
+def _run_ladder(console: Console, size: DemoSize, rungs: Sequence[str] | None) -> list[LadderRow]:
+    with _bar(console) as bar:
+        task = bar.add_task("ladder", total=None)
+        return run_ladder(
+            size.lengths,
+            rounds=size.rounds,
+            seconds_per_rung=size.seconds,
+            rungs=rungs,
+            progress=lambda line: bar.update(task, description=f"ladder, {line}"),
+        )
+
+
+def _step(
+    console: Console, found: _Findings, examples: Examples, config: TrainConfig, size: DemoSize, folder: Path
+) -> None:
+    sizes = {name: getattr(examples.log, name) for name in ("n_items", "n_users", "n_contexts")}
+    # The newest examples have the longest histories, as in production.
+    batch = next(iter(examples.test.loader(config.batch_size, shuffle=True, seed=config.seed)))
+    try:
+        with _bar(console) as bar:
+            task = bar.add_task("whole step", total=None)
+            rows = step_time(
+                batch, sizes, config, rounds=size.rounds, seconds=size.seconds,
+                progress=lambda line: bar.update(task, description=line),
+            )  # fmt: skip
+    except StepMismatch as error:
+        _missing(console, found, "step", f"the two layers disagree, so nothing was timed: {error}")
+        return
+    except ValueError as error:
+        _missing(console, found, "step", str(error))
+        return
+    _show(console, found, step_table(rows, "cpu"))
+    plot_step(rows, folder / "step.png")
+    found.numbers["step"] = [asdict(row) for row in rows]
+
+
+def _missing(console: Console, found: _Findings, what: str, why: str) -> None:
+    text = f"No {what} times: {why}"
+    console.print(text, style="bold red", highlight=False, markup=False)
+    found.texts.append(text)
+
+
+def _show(console: Console, found: _Findings, *tables: ResultTable) -> None:
+    for table in tables:
+        console.print(table.rich())
+        found.texts.append(table.markdown())
+
+
+def _save(console: Console, found: _Findings, log: InteractionLog, config: TrainConfig, folder: Path) -> None:
+    facts = machine_facts()
+    numbers = {
+        "machine": facts,
+        "data": {"name": log.name, "events": log.frame.height, "source": log.source},
+        "config": config.model_dump(mode="json"),
+        "seconds": {name: round(value, 1) for name, value in found.seconds.items()},
+        **found.numbers,
+    }
+    (folder / "metrics.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+    times = ", ".join(f"{name} {value:.0f} s" for name, value in found.seconds.items())
+    about = ", ".join(f"{name} {value}" for name, value in facts.items())
+    report = ["# `mixpol demo`", *found.texts, f"Time: {times}.", f"Measured on: {about}."]
+    (folder / "results.md").write_text("\n\n".join(report) + "\n", encoding="utf-8")
+    names = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_file()))
+    console.print(f"Time: {times}. Saved in {folder}/: {names}.", highlight=False, markup=False)
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
+
+
+@contextmanager
+def _timed(found: _Findings, name: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    found.seconds[name] = time.perf_counter() - started

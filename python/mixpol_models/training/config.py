@@ -1,0 +1,178 @@
+"""What a training run can be told: defaults, then a YAML file, then flags."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mixpol_models.data import SequenceConfig
+
+Fusion = Literal["none", "bias", "tapf"]
+Kind = Literal["mixed", "positive"]
+Precision = Literal["fp32", "bf16", "fp16"]
+Accelerator = Literal["auto", "cpu", "gpu"]
+Backend = Literal["auto", "cpu", "reference"]
+
+
+class TrainConfig(BaseModel):
+    """One training run. The defaults were chosen on KuaiRand-Pure's validation day, for all variants at once.
+
+    Attributes:
+        data: a folder with KuaiRand-Pure or a source's name, as in `mixpol_models.data.resolve`; None looks around.
+        train_on_history: impressions before the training days are training examples too, each with the past strictly
+            before it. Does nothing where the log has none.
+        sequence, budget, negative_share: see `SequenceConfig`.
+        fusion: how polarity marks a history event.
+        backbone: a name in `mixpol_models.backbones.BACKBONES`.
+        embedding_dim, attention_units, tower_units, activation, normalize, dropout, user_embedding: see `DIN`.
+        epochs: at most.
+        batch_size: examples per step.
+        learning_rate: of the dense layers (AdamW).
+        table_learning_rate: of the item and user tables; None takes `learning_rate`.
+        weight_decay: of the dense layers, decoupled. The tables have none.
+        gradient_clip: largest total gradient norm; None does not clip.
+        patience: epochs without a better validation AUC before training stops.
+        sparse_tables: sparse gradients and SparseAdam for item and user tables: only the rows of the batch move. False
+            trains them densely with AdamW, at a cost that grows with the vocabulary.
+        seed: of weights, order and dropout.
+        precision: "bf16" and "fp16" (GPU only) are autocast for the MLP; attention and tables stay float32.
+        accelerator: where to train.
+        backend: of the attention.
+        workers: processes that build batches; 0 builds them in this one.
+        output: folder of the run; None is `mixpol_runs/<name>`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: str | None = None
+    train_on_history: bool = True
+
+    sequence: Kind = "mixed"
+    budget: int = Field(50, ge=1)
+    negative_share: float | None = Field(None, ge=0, le=1)
+    fusion: Fusion = "tapf"
+
+    backbone: Literal["din"] = "din"
+    embedding_dim: int = Field(16, ge=1)
+    attention_units: tuple[int, ...] = Field((64,), min_length=1, max_length=3)
+    tower_units: tuple[int, ...] = (128, 64)
+    activation: Literal["relu", "prelu", "sigmoid", "silu"] = "relu"
+    normalize: Literal["none", "softmax"] = "none"
+    dropout: float = Field(0.0, ge=0, lt=1)
+    user_embedding: bool = True
+
+    epochs: int = Field(2, ge=1)
+    batch_size: int = Field(2048, ge=1)
+    learning_rate: float = Field(4e-3, gt=0)
+    table_learning_rate: float | None = Field(None, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    gradient_clip: float | None = Field(10.0, gt=0)
+    patience: int = Field(2, ge=1)
+    sparse_tables: bool = True
+    seed: int = Field(0, ge=0)
+
+    precision: Precision = "fp32"
+    accelerator: Accelerator = "auto"
+    backend: Backend = "auto"
+    workers: int = Field(0, ge=0)
+    output: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.sequence == "positive" and self.negative_share is not None:
+            raise ValueError(
+                f"negative_share is {self.negative_share} with sequence 'positive', expected none: "
+                "leave it out, or take sequence 'mixed'"
+            )
+        if self.precision == "fp16" and self.accelerator == "cpu":
+            raise ValueError("precision is 'fp16' with accelerator 'cpu', which has none: take 'bf16'")
+        return self
+
+    @property
+    def name(self) -> str:
+        """Short name of the run."""
+        return f"{self.backbone}-{self.sequence}-{self.fusion}-seed{self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        """Where the run is saved."""
+        return Path(self.output) if self.output else Path("mixpol_runs") / self.name
+
+    @property
+    def history(self) -> SequenceConfig:
+        """The data side's part."""
+        return SequenceConfig(kind=self.sequence, budget=self.budget, negative_share=self.negative_share)
+
+    def backbone_options(self) -> dict[str, Any]:
+        """What the backbone takes beside the table sizes."""
+        names = (
+            *("embedding_dim", "attention_units", "tower_units", "fusion", "activation", "normalize"),
+            *("dropout", "user_embedding", "backend"),
+        )
+        return {name: getattr(self, name) for name in names} | {"sparse": self.sparse_tables}
+
+    def to_yaml(self) -> str:
+        """The whole configuration; `load_config` reads it back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, default_flow_style=None)
+
+
+def load_config(file: str | Path | None = None, flags: Mapping[str, Any] | None = None) -> TrainConfig:
+    """Defaults, overridden by a YAML file, overridden by flags.
+
+    Args:
+        file: path of a YAML file, or the name of one that comes with the package ("din"); None for the defaults.
+        flags: values by name; None means "not given".
+
+    Raises:
+        ValueError: no such file, not a mapping, unknown keys, or values out of range; each is named.
+    """
+    origin, settings = ("flags", {}) if file is None else (str(file), _read(file))
+    given = {name: value for name, value in (flags or {}).items() if value is not None}
+    try:
+        return TrainConfig(**{**settings, **given})
+    except ValidationError as error:
+        raise ValueError(f"{origin}: {'; '.join(_explain(item) for item in error.errors())}") from None
+
+
+def _read(file: str | Path) -> dict[str, Any]:
+    path, shipped = Path(file), _shipped()
+    if path.is_file():
+        text = path.read_text(encoding="utf-8")
+    elif str(file) in shipped:
+        text = shipped[str(file)].read_text(encoding="utf-8")
+    else:
+        raise ValueError(f"config is {str(file)!r}, where there is no file; expected a path or one of {tuple(shipped)}")
+    try:
+        settings = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file}: not readable as YAML ({' '.join(str(error).split())})") from None
+    if settings is None:
+        return {}
+    if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
+        raise ValueError(f"{file}: holds a {type(settings).__name__}, expected 'name: value' lines")
+    return settings
+
+
+def _shipped() -> dict[str, Any]:
+    folder = resources.files("mixpol_models") / "configs"
+    return {entry.name.removesuffix(".yaml"): entry for entry in folder.iterdir() if entry.name.endswith(".yaml")}
+
+
+def _explain(error: Mapping[str, Any]) -> str:
+    """One pydantic error in the house's words: the argument, what it was, what was expected."""
+    name = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        close = get_close_matches(name, TrainConfig.model_fields, n=1)
+        return f"{name!r} is no setting" + (
+            f": did you mean {close[0]!r}?" if close else "; `mixpol train --print-config` shows all"
+        )
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return message
+    return f"{name} is {error['input']!r}, expected {message.removeprefix('Input should be ')}"

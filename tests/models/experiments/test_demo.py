@@ -1,0 +1,87 @@
+"""The demo's quick form, on every source that is there."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from mixpol_kernels.library import library
+from mixpol_models.data import SourceUnavailable
+from mixpol_models.data.movielens import fetch_inter
+from mixpol_models.experiments import VARIANTS, run_demo
+from mixpol_models.experiments.compare import auc_ratio, rela_impr
+
+ALWAYS = {"results.md", "metrics.json", "auc.png"}
+WITH_KERNELS = {"ladder.png", "step.png"}
+
+
+def demo(data: str, folder: Path, **options: object) -> tuple[str, dict[str, object]]:
+    text = io.StringIO()
+    run_demo(data, folder, quick=True, console=Console(file=text, width=100), **options)
+    return text.getvalue(), json.loads((folder / "metrics.json").read_text())
+
+
+def assert_accuracy_is_told(text: str, numbers: dict[str, object], folder: Path) -> None:
+    models = numbers["accuracy"]["models"]
+    assert list(models) == [variant.name for variant in VARIANTS]
+    report = (folder / "results.md").read_text()
+    for name, model in models.items():
+        aucs = [run["test"]["auc"] for run in model["runs"]]
+        cell = f"{sum(aucs) / len(aucs):.4f}"
+        for place in (text, report):
+            assert any(line.strip("| ").startswith(name) and cell in line for line in place.splitlines())
+    assert "RelaImpr = ((AUC − 0.5) / (AUC₀ − 0.5) − 1) · 100 %" in report
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_synthetic(tmp_path: Path) -> None:
+    text, numbers = demo("synthetic", tmp_path)
+    assert_accuracy_is_told(text, numbers, tmp_path)
+    files = {path.name for path in tmp_path.iterdir()}
+    if library.loaded:
+        assert files == ALWAYS | WITH_KERNELS
+        assert numbers["ladder"]
+        assert numbers["step"]
+    else:
+        assert files == ALWAYS
+        assert "No layer times: the fused rung needs the compiled kernels" in text
+    assert {"cpu", "torch", "threads"} <= numbers["machine"].keys()
+
+
+def test_two_seeds_have_a_spread(tmp_path: Path) -> None:
+    text, numbers = demo("synthetic", tmp_path, seeds=2, skip_bench=True)
+    assert numbers["accuracy"]["seeds"] == [0, 1]
+    assert "±" in text
+    assert_accuracy_is_told(text, numbers, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == ALWAYS
+
+
+def test_kuairand(tmp_path: Path, real_kuairand: Path) -> None:
+    text, numbers = demo(str(real_kuairand), tmp_path, skip_bench=True)
+    assert_accuracy_is_told(text, numbers, tmp_path)
+    assert list(numbers["accuracy"]["floors"]) == ["item × user", "item × user × tab"]
+
+
+def test_movielens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MIXPOL_CACHE", str(tmp_path / "cache"))
+    try:
+        fetch_inter()
+    except SourceUnavailable as error:
+        pytest.skip(str(error))
+    text, numbers = demo("ml-100k", tmp_path / "out", skip_bench=True)
+    assert_accuracy_is_told(text, numbers, tmp_path / "out")
+
+
+def test_no_seeds(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="seeds is 0, expected at least 1"):
+        run_demo("synthetic", tmp_path, seeds=0)
+
+
+def test_relative_auc() -> None:
+    """From 0.20 above chance to 0.25 above it is a quarter more."""
+    assert rela_impr(0.75, 0.70) == pytest.approx(25.0)
+    assert auc_ratio(0.75, 0.70) == pytest.approx(100 * 0.05 / 0.70)
