@@ -79,7 +79,7 @@ class Arena {
 // inputs].
 struct PackedUnit {
     float *token_t, *product_t, *target_t;  // Wk - Wd, Wp, Wq + Wd, each [D][H1p]
-    float *token_n, *product_n, *target_n;  // the same, [H1][Dp]
+    float *token_n, *product_n, *target_n;  // the same, [H1][Dp]; row h times w_o[h] when bits are kept
     float* weight_t[MAX_HIDDEN];            // layers 1 ...: [H_(i-1)][H_i p]
     float* weight_n[MAX_HIDDEN];            // layers 1 ...: [H_i][H_(i-1) p]
     float* bias[MAX_HIDDEN];                // [H_i p]
@@ -237,7 +237,7 @@ struct FusionGradients {
 
 // The kernels of one instruction set level. `sums` is the block's own part of a zeroed buffer.
 struct Kernels {
-    void (*pack_unit)(const ActivationUnit&, PackedUnit&);
+    void (*pack_unit)(const ActivationUnit&, bool scaled, PackedUnit&);
     void (*pack_fusion)(const PolarityFusion&, bool backward, PackedFusion&);
     int64_t (*attention_scratch_floats)(const Pass&, bool backward);
     int64_t (*fusion_scratch_floats)(const Pass&, bool backward);
@@ -247,8 +247,7 @@ struct Kernels {
     void (*fusion_forward)(const FusionForward&, int64_t user_begin, int64_t user_end, float* scratch);
     void (*fusion_backward)(const FusionBackward&, int64_t user_begin, int64_t user_end, float* scratch,
                             const FusionSums&);
-    void (*unfold_unit)(const ActivationUnit&, const PackedUnit&, const UnitSums&, bool scaled,
-                        const UnitGradients&);
+    void (*unfold_unit)(const ActivationUnit&, const UnitSums&, bool scaled, const UnitGradients&);
     void (*unfold_fusion)(const PolarityFusion&, const FusionSums&, const FusionGradients&);
     void (*add)(float* to, const float* from, int64_t floats);
     void (*gather_sum)(float* out, const float* a, const float* b, int width);         // out = a + b

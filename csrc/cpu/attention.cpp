@@ -162,7 +162,7 @@ Gradients backward(const Inputs& in, const Tensor& grad_pooled, const Tensor& po
                              sums.fusion(args, block));
     });
     add_blocks(sums.memory.get(), sums.blocks, sums.floats);
-    k.unfold_unit(args.unit, args.packed_unit, sums.unit(args, 0), args.keep_bits, unit_gradients);
+    k.unfold_unit(args.unit, sums.unit(args, 0), args.keep_bits, unit_gradients);
     k.unfold_fusion(args.fusion, sums.fusion(args, 0), fusion_gradients);
     return result;
 }

@@ -61,7 +61,11 @@ class TargetAttention(nn.Module):
     def unit(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Weights, biases and slopes, as the op takes them."""
         layers = cast("list[nn.Linear]", list(self.layers))
-        return [m.weight for m in layers], [m.bias for m in layers], list(self.slopes)
+        return (
+            [m.weight for m in layers],
+            [m.bias for m in layers],
+            list(self.slopes) if self.activation == "prelu" else [],
+        )
 
     def forward(
         self,

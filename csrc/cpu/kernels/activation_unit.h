@@ -204,8 +204,8 @@ template <Activation A>
 
 // Once per group: what the gradients of c(t) mean for the target block, the bias and the targets.
 MIXPOL_INLINE void unit_group_backward(const ActivationUnit& unit, const PackedUnit& packed,
-                                       const float* const* targets, int n, const float* scale,
-                                       float* grad_targets, UnitScratch& s, const UnitSums& sums) {
+                                       const float* const* targets, int n, float* grad_targets,
+                                       UnitScratch& s, const UnitSums& sums) {
     int h = unit.units[0], hp = padded(h), wide = padded(unit.width);
     add_transposed(s.grad_constants, hp, h, targets, n, wide, sums.target, wide);
     const float* rows[GROUP];
@@ -213,7 +213,6 @@ MIXPOL_INLINE void unit_group_backward(const ActivationUnit& unit, const PackedU
         float* row = s.grad_constants + i * hp;
         for (int c = 0; c < hp; c += W) {
             store(sums.bias[0] + c, load(sums.bias[0] + c) + load(row + c));
-            if (scale) store(row + c, load(row + c) * load(scale + c));
         }
         rows[i] = row;
     }

@@ -153,7 +153,6 @@ void backward(const AttentionBackward& a, RecomputeSignal recompute, int64_t use
     const bool direct = wide == a.width;  // a chunk's gradient can be written where it belongs
     const int64_t candidates = a.candidates;
     const bool softmax = a.unit.normalize == Normalize::softmax, bits = a.keep_bits;
-    const float* scale = bits ? a.packed_unit.output : nullptr;
     for (int i = 0; i < CHUNK; i++) s.bits[i] = 0;
     double output_bias = 0;  // one number for all tokens of the block
 
@@ -185,8 +184,8 @@ void backward(const AttentionBackward& a, RecomputeSignal recompute, int64_t use
                 if (!bits)
                     build_table(s.unit.table, a.packed_unit.token_t, a.packed_unit.product_t, target, a.width,
                                 hp);
-                build_table_n(s.unit.table_n, a.packed_unit.token_n, a.packed_unit.product_n, target, scale,
-                              hidden, wide);
+                build_table_n(s.unit.table_n, a.packed_unit.token_n, a.packed_unit.product_n, target, hidden,
+                              wide);
                 copy_padded(s.unit.table_n + hidden * wide, s.grad_pooled, wide, wide);
                 fusion_target(a.fusion, a.packed_fusion, target, true, s.fusion);
             }
@@ -210,7 +209,7 @@ void backward(const AttentionBackward& a, RecomputeSignal recompute, int64_t use
                           s.grad_scores, s.unit, sums);
             }
             add_rows(grad_constant, s.unit.lost, s.unit.signal[0], ld, n, hp);
-            Outer outer{s.unit.outer, a.packed_unit.product_n, scale, sums.token, sums.product, grad_target};
+            Outer outer{s.unit.outer, a.packed_unit.product_n, sums.token, sums.product, grad_target};
             add_outer(outer, s.unit.signal[0], ld, hidden, s.rows, n, wide, target, first, last);
 
             for (int i = 0; i < n; i++) s.unit.signal[0][i * ld + hidden] = s.weights[i];
@@ -233,7 +232,7 @@ void backward(const AttentionBackward& a, RecomputeSignal recompute, int64_t use
         }
     };
     auto finish = [&](int64_t row0, int n) {
-        unit_group_backward(a.unit, a.packed_unit, s.group.rows, n, scale, s.grad_targets, s.unit, sums);
+        unit_group_backward(a.unit, a.packed_unit, s.group.rows, n, s.grad_targets, s.unit, sums);
         fusion_group_backward(a.fusion, a.packed_fusion, s.group.rows, n, s.grad_targets, s.fusion,
                               fusion_sums);
         for (int i = 0; i < n; i++)

@@ -17,25 +17,22 @@ MIXPOL_INLINE void build_table(float* table, const float* token_t, const float* 
     }
 }
 
-// Gᵀ [units][wide] from the blocks themselves, row h scaled by scale[h]; token_n and scale may be null.
+// Gᵀ [units][wide] from the blocks themselves; token_n may be null.
 MIXPOL_INLINE void build_table_n(float* table, const float* token_n, const float* product_n,
-                                 const float* target, const float* scale, int units, int wide) {
-    for (int h = 0; h < units; h++) {
-        vec factor = broadcast(scale ? scale[h] : 1.0f);
+                                 const float* target, int units, int wide) {
+    for (int h = 0; h < units; h++)
         for (int c = 0; c < wide; c += W) {
             int64_t at = h * int64_t{wide} + c;
-            vec g = fma(load(target + c), load(product_n + at), token_n ? load(token_n + at) : vec{});
-            store(table + at, factor * g);
+            store(table + at,
+                  fma(load(target + c), load(product_n + at), token_n ? load(token_n + at) : vec{}));
         }
-    }
 }
 
 // The blocks' gradients: Σ z xᵀ over a target's tokens (into sum_token, if any) and Σ z (t * x)ᵀ over those
-// of all targets, and the target's share Σ_h scale_h (Σ z xᵀ)[h] * product[h].
+// of all targets, and the target's share Σ_h (Σ z xᵀ)[h] * product[h].
 struct Outer {
     float* partial;                  // [units][wide], one target's sum between chunks
     const float* product_n;          // [units][wide]
-    const float* scale;              // [units] or null
     float *sum_token, *sum_product;  // [units][wide]
     float* grad_target;              // [wide]
 };
@@ -63,8 +60,7 @@ struct Outer {
                     vec x = acc.at[i][v];
                     if (o.sum_token) store(o.sum_token + at, load(o.sum_token + at) + x);
                     store(o.sum_product + at, fma(t, x, load(o.sum_product + at)));
-                    vec share = o.scale ? x * broadcast(o.scale[r + i]) : x;
-                    dt = fma(share, load(o.product_n + at), dt);
+                    dt = fma(x, load(o.product_n + at), dt);
                 }
                 store(o.grad_target + c + v * W, dt);
             }

@@ -48,7 +48,7 @@ MIXPOL_INLINE void fusion_target(const PolarityFusion& fusion, const PackedFusio
     if (fusion.kind != Fusion::tapf) return;
     int d = fusion.width, wide = padded(d);
     build_table(s.gate_table, nullptr, packed.gate_t, target, d, wide);
-    if (backward) build_table_n(s.gate_table_n, nullptr, packed.gate_n, target, nullptr, d, wide);
+    if (backward) build_table_n(s.gate_table_n, nullptr, packed.gate_n, target, d, wide);
 }
 
 // Replaces rows by the fused tokens; keeps the raw rows and the gate values for the backward.
@@ -111,7 +111,7 @@ MIXPOL_INLINE void fuse_backward(const PolarityFusion& fusion, const PackedFusio
     const float* rows[CHUNK];
     for (int i = 0; i < n; i++) rows[i] = s.gates + i * wide;
     multiply(rows, n, d, s.gate_table_n, wide, wide, grad, wide, grad, wide);
-    Outer outer{s.gate_sum, packed.gate_n, nullptr, nullptr, sums.gate, grad_target};
+    Outer outer{s.gate_sum, packed.gate_n, nullptr, sums.gate, grad_target};
     add_outer(outer, s.gates, wide, d, s.raw, n, wide, target, first, last);
 }
 

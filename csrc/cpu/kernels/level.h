@@ -5,7 +5,7 @@
 
 namespace mixpol::cpu::MIXPOL_ISA {
 
-void pack_unit(const ActivationUnit&, PackedUnit&);
+void pack_unit(const ActivationUnit&, bool scaled, PackedUnit&);
 void pack_fusion(const PolarityFusion&, bool backward, PackedFusion&);
 int64_t attention_scratch_floats(const Pass&, bool backward);
 int64_t fusion_scratch_floats(const Pass&, bool backward);
@@ -15,8 +15,7 @@ void attention_backward(const AttentionBackward&, int64_t user_begin, int64_t us
 void fusion_forward(const FusionForward&, int64_t user_begin, int64_t user_end, float* scratch);
 void fusion_backward(const FusionBackward&, int64_t user_begin, int64_t user_end, float* scratch,
                      const FusionSums&);
-void unfold_unit(const ActivationUnit&, const PackedUnit&, const UnitSums&, bool scaled,
-                 const UnitGradients&);
+void unfold_unit(const ActivationUnit&, const UnitSums&, bool scaled, const UnitGradients&);
 void unfold_fusion(const PolarityFusion&, const FusionSums&, const FusionGradients&);
 void add(float* to, const float* from, int64_t floats);
 void gather_sum(float* out, const float* a, const float* b, int width);

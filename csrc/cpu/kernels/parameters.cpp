@@ -23,7 +23,7 @@ void copy_rows(float* to, const float* from, int rows, int columns, int64_t ld) 
 
 }  // namespace
 
-void pack_unit(const ActivationUnit& unit, PackedUnit& p) {
+void pack_unit(const ActivationUnit& unit, bool scaled, PackedUnit& p) {
     const int d = unit.width, h = unit.units[0], hp = padded(h), wide = padded(d);
     const float* w = unit.weight[0];
     // Sixteen inputs at a time: whole lines are read, and the lines written stay in L1.
@@ -41,10 +41,11 @@ void pack_unit(const ActivationUnit& unit, PackedUnit& p) {
         const float* row = w + j * int64_t{4} * d;
         float *token = p.token_n + j * int64_t{wide}, *product = p.product_n + j * int64_t{wide},
               *target = p.target_n + j * int64_t{wide};
+        const float scale = scaled ? unit.weight[1][j] : 1.0f;
         for (int k = 0; k < d; k++) {
-            token[k] = row[d + k] - row[2 * d + k];
-            product[k] = row[3 * d + k];
-            target[k] = row[k] + row[2 * d + k];
+            token[k] = scale * (row[d + k] - row[2 * d + k]);
+            product[k] = scale * row[3 * d + k];
+            target[k] = scale * (row[k] + row[2 * d + k]);
         }
         for (int k = d; k < wide; k++) token[k] = product[k] = target[k] = 0;
     }
@@ -75,14 +76,30 @@ void pack_fusion(const PolarityFusion& fusion, bool backward, PackedFusion& p) {
     copy_rows(p.target_n, fusion.target_weight, d, d, d);
 }
 
+namespace {
+
+// Σ a · b over d floats; with an addend, Σ a · (b + sign * addend).
+float dot_sum(const float* a, const float* b, const float* addend, float sign, int d) {
+    vec total{};
+    int k = 0;
+    for (; k + W <= d; k += W) {
+        vec factor = addend ? fma(broadcast(sign), load(addend + k), load(b + k)) : load(b + k);
+        total = fma(load(a + k), factor, total);
+    }
+    float rest = sum(total);
+    for (; k < d; k++) rest += a[k] * (addend ? b[k] + sign * addend[k] : b[k]);
+    return rest;
+}
+
+}  // namespace
+
 // Scaled sums lack the factor w_o per hidden unit (bits stood in for the first layer); its own gradient
 // follows from them: Σ ds · h = Σ z (x · G + c), with the sums of z x, z (t * x), z t and z.
-void unfold_unit(const ActivationUnit& unit, const PackedUnit& packed, const UnitSums& sums, bool scaled,
-                 const UnitGradients& grads) {
+void unfold_unit(const ActivationUnit& unit, const UnitSums& sums, bool scaled, const UnitGradients& grads) {
     const int d = unit.width, h = unit.units[0], wide = padded(d), last = unit.layers - 1;
     for (int j = 0; j < h; j++) {
         const int64_t row = j * int64_t{wide};
-        const float scale = scaled ? packed.output[j] : 1.0f;
+        const float scale = scaled ? unit.weight[1][j] : 1.0f, *w = unit.weight[0] + j * int64_t{4} * d;
         float* out = grads.weight[0] + j * int64_t{4} * d;
         const float *token = sums.token + row, *product = sums.product + row, *target = sums.target + row;
         for (int k = 0; k < d; k++) {
@@ -93,9 +110,9 @@ void unfold_unit(const ActivationUnit& unit, const PackedUnit& packed, const Uni
         }
         grads.bias[0][j] = scale * sums.bias[0][j];
         if (scaled)
-            grads.weight[1][j] =
-                dot(packed.token_n + row, token, wide) + dot(packed.product_n + row, product, wide) +
-                dot(packed.target_n + row, target, wide) + packed.bias[0][j] * sums.bias[0][j];
+            grads.weight[1][j] = dot_sum(token, w + d, w + 2 * d, -1, d) +
+                                 dot_sum(product, w + 3 * d, nullptr, 0, d) +
+                                 dot_sum(target, w, w + 2 * d, 1, d) + unit.bias[0][j] * sums.bias[0][j];
     }
     for (int i = 1; i <= last; i++) {
         int below = unit.units[i - 1], ld = padded(below);

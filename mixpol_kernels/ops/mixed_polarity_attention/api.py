@@ -14,7 +14,7 @@ from mixpol_kernels.ops.mixed_polarity_attention import reference
 from mixpol_kernels.ops.mixed_polarity_attention.autograd import MixedPolarityAttention, forward
 from mixpol_kernels.ops.polarity_fusion.api import check_fusion
 from mixpol_kernels.ops.target_attention.api import check_activation_unit, saved_bytes
-from mixpol_kernels.ops.target_attention.autograd import ACTIVATIONS, NORMALIZERS, keeps_bits
+from mixpol_kernels.ops.target_attention.autograd import ACTIVATIONS, NORMALIZERS, keeps_bits, with_candidates
 
 
 def mixed_polarity_attention(
@@ -89,13 +89,13 @@ def mixed_polarity_attention(
     sign = check_fusion(target, fusion, polarity, where.token_shape, polarity_table, gate, sign)
     if fusion == "none":
         polarity = polarity_table = None
-    wide = target if target.dim() == 3 else target.unsqueeze(1)
+    candidates = target.shape[1] if target.dim() == 3 else 1
     act, norm = ACTIVATIONS.index(activation), NORMALIZERS.index(normalize)
     chosen = backends.choose(
         "mixed_polarity_attention",
         backend,
         target,
-        lambda: saved_bytes(wide, where.token_shape, weights, act),
+        lambda: saved_bytes(candidates, where.token_shape, weights, act),
     )
     if chosen == "reference":
         if not torch.compiler.is_compiling():
@@ -107,23 +107,23 @@ def mixed_polarity_attention(
             if polarity is not None and polarity_table is not None:
                 check_range("polarity", polarity, polarity_table.shape[0], keep)
         pooled, attention = reference.mixed_polarity_attention(
-            wide, item_ids.reshape(-1), None if polarity is None else polarity.reshape(-1), user, keep,
+            with_candidates(target), item_ids.reshape(-1), None if polarity is None else polarity.reshape(-1), user, keep,
             item_table, polarity_table, sign, (gate[0], gate[1], gate[2]) if gate else None,
             weights, biases, slopes, activation, normalize, sparse,
         )  # fmt: skip
-        attention = attention.detach().reshape(*where.token_shape, wide.shape[1])
+        attention = attention.detach().reshape(*where.token_shape, candidates)
     elif backends.needs_grad(target, item_table, polarity_table, *gate, *weights, *biases, *slopes):
         pooled, attention = MixedPolarityAttention.apply(
-            wide, item_ids, polarity, item_table, polarity_table, sign, where.offsets, where.lengths, where.mask,
+            target, item_ids, polarity, item_table, polarity_table, sign, where.offsets, where.lengths, where.mask,
             (act, norm, len(weights), len(gate), sparse, keeps_bits(act, weights)),
             *gate, *weights, *biases, *slopes,
         )  # fmt: skip
     else:
         pooled, attention, _ = forward(
-            wide, item_ids, polarity, item_table, polarity_table, sign, gate,
+            with_candidates(target), item_ids, polarity, item_table, polarity_table, sign, gate,
             *where.canonical(), weights, biases, slopes, act, norm, return_weights, False,
         )  # fmt: skip
-    if target.dim() == 2:
+    if pooled.dim() != target.dim():
         pooled = pooled.squeeze(1)
     if not return_weights:
         return pooled

@@ -18,6 +18,7 @@ from mixpol_kernels.ops.target_attention.autograd import (
     TargetAttention,
     forward,
     keeps_bits,
+    with_candidates,
 )
 
 
@@ -85,41 +86,41 @@ def target_attention(
     where = layout(history, target.shape[0], name="history", trailing=1, offsets=offsets, lengths=lengths, mask=mask)
     if history.shape[-1] != target.shape[-1]:
         raise ValueError(f"history is {history.shape[-1]} wide and target {target.shape[-1]}; expected the same D")
-    wide = target if target.dim() == 3 else target.unsqueeze(1)
+    candidates = target.shape[1] if target.dim() == 3 else 1
     act, norm = ACTIVATIONS.index(activation), NORMALIZERS.index(normalize)
     chosen = backends.choose(
-        "target_attention", backend, target, lambda: saved_bytes(wide, where.token_shape, weights, act)
+        "target_attention", backend, target, lambda: saved_bytes(candidates, where.token_shape, weights, act)
     )
     if chosen == "reference":
         if not torch.compiler.is_compiling():
             where.check_values()
         user, keep = where.assignment()
         pooled, attention = reference.target_attention(
-            wide, history.reshape(-1, history.shape[-1]), user.to(target.device), keep,
+            with_candidates(target), history.reshape(-1, history.shape[-1]), user.to(target.device), keep,
             weights, biases, slopes, activation, normalize,
         )  # fmt: skip
-        attention = attention.detach().reshape(*where.token_shape, wide.shape[1])
+        attention = attention.detach().reshape(*where.token_shape, candidates)
     elif backends.needs_grad(target, history, *weights, *biases, *slopes):
         pooled, attention = TargetAttention.apply(
-            wide, history, where.offsets, where.lengths, where.mask, act, norm, len(weights),
+            target, history, where.offsets, where.lengths, where.mask, act, norm, len(weights),
             keeps_bits(act, weights), *weights, *biases, *slopes,
         )  # fmt: skip
     else:
         pooled, attention, _ = forward(
-            wide, history, *where.canonical(), weights, biases, slopes, act, norm,
+            with_candidates(target), history, *where.canonical(), weights, biases, slopes, act, norm,
             return_weights, False,
         )  # fmt: skip
-    if target.dim() == 2:
+    if pooled.dim() != target.dim():
         pooled = pooled.squeeze(1)
     if not return_weights:
         return pooled
     return pooled, attention[..., 0] if target.dim() == 2 else attention
 
 
-def saved_bytes(target: Tensor, token_shape: tuple[int, ...], weights: Sequence[Tensor], activation: int) -> int:
+def saved_bytes(candidates: int, token_shape: tuple[int, ...], weights: Sequence[Tensor], activation: int) -> int:
     """Bytes that the fused form keeps for backward beyond its inputs and its output."""
     bits = (weights[0].shape[0] + 7) // 8 if keeps_bits(activation, weights) else 0
-    return math.prod(token_shape) * target.shape[1] * (4 + bits)
+    return math.prod(token_shape) * candidates * (4 + bits)
 
 
 def check_activation_unit(

@@ -115,9 +115,10 @@ class TargetAttention(torch.autograd.Function):
         """`parameters`: `layers` weights, `layers` biases, then slopes."""
         weights, biases, slopes = split_parameters(parameters, layers)
         pooled, attention, bits = forward(
-            target, history, *canonical(offsets, lengths, mask), weights, biases, slopes,
+            with_candidates(target), history, *canonical(offsets, lengths, mask), weights, biases, slopes,
             activation, normalize, True, save_bits,
         )  # fmt: skip
+        pooled = pooled.view(target.shape)
         ctx.save_for_backward(target, history, offsets, lengths, mask, pooled, attention, bits, *parameters)
         ctx.config = (activation, normalize, layers)
         ctx.mark_non_differentiable(attention)
@@ -130,10 +131,16 @@ class TargetAttention(torch.autograd.Function):
         activation, normalize, layers = ctx.config
         weights, biases, slopes = split_parameters(parameters, layers)
         grad_target, grad_history, grads = _bwd(
-            grad_pooled, pooled, attention, bits, target, history, *canonical(offsets, lengths, mask),
+            with_candidates(grad_pooled), with_candidates(pooled), attention, bits,
+            with_candidates(target), history, *canonical(offsets, lengths, mask),
             weights, biases, slopes, activation, normalize,
         )  # fmt: skip
-        return grad_target, grad_history, *[None] * 7, *grads
+        return grad_target.view(target.shape), grad_history, *[None] * 7, *grads
+
+
+def with_candidates(target: Tensor) -> Tensor:
+    """[B, D] as [B, 1, D]; inside the Function, where a view costs no autograd node."""
+    return target if target.dim() == 3 else target.unsqueeze(1)
 
 
 def split_parameters(parameters: Sequence[Tensor], layers: int) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
