@@ -122,7 +122,7 @@ else:
             from mixpol_models.training.run import train as run
 
             result = run(settings, resume=resume)
-            Console().print(metrics_table(result).rich())
+            Console(width=None if sys.stdout.isatty() else 110).print(metrics_table(result).rich())
             numbers = {"valid": asdict(result.valid), "test": asdict(result.test), "seconds": result.seconds}
             (result.config.folder / "metrics.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
             typer.echo(f"Saved in {result.config.folder}/")

@@ -101,15 +101,14 @@ def mixed_polarity_attention(
         if not torch.compiler.is_compiling():
             where.check_values()  # before the assignment, which trusts the offsets
         user, keep = where.assignment()
-        user = user.to(target.device)
         if not torch.compiler.is_compiling():
             check_range("item_ids", item_ids, item_table.shape[0], keep)
             if polarity is not None and polarity_table is not None:
                 check_range("polarity", polarity, polarity_table.shape[0], keep)
         pooled, attention = reference.mixed_polarity_attention(
-            with_candidates(target), item_ids.reshape(-1), None if polarity is None else polarity.reshape(-1), user, keep,
-            item_table, polarity_table, sign, (gate[0], gate[1], gate[2]) if gate else None,
-            weights, biases, slopes, activation, normalize, sparse,
+            with_candidates(target), item_ids.reshape(-1), None if polarity is None else polarity.reshape(-1),
+            user.to(target.device), keep, item_table, polarity_table, sign,
+            (gate[0], gate[1], gate[2]) if gate else None, weights, biases, slopes, activation, normalize, sparse,
         )  # fmt: skip
         attention = attention.detach().reshape(*where.token_shape, candidates)
     elif backends.needs_grad(target, item_table, polarity_table, *gate, *weights, *biases, *slopes):

@@ -114,8 +114,8 @@ class MixedPolarityAttention(torch.autograd.Function):
         gate = list(parameters[:gates])
         weights, biases, slopes = split_parameters(parameters[gates:], layers)
         pooled, attention, bits = forward(
-            with_candidates(target), item_ids, polarity, item_table, polarity_table, sign, gate, *canonical(offsets, lengths, mask),
-            weights, biases, slopes, activation, normalize, True, save_bits,
+            with_candidates(target), item_ids, polarity, item_table, polarity_table, sign, gate,
+            *canonical(offsets, lengths, mask), weights, biases, slopes, activation, normalize, True, save_bits,
         )  # fmt: skip
         pooled = pooled.view(target.shape)
         ctx.save_for_backward(

@@ -28,7 +28,7 @@ from mixpol_models.bench.rungs import RUNGS
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the ladder, prints it, writes what was asked for. Returns the exit status."""
     options = _parser().parse_args(arguments)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 110)
     facts = machine_facts()
     console.print(", ".join(f"{key} {value}" for key, value in facts.items()), highlight=False)
     try:

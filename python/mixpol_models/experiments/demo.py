@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -54,7 +55,7 @@ class DemoSize:
     events: int | None = None
     batch_size: int | None = None
     resamples: int = 400
-    lengths: tuple[int, ...] = (50, 200)
+    lengths: tuple[int, ...] = (10, 50, 200)
     compiled_rungs: bool = True
     rounds: int = 15
     seconds: float = 2.0
@@ -107,7 +108,8 @@ def run_demo(
     Returns:
         The folder.
     """
-    console = console or Console()
+    # A pipe has no width of its own, and 80 columns would cut the figures.
+    console = console or Console(width=None if sys.stdout.isatty() else 110)
     size, folder = QUICK if quick else FULL, Path(output)
     n_seeds = size.seeds if seeds is None else seeds
     if n_seeds < 1:
