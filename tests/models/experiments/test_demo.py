@@ -6,11 +6,12 @@ import io
 import json
 from pathlib import Path
 
+import polars as pl
 import pytest
 from rich.console import Console
 
 from mixpol_kernels.library import library
-from mixpol_models.data import SourceUnavailable
+from mixpol_models.data import SourceUnavailable, synthetic_log
 from mixpol_models.data.movielens import fetch_inter
 from mixpol_models.experiments import VARIANTS, run_demo
 from mixpol_models.experiments.compare import auc_ratio, rela_impr
@@ -19,7 +20,7 @@ ALWAYS = {"results.md", "metrics.json", "auc.png"}
 WITH_KERNELS = {"ladder.png", "step.png"}
 
 
-def demo(data: str, folder: Path, **options: object) -> tuple[str, dict[str, object]]:
+def demo(data: str | None, folder: Path, **options: object) -> tuple[str, dict[str, object]]:
     text = io.StringIO()
     run_demo(data, folder, quick=True, console=Console(file=text, width=100), **options)
     return text.getvalue(), json.loads((folder / "metrics.json").read_text())
@@ -74,6 +75,44 @@ def test_movielens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.skip(str(error))
     text, numbers = demo("ml-100k", tmp_path / "out", skip_bench=True)
     assert_accuracy_is_told(text, numbers, tmp_path / "out")
+
+
+def test_what_data_get_leaves_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The official CSV files, made from a synthetic log, where `mixpol data get kuairand-pure` puts them."""
+    monkeypatch.setenv("MIXPOL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("MIXPOL_DATA", "")
+    write_official_csv(tmp_path / "cache" / "kuairand-pure" / "data")
+    text, numbers = demo(None, tmp_path / "out", skip_bench=True)
+    assert "KuaiRand-Pure" in text
+    assert "found in the cache" in text
+    assert_accuracy_is_told(text, numbers, tmp_path / "out")
+
+
+def write_official_csv(folder: Path) -> None:
+    """KuaiRand-Pure's two log files, 19 columns, with a synthetic log's events on the days of its splits."""
+    log = synthetic_log(0, n_users=300, n_items=200).frame.sort("time")
+    day = {"train": 20220426, "valid": 20220429, "test": 20220430}
+    zeros = ("is_like", "is_follow", "is_comment", "is_forward", "is_hate")
+    more = ("profile_stay_time", "comment_stay_time", "is_profile_enter", "is_rand")
+    rows = log.select(
+        pl.col("user").alias("user_id"),
+        pl.col("item").alias("video_id"),
+        pl.col("split").cast(pl.String).replace_strict(day).alias("date"),
+        pl.lit(1200).alias("hourmin"),
+        pl.col("time").alias("time_ms"),
+        pl.col("label").alias("is_click"),
+        *(pl.lit(0).alias(name) for name in zeros),
+        pl.col("label").alias("long_view"),
+        (pl.col("label") * pl.lit(18_000, pl.Int64)).alias("play_time_ms"),
+        pl.lit(20_000).alias("duration_ms"),
+        *(pl.lit(0).alias(name) for name in more),
+        pl.lit(1).alias("tab"),
+    )
+    folder.mkdir(parents=True)
+    early = rows.height // 2
+    before = rows.head(early).with_columns(pl.lit(20220420).alias("date"))
+    before.write_csv(folder / "log_standard_4_08_to_4_21_pure.csv")
+    rows.tail(rows.height - early).write_csv(folder / "log_standard_4_22_to_5_08_pure.csv")
 
 
 def test_no_seeds(tmp_path: Path) -> None:
