@@ -207,7 +207,6 @@ struct AttentionForward : Pass {
 
 struct AttentionBackward : Pass {
     const float* grad_pooled;  // [B * M, D]
-    const float* pooled;
     const float* attention;
     const uint8_t* bits;
     float* grad_target;  // [B * M, D]

@@ -116,13 +116,11 @@ struct Gradients {
     std::vector<Tensor> gate, parameters;
 };
 
-Gradients backward(const Inputs& in, const Tensor& grad_pooled, const Tensor& pooled, const Tensor& attention,
-                   const Tensor& bits) {
+Gradients backward(const Inputs& in, const Tensor& grad_pooled, const Tensor& attention, const Tensor& bits) {
     AttentionBackward args{};
     in.fill(args);
     args.keep_bits = bits.numel() > 0 || bits.dim() > 1;
     Tensor grad = floats(grad_pooled, "grad_pooled", {in.users, in.candidates, in.width});
-    Tensor out = floats(pooled, "pooled", {in.users, in.candidates, in.width});
     const int64_t expected = in.layout.history.tokens * in.candidates;
     if (attention.numel() != expected)
         fail("attention has ", attention.numel(), " values; expected ", expected,
@@ -131,7 +129,6 @@ Gradients backward(const Inputs& in, const Tensor& grad_pooled, const Tensor& po
     if (args.keep_bits && bits.numel() != expected * ((in.unit.args.units[0] + 7) / 8))
         fail("bits has ", bits.numel(), " bytes; expected those that the forward saved");
     args.grad_pooled = static_cast<const float*>(grad.const_data_ptr());
-    args.pooled = static_cast<const float*>(out.const_data_ptr());
     args.attention = static_cast<const float*>(saved.const_data_ptr());
     args.bits = static_cast<const uint8_t*>(bits.const_data_ptr());
     Packed packed = pack(args, true, true);
@@ -179,12 +176,12 @@ std::tuple<Tensor, Tensor, Tensor> target_attention_fwd(
 }
 
 std::tuple<Tensor, Tensor, std::vector<Tensor>> target_attention_bwd(
-    Tensor grad_pooled, Tensor pooled, Tensor attention, Tensor bits, Tensor target, Tensor history,
-    OptionalTensor offsets, OptionalTensor lengths, OptionalTensor mask, std::vector<Tensor> weights,
-    std::vector<Tensor> biases, std::vector<Tensor> slopes, int64_t activation, int64_t normalize) {
+    Tensor grad_pooled, Tensor attention, Tensor bits, Tensor target, Tensor history, OptionalTensor offsets,
+    OptionalTensor lengths, OptionalTensor mask, std::vector<Tensor> weights, std::vector<Tensor> biases,
+    std::vector<Tensor> slopes, int64_t activation, int64_t normalize) {
     Inputs in =
         read_tokens(target, history, offsets, lengths, mask, weights, biases, slopes, activation, normalize);
-    Gradients g = backward(in, grad_pooled, pooled, attention, bits);
+    Gradients g = backward(in, grad_pooled, attention, bits);
     return {g.target, g.tokens, g.parameters};
 }
 
@@ -199,14 +196,14 @@ std::tuple<Tensor, Tensor, Tensor> mixed_polarity_attention_fwd(
 }
 
 std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>, std::vector<Tensor>> mixed_polarity_attention_bwd(
-    Tensor grad_pooled, Tensor pooled, Tensor attention, Tensor bits, Tensor target, Tensor item_ids,
+    Tensor grad_pooled, Tensor attention, Tensor bits, Tensor target, Tensor item_ids,
     OptionalTensor polarity, Tensor item_table, OptionalTensor polarity_table, Tensor sign,
     std::vector<Tensor> gate, OptionalTensor offsets, OptionalTensor lengths, OptionalTensor mask,
     std::vector<Tensor> weights, std::vector<Tensor> biases, std::vector<Tensor> slopes, int64_t activation,
     int64_t normalize) {
     Inputs in = read_ids(target, item_ids, polarity, item_table, polarity_table, sign, gate, offsets, lengths,
                          mask, weights, biases, slopes, activation, normalize);
-    Gradients g = backward(in, grad_pooled, pooled, attention, bits);
+    Gradients g = backward(in, grad_pooled, attention, bits);
     return {g.target, g.tokens, g.table, g.gate, g.parameters};
 }
 

@@ -31,7 +31,7 @@ Scratch carve(const Pass& pass, bool backward, Arena& arena) {
     s.unit = carve_scratch(pass.unit, backward, pass.keep_bits, arena);
     s.fusion = carve_scratch(pass.fusion, backward, arena);
     s.group.targets = arena.take(GROUP * wide);
-    s.pooled = arena.take(wide);
+    if (!backward) s.pooled = arena.take(wide);
     s.tokens = arena.take(CHUNK * wide);
     if (backward) {
         s.grad_targets = arena.take(GROUP * wide);
@@ -144,6 +144,23 @@ void forward(const AttentionForward& a, ForwardUnit score, int64_t user_begin, i
     for_targets(a, user_begin, user_end, s.group, group, one, [](int64_t, int) {});
 }
 
+// Σ w · dw over a history of several chunks. Not the pooled vector times its gradient, which is the same but
+// for rounding: where one weight is nearly 1, dw minus this must cancel to the last bit.
+double mean_gradient(const AttentionBackward& a, int64_t user, int candidate, const float* pull, Scratch& s) {
+    const int wide = padded(a.width);
+    double total = 0;
+    int64_t positions[CHUNK];
+    Cursor cursor(a.history, user);
+    while (int n = cursor.fill(positions)) {
+        stage_rows(a.tokens, a.history, user, positions, n, a.width, s.tokens, s.rows);
+        fuse(a.fusion, a.packed_fusion, positions, n, pull, s.fusion, s.rows);
+        for (int i = 0; i < n; i++)
+            total += double{a.attention[positions[i] * a.candidates + candidate]} *
+                     dot(s.rows[i], s.grad_pooled, wide);
+    }
+    return total;
+}
+
 void backward(const AttentionBackward& a, RecomputeSignal recompute, int64_t user_begin, int64_t user_end,
               float* memory, const UnitSums& sums, const FusionSums& fusion_sums) {
     Arena arena(memory);
@@ -170,17 +187,13 @@ void backward(const AttentionBackward& a, RecomputeSignal recompute, int64_t use
         float *grad_target = s.grad_targets + in_group * wide,
               *grad_constant = s.unit.grad_constants + in_group * hp;
         const float* pull = row_of(s.fusion.pulls, in_group, wide);
-        float average = 0;  // softmax: the pooled vector's gradient along itself
+        double average = 0;  // softmax: Σ w · dw
         bool first = true;
         while (int n = cursor.fill(s.positions)) {
             const bool last = cursor.done();
             if (first) {
                 zero(s.unit.lost, hp);
                 copy_padded(s.grad_pooled, a.grad_pooled + row * a.width, a.width, wide);
-                if (softmax) {
-                    copy_padded(s.pooled, a.pooled + row * a.width, a.width, wide);
-                    average = dot(s.pooled, s.grad_pooled, wide);
-                }
                 if (!bits)
                     build_table(s.unit.table, a.packed_unit.token_t, a.packed_unit.product_t, target, a.width,
                                 hp);
@@ -188,6 +201,7 @@ void backward(const AttentionBackward& a, RecomputeSignal recompute, int64_t use
                               wide);
                 copy_padded(s.unit.table_n + hidden * wide, s.grad_pooled, wide, wide);
                 fusion_target(a.fusion, a.packed_fusion, target, true, s.fusion);
+                if (softmax && !last) average = mean_gradient(a, user, candidate, pull, s);
             }
             if (candidate + 1 == candidates)
                 prefetch_next(a.tokens, a.history, cursor, user, user_end, a.width);
@@ -195,11 +209,14 @@ void backward(const AttentionBackward& a, RecomputeSignal recompute, int64_t use
             fuse(a.fusion, a.packed_fusion, s.positions, n, pull, s.fusion, s.rows);
 
             for (int i = 0; i < n; i++) s.weights[i] = a.attention[s.positions[i] * candidates + candidate];
-            for (int i = 0; i < n; i++) {
-                float grad = dot(s.rows[i], s.grad_pooled, wide);
-                s.grad_scores[i] = softmax ? s.weights[i] * (grad - average) : grad;
-                output_bias += s.grad_scores[i];
+            for (int i = 0; i < n; i++) s.grad_scores[i] = dot(s.rows[i], s.grad_pooled, wide);
+            if (softmax) {
+                for (int i = 0; i < n && first && last; i++)
+                    average += double{s.weights[i]} * s.grad_scores[i];
+                for (int i = 0; i < n; i++)
+                    s.grad_scores[i] = s.weights[i] * static_cast<float>(s.grad_scores[i] - average);
             }
+            for (int i = 0; i < n; i++) output_bias += s.grad_scores[i];
             if (bits) {
                 for (int i = 0; i < n; i++)
                     copy_bits(&s.bits[i], a.bits + (s.positions[i] * candidates + candidate) * bytes, bytes);

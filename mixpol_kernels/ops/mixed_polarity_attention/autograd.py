@@ -24,7 +24,7 @@ define(
 )
 define(
     "mixed_polarity_attention_bwd",
-    f"(Tensor grad_pooled, Tensor pooled, Tensor attention, Tensor bits, {_INPUTS})"
+    f"(Tensor grad_pooled, Tensor attention, Tensor bits, {_INPUTS})"
     " -> (Tensor grad_target, Tensor grad_tokens, Tensor grad_polarity_table, Tensor[] grad_gate,"
     " Tensor[] grad_parameters)",
 )
@@ -56,7 +56,6 @@ def _(
 @torch.library.register_fake("mixpol::mixed_polarity_attention_bwd")
 def _(
     grad_pooled: Tensor,
-    pooled: Tensor,
     attention: Tensor,
     bits: Tensor,
     target: Tensor,
@@ -120,7 +119,7 @@ class MixedPolarityAttention(torch.autograd.Function):
         pooled = pooled.view(target.shape)
         ctx.save_for_backward(
             target, item_ids, polarity, item_table, polarity_table, sign, offsets, lengths, mask,
-            pooled, attention, bits, *parameters,
+            attention, bits, *parameters,
         )  # fmt: skip
         ctx.config = config
         ctx.mark_non_differentiable(attention)
@@ -130,11 +129,11 @@ class MixedPolarityAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_pooled: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         target, item_ids, polarity, item_table, polarity_table, sign, *rest = ctx.saved_tensors
-        offsets, lengths, mask, pooled, attention, bits, *parameters = rest
+        offsets, lengths, mask, attention, bits, *parameters = rest
         activation, normalize, layers, gates, sparse, _ = ctx.config
         weights, biases, slopes = split_parameters(parameters[gates:], layers)
         grad_target, grad_tokens, grad_table, grad_gate, grads = _bwd(
-            with_candidates(grad_pooled), with_candidates(pooled), attention, bits,
+            with_candidates(grad_pooled), attention, bits,
             with_candidates(target), item_ids, polarity, item_table, polarity_table, sign,
             parameters[:gates], *canonical(offsets, lengths, mask), weights, biases, slopes, activation, normalize,
         )  # fmt: skip

@@ -24,7 +24,7 @@ define(
 )
 define(
     "target_attention_bwd",
-    "(Tensor grad_pooled, Tensor pooled, Tensor attention, Tensor bits,"
+    "(Tensor grad_pooled, Tensor attention, Tensor bits,"
     f" Tensor target, Tensor history, {_LAYOUT}, {_UNIT})"
     " -> (Tensor grad_target, Tensor grad_history, Tensor[] grad_parameters)",
 )
@@ -73,7 +73,6 @@ def _(
 @torch.library.register_fake("mixpol::target_attention_bwd")
 def _(
     grad_pooled: Tensor,
-    pooled: Tensor,
     attention: Tensor,
     bits: Tensor,
     target: Tensor,
@@ -119,7 +118,7 @@ class TargetAttention(torch.autograd.Function):
             activation, normalize, True, save_bits,
         )  # fmt: skip
         pooled = pooled.view(target.shape)
-        ctx.save_for_backward(target, history, offsets, lengths, mask, pooled, attention, bits, *parameters)
+        ctx.save_for_backward(target, history, offsets, lengths, mask, attention, bits, *parameters)
         ctx.config = (activation, normalize, layers)
         ctx.mark_non_differentiable(attention)
         return pooled, attention
@@ -127,11 +126,11 @@ class TargetAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_pooled: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        target, history, offsets, lengths, mask, pooled, attention, bits, *parameters = ctx.saved_tensors
+        target, history, offsets, lengths, mask, attention, bits, *parameters = ctx.saved_tensors
         activation, normalize, layers = ctx.config
         weights, biases, slopes = split_parameters(parameters, layers)
         grad_target, grad_history, grads = _bwd(
-            with_candidates(grad_pooled), with_candidates(pooled), attention, bits,
+            with_candidates(grad_pooled), attention, bits,
             with_candidates(target), history, *canonical(offsets, lengths, mask),
             weights, biases, slopes, activation, normalize,
         )  # fmt: skip
