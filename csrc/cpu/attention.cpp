@@ -21,7 +21,7 @@ struct Inputs {
     FusionInputs fusion;
     Ids items;
     std::vector<Tensor> alive;
-    std::vector<int64_t> token_shape;
+    std::vector<int64_t> token_shape, target_shape;
     int64_t users, candidates, width;
 
     void fill(Pass& pass) const {
@@ -34,9 +34,16 @@ struct Inputs {
         pass.target = target;
     }
 
+    // [B, D] or [B, M, D]: taken as it is, since a view made in Python costs microseconds.
     void read_target(const Tensor& tensor) {
-        alive.push_back(floats(tensor, "target", {-1, -1, -1}));
-        users = tensor.size(0), candidates = tensor.size(1), width = tensor.size(2);
+        target_shape = sizes_of(tensor);
+        if (target_shape.size() == 2) {
+            alive.push_back(floats(tensor, "target", {-1, -1}));
+        } else {
+            alive.push_back(floats(tensor, "target", {-1, -1, -1}));
+        }
+        users = target_shape.front(), width = target_shape.back();
+        candidates = target_shape.size() == 2 ? 1 : target_shape[1];
         target = static_cast<const float*>(alive.back().const_data_ptr());
     }
 
@@ -92,13 +99,13 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Inputs& in, bool save_attention
     if (save_bits && (in.unit.args.layers > 1 || hidden > 64 || in.unit.args.activation != Activation::relu))
         fail("save_bits was true; expected false unless the unit is one ReLU layer of at most 64 units");
     Packed packed = pack(args, true, false);
-    Tensor pooled = new_floats({in.users, in.candidates, in.width});
+    Tensor pooled = new_floats(in.target_shape);
     std::vector<int64_t> shape = in.token_shape;
     shape.push_back(in.candidates);
     Tensor attention = save_attention ? new_floats(shape) : new_floats({0});
     shape.push_back((hidden + 7) / 8);
     std::vector<int64_t> none{0};
-    Tensor bits = torch::stable::empty(save_bits ? shape : none, ScalarType::Byte);
+    Tensor bits = new_tensor(save_bits ? shape : none, ScalarType::Byte);
     args.pooled = static_cast<float*>(pooled.mutable_data_ptr());
     args.attention = save_attention ? static_cast<float*>(attention.mutable_data_ptr()) : nullptr;
     args.bits = save_bits ? static_cast<uint8_t*>(bits.mutable_data_ptr()) : nullptr;
@@ -120,12 +127,14 @@ Gradients backward(const Inputs& in, const Tensor& grad_pooled, const Tensor& at
     AttentionBackward args{};
     in.fill(args);
     args.keep_bits = bits.numel() > 0 || bits.dim() > 1;
-    Tensor grad = floats(grad_pooled, "grad_pooled", {in.users, in.candidates, in.width});
+    if (sizes_of(grad_pooled) != in.target_shape)
+        fail("grad_pooled has ", grad_pooled.numel(), " values in another shape than target; expected the same");
+    Tensor grad = as_contiguous(float_rows(grad_pooled, "grad_pooled", in.width));
     const int64_t expected = in.layout.history.tokens * in.candidates;
     if (attention.numel() != expected)
         fail("attention has ", attention.numel(), " values; expected ", expected,
              ", those that the forward saved");
-    Tensor saved = torch::stable::contiguous(attention);
+    Tensor saved = as_contiguous(attention);
     if (args.keep_bits && bits.numel() != expected * ((in.unit.args.units[0] + 7) / 8))
         fail("bits has ", bits.numel(), " bytes; expected those that the forward saved");
     args.grad_pooled = static_cast<const float*>(grad.const_data_ptr());
@@ -134,7 +143,7 @@ Gradients backward(const Inputs& in, const Tensor& grad_pooled, const Tensor& at
     Packed packed = pack(args, true, true);
 
     Gradients result;
-    result.target = new_floats({in.users, in.candidates, in.width});
+    result.target = new_floats(in.target_shape);
     std::vector<int64_t> shape = in.token_shape;
     shape.push_back(in.width);
     result.tokens = new_floats(shape);

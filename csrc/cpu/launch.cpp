@@ -43,26 +43,45 @@ void widen(const Tensor& from, int64_t* to, int64_t n) {
 
 Tensor floats(const Tensor& tensor, const char* name, std::initializer_list<int64_t> sizes) {
     check_cpu_float(tensor, name);
-    bool same = tensor.dim() == static_cast<int64_t>(sizes.size());
-    int64_t i = 0;
-    std::ostringstream expected;
-    for (int64_t size : sizes) {
-        same = same && (size < 0 || tensor.size(i) == size);
-        expected << (i++ ? ", " : "") << size;
+    const auto shape = tensor.sizes();
+    bool same = shape.size() == sizes.size();
+    const int64_t* at = shape.begin();
+    for (const int64_t* size = sizes.begin(); same && size != sizes.end(); size++, at++)
+        same = *size < 0 || *at == *size;
+    if (!same) {
+        std::ostringstream expected;
+        for (const int64_t* size = sizes.begin(); size != sizes.end(); size++)
+            expected << (size != sizes.begin() ? ", " : "") << *size;
+        fail(name, " has shape ", shape_text(tensor), "; expected [", expected.str(), "] (-1: any)");
     }
-    if (!same) fail(name, " has shape ", shape_text(tensor), "; expected [", expected.str(), "] (-1: any)");
-    return torch::stable::contiguous(tensor);
+    return as_contiguous(tensor);
 }
 
 Tensor float_rows(const Tensor& tensor, const char* name, int64_t width) {
     check_cpu_float(tensor, name);
     if (tensor.dim() < 2 || tensor.size(tensor.dim() - 1) != width)
         fail(name, " has shape ", shape_text(tensor), "; expected rows of ", width, " floats");
-    return tensor.stride(tensor.dim() - 1) == 1 || width == 1 ? tensor : torch::stable::contiguous(tensor);
+    return tensor.stride(tensor.dim() - 1) == 1 || width == 1 ? tensor : as_contiguous(tensor);
+}
+
+Tensor as_contiguous(const Tensor& tensor) {
+    return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+Tensor new_tensor(const std::vector<int64_t>& sizes, ScalarType type) {
+    std::vector<int64_t> strides(sizes.size());
+    int64_t stride = 1;
+    for (size_t i = sizes.size(); i-- > 0; stride *= std::max<int64_t>(sizes[i], 1)) strides[i] = stride;
+    AtenTensorHandle handle;
+    if (aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+                                 torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
+                                 aoti_torch_device_type_cpu(), 0, &handle) != AOTI_TORCH_SUCCESS)
+        fail("a tensor of ", stride, " values could not be allocated; expected enough free memory");
+    return Tensor(handle);
 }
 
 Tensor new_floats(const std::vector<int64_t>& sizes) {
-    Tensor tensor = torch::stable::empty(sizes, ScalarType::Float);
+    Tensor tensor = new_tensor(sizes, ScalarType::Float);
 #if defined(__linux__)
     // A large gradient comes as fresh pages: in 4 KiB pieces, faulting them in costs as much as computing it.
     const size_t bytes = static_cast<size_t>(tensor.numel()) * sizeof(float);
@@ -99,7 +118,7 @@ Layout read_layout(int64_t users, const std::vector<int64_t>& token_shape, const
             fail(name, " is not an int64 tensor on the CPU; convert it with .cpu().long()");
         if (tensor.dim() != 1 || tensor.size(0) != size)
             fail(name, " has shape ", shape_text(tensor), "; expected [", size, "]");
-        layout.alive.push_back(torch::stable::contiguous(tensor));
+        layout.alive.push_back(as_contiguous(tensor));
         return static_cast<const int64_t*>(layout.alive.back().const_data_ptr());
     };
     layout.counts.resize(users);
@@ -137,7 +156,7 @@ Layout read_layout(int64_t users, const std::vector<int64_t>& token_shape, const
             fail("mask is not a bool tensor on the CPU; convert it with .cpu().bool()");
         if (mask->dim() != 2 || mask->size(0) != users || mask->size(1) != history.length)
             fail("mask has shape ", shape_text(*mask), "; expected [", users, ", ", history.length, "]");
-        layout.alive.push_back(torch::stable::contiguous(*mask));
+        layout.alive.push_back(as_contiguous(*mask));
         history.mask = static_cast<const uint8_t*>(layout.alive.back().const_data_ptr());
         for (int64_t b = 0; b < users; b++) {
             int64_t n = 0;
@@ -156,13 +175,13 @@ Ids::Ids(const Tensor& ids, const char* name, int64_t rows, const Layout& layout
     if (ids.numel() != history.tokens)
         fail(name, " has shape ", shape_text(ids), "; expected one id for each of ", history.tokens,
              " tokens");
-    alive_.push_back(torch::stable::contiguous(ids));
+    alive_.push_back(as_contiguous(ids));
     const Tensor& flat = alive_[0];
     const int64_t n = history.tokens;
     if (ids.scalar_type() == ScalarType::Long) {
         data_ = static_cast<const int64_t*>(flat.const_data_ptr());
     } else {
-        Tensor wide = torch::stable::empty({n}, ScalarType::Long);
+        Tensor wide = new_tensor({n}, ScalarType::Long);
         int64_t* to = static_cast<int64_t*>(wide.mutable_data_ptr());
         switch (ids.scalar_type()) {
             case ScalarType::Byte:

@@ -35,6 +35,14 @@ Tensor floats(const Tensor& tensor, const char* name, std::initializer_list<int6
 // The same, for rows that may lie at any stride: only the last dimension is made contiguous.
 Tensor float_rows(const Tensor& tensor, const char* name, int64_t width);
 
+// The tensor itself if it is contiguous: the copying op goes through the dispatcher by name, which costs more
+// than a short history's attention.
+Tensor as_contiguous(const Tensor& tensor);
+
+// A contiguous, uninitialised CPU tensor.
+Tensor new_tensor(const std::vector<int64_t>& sizes, torch::headeronly::ScalarType type);
+
+// The same in float32; large ones come as huge pages.
 Tensor new_floats(const std::vector<int64_t>& sizes);
 
 struct FreeDeleter {

@@ -194,7 +194,7 @@ std::tuple<Tensor, Tensor> table_grad_sparse(Tensor ids, Tensor grad_tokens, Opt
     Segments s = read_segments(ids, grad_tokens, offsets, lengths, mask, table_rows, layout);
     const int64_t width = grad_tokens.size(grad_tokens.dim() - 1),
                   unique = static_cast<int64_t>(s.ids.size());
-    Tensor index = torch::stable::empty({unique}, ScalarType::Long), rows = new_floats({unique, width});
+    Tensor index = new_tensor({unique}, ScalarType::Long), rows = new_floats({unique, width});
     if (unique) std::memcpy(index.mutable_data_ptr(), s.ids.data(), sizeof(int64_t) * unique);
     float* out = static_cast<float*>(rows.mutable_data_ptr());
     sum_segments(s, grad_tokens, layout, [&](int64_t segment) { return out + segment * width; });

@@ -110,6 +110,7 @@ def mixed_polarity_attention(
             user.to(target.device), keep, item_table, polarity_table, sign,
             (gate[0], gate[1], gate[2]) if gate else None, weights, biases, slopes, activation, normalize, sparse,
         )  # fmt: skip
+        pooled = pooled.view(target.shape)
         attention = attention.detach().reshape(*where.token_shape, candidates)
     elif backends.needs_grad(target, item_table, polarity_table, *gate, *weights, *biases, *slopes):
         pooled, attention = MixedPolarityAttention.apply(
@@ -119,11 +120,9 @@ def mixed_polarity_attention(
         )  # fmt: skip
     else:
         pooled, attention, _ = forward(
-            with_candidates(target), item_ids, polarity, item_table, polarity_table, sign, gate,
+            target, item_ids, polarity, item_table, polarity_table, sign, gate,
             *where.canonical(), weights, biases, slopes, act, norm, return_weights, False,
         )  # fmt: skip
-    if pooled.dim() != target.dim():
-        pooled = pooled.squeeze(1)
     if not return_weights:
         return pooled
     return pooled, attention[..., 0] if target.dim() == 2 else attention

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from mixpol_kernels.history import canonical
 from mixpol_kernels.library import define
 from mixpol_kernels.ops.table_grad import table_grad
-from mixpol_kernels.ops.target_attention.autograd import fake_outputs, split_parameters, with_candidates
+from mixpol_kernels.ops.target_attention.autograd import fake_outputs, split_parameters
 
 _INPUTS = (
     "Tensor target, Tensor item_ids, Tensor? polarity, Tensor item_table, Tensor? polarity_table, Tensor sign,"
@@ -113,10 +113,9 @@ class MixedPolarityAttention(torch.autograd.Function):
         gate = list(parameters[:gates])
         weights, biases, slopes = split_parameters(parameters[gates:], layers)
         pooled, attention, bits = forward(
-            with_candidates(target), item_ids, polarity, item_table, polarity_table, sign, gate,
+            target, item_ids, polarity, item_table, polarity_table, sign, gate,
             *canonical(offsets, lengths, mask), weights, biases, slopes, activation, normalize, True, save_bits,
         )  # fmt: skip
-        pooled = pooled.view(target.shape)
         ctx.save_for_backward(
             target, item_ids, polarity, item_table, polarity_table, sign, offsets, lengths, mask,
             attention, bits, *parameters,
@@ -133,8 +132,7 @@ class MixedPolarityAttention(torch.autograd.Function):
         activation, normalize, layers, gates, sparse, _ = ctx.config
         weights, biases, slopes = split_parameters(parameters[gates:], layers)
         grad_target, grad_tokens, grad_table, grad_gate, grads = _bwd(
-            with_candidates(grad_pooled), attention, bits,
-            with_candidates(target), item_ids, polarity, item_table, polarity_table, sign,
+            grad_pooled, attention, bits, target, item_ids, polarity, item_table, polarity_table, sign,
             parameters[:gates], *canonical(offsets, lengths, mask), weights, biases, slopes, activation, normalize,
         )  # fmt: skip
         grad_items = None
@@ -143,4 +141,4 @@ class MixedPolarityAttention(torch.autograd.Function):
                 item_ids, grad_tokens, *canonical(offsets, lengths, mask), item_table.shape[0], sparse
             )
         grad_polarity = grad_table if polarity_table is not None else None
-        return grad_target.view(target.shape), None, None, grad_items, grad_polarity, *[None] * 5, *grad_gate, *grads
+        return grad_target, None, None, grad_items, grad_polarity, *[None] * 5, *grad_gate, *grads

@@ -99,6 +99,7 @@ def target_attention(
             with_candidates(target), history.reshape(-1, history.shape[-1]), user.to(target.device), keep,
             weights, biases, slopes, activation, normalize,
         )  # fmt: skip
+        pooled = pooled.view(target.shape)
         attention = attention.detach().reshape(*where.token_shape, candidates)
     elif backends.needs_grad(target, history, *weights, *biases, *slopes):
         pooled, attention = TargetAttention.apply(
@@ -107,11 +108,9 @@ def target_attention(
         )  # fmt: skip
     else:
         pooled, attention, _ = forward(
-            with_candidates(target), history, *where.canonical(), weights, biases, slopes, act, norm,
+            target, history, *where.canonical(), weights, biases, slopes, act, norm,
             return_weights, False,
         )  # fmt: skip
-    if pooled.dim() != target.dim():
-        pooled = pooled.squeeze(1)
     if not return_weights:
         return pooled
     return pooled, attention[..., 0] if target.dim() == 2 else attention

@@ -42,7 +42,7 @@ def fake_outputs(
     target: Tensor, token_shape: Sequence[int], hidden_units: int, save_attention: bool, save_bits: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What the forwards return: pooled, attention weights [tokens, M], bits [tokens, M, ceil(H / 8)] uint8."""
-    candidates = target.shape[1]
+    candidates = target.shape[1] if target.dim() == 3 else 1
     attention = (*token_shape, candidates) if save_attention else (0,)
     bits = (*token_shape, candidates, (hidden_units + 7) // 8) if save_bits else (0,)
     return (
@@ -114,10 +114,9 @@ class TargetAttention(torch.autograd.Function):
         """`parameters`: `layers` weights, `layers` biases, then slopes."""
         weights, biases, slopes = split_parameters(parameters, layers)
         pooled, attention, bits = forward(
-            with_candidates(target), history, *canonical(offsets, lengths, mask), weights, biases, slopes,
+            target, history, *canonical(offsets, lengths, mask), weights, biases, slopes,
             activation, normalize, True, save_bits,
         )  # fmt: skip
-        pooled = pooled.view(target.shape)
         ctx.save_for_backward(target, history, offsets, lengths, mask, attention, bits, *parameters)
         ctx.config = (activation, normalize, layers)
         ctx.mark_non_differentiable(attention)
@@ -130,15 +129,14 @@ class TargetAttention(torch.autograd.Function):
         activation, normalize, layers = ctx.config
         weights, biases, slopes = split_parameters(parameters, layers)
         grad_target, grad_history, grads = _bwd(
-            with_candidates(grad_pooled), attention, bits,
-            with_candidates(target), history, *canonical(offsets, lengths, mask),
+            grad_pooled, attention, bits, target, history, *canonical(offsets, lengths, mask),
             weights, biases, slopes, activation, normalize,
         )  # fmt: skip
-        return grad_target.view(target.shape), grad_history, *[None] * 7, *grads
+        return grad_target, grad_history, *[None] * 7, *grads
 
 
 def with_candidates(target: Tensor) -> Tensor:
-    """[B, D] as [B, 1, D]; inside the Function, where a view costs no autograd node."""
+    """[B, D] as [B, 1, D], for the references; the compiled ops take both."""
     return target if target.dim() == 3 else target.unsqueeze(1)
 
 
