@@ -4,6 +4,7 @@
 #include "cpu/attention.h"
 #include "cpu/polarity_embedding.h"
 #include "cpu/polarity_fusion.h"
+#include "cpu/unit_statistics.h"
 
 namespace {
 
@@ -21,6 +22,8 @@ STABLE_TORCH_LIBRARY_IMPL(mixpol, CPU, m) {
     m.impl("polarity_fusion_bwd", TORCH_BOX(&mixpol::cpu::polarity_fusion_bwd));
     m.impl("target_attention_fwd", TORCH_BOX(&mixpol::cpu::target_attention_fwd));
     m.impl("target_attention_bwd", TORCH_BOX(&mixpol::cpu::target_attention_bwd));
+    m.impl("unit_statistics_fwd", TORCH_BOX(&mixpol::cpu::unit_statistics_fwd));
+    m.impl("unit_statistics_bwd", TORCH_BOX(&mixpol::cpu::unit_statistics_bwd));
     m.impl("mixed_polarity_attention_fwd", TORCH_BOX(&mixpol::cpu::mixed_polarity_attention_fwd));
     m.impl("mixed_polarity_attention_bwd", TORCH_BOX(&mixpol::cpu::mixed_polarity_attention_bwd));
 }

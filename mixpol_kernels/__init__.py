@@ -7,11 +7,13 @@ from mixpol_kernels.ops.mixed_polarity_attention.api import mixed_polarity_atten
 from mixpol_kernels.ops.polarity_embedding.api import polarity_embedding
 from mixpol_kernels.ops.polarity_fusion.api import polarity_fusion
 from mixpol_kernels.ops.target_attention.api import target_attention
+from mixpol_kernels.ops.unit_statistics.api import Statistics, unit_statistics
 
 __version__ = "0.1.0"
 _library.load()
 __all__ = [
     "Explanation",
+    "Statistics",
     "__version__",
     "explain",
     "mixed_polarity_attention",
@@ -19,4 +21,5 @@ __all__ = [
     "polarity_embedding",
     "polarity_fusion",
     "target_attention",
+    "unit_statistics",
 ]

@@ -42,7 +42,7 @@ struct ActivationUnit {
     int units[MAX_HIDDEN];                // H_i
     const float* weight[MAX_HIDDEN + 1];  // contiguous [H_i, inputs], then the output layer [1, H_last]
     const float* bias[MAX_HIDDEN + 1];
-    const float* slope[MAX_HIDDEN];  // prelu
+    const float* slope[MAX_HIDDEN];  // [parameter_rows, H_i]
 };
 
 enum class Fusion : int { none = 0, bias = 1, tapf = 2 };
@@ -83,8 +83,8 @@ struct PackedUnit {
     float* weight_t[MAX_HIDDEN];            // layers 1 ...: [H_(i-1)][H_i p]
     float* weight_n[MAX_HIDDEN];            // layers 1 ...: [H_i][H_(i-1) p]
     float* bias[MAX_HIDDEN];                // [H_i p]
-    float* slope[MAX_HIDDEN];
-    float* output;  // w_o [H_last p]
+    float* slope[MAX_HIDDEN];               // [parameter_rows][H_i p]
+    float* output;                          // w_o [H_last p]
     float output_bias;
 };
 
@@ -103,7 +103,7 @@ struct UnitSums {
     float *token, *product, *target;  // [H1][Dp]
     float* weight[MAX_HIDDEN];        // layers 1 ...: [H_i][H_(i-1) p]
     float* bias[MAX_HIDDEN];          // [H_i p]
-    float* slope[MAX_HIDDEN];         // [H_i p]
+    float* slope[MAX_HIDDEN];         // [parameter_rows][H_i p]
     float* output;                    // [H_last p]
     float* output_bias;               // one float
 };
@@ -132,7 +132,7 @@ static inline PackedUnit carve_packed(const ActivationUnit& unit, bool forward, 
     }
     for (int i = 0; i < unit.layers; i++) {
         p.bias[i] = arena.take(padded_columns(unit.units[i]));
-        p.slope[i] = arena.take(padded_columns(unit.units[i]));
+        p.slope[i] = arena.take(parameter_rows(unit.activation) * int64_t{padded_columns(unit.units[i])});
         if (i == 0) continue;
         p.weight_t[i] = arena.take(int64_t{unit.units[i - 1]} * padded_columns(unit.units[i]));
         if (backward) p.weight_n[i] = arena.take(int64_t{unit.units[i]} * padded_columns(unit.units[i - 1]));
@@ -165,7 +165,7 @@ static inline UnitSums carve_sums(const ActivationUnit& unit, Arena& arena) {
     s.target = arena.take(h * dp);
     for (int i = 0; i < unit.layers; i++) {
         s.bias[i] = arena.take(padded_columns(unit.units[i]));
-        s.slope[i] = arena.take(padded_columns(unit.units[i]));
+        s.slope[i] = arena.take(parameter_rows(unit.activation) * int64_t{padded_columns(unit.units[i])});
         if (i > 0) s.weight[i] = arena.take(int64_t{unit.units[i]} * padded_columns(unit.units[i - 1]));
     }
     s.output = arena.take(padded_columns(unit.units[unit.layers - 1]));
@@ -206,11 +206,30 @@ struct AttentionForward : Pass {
 };
 
 struct AttentionBackward : Pass {
-    const float* grad_pooled;  // [B * M, D]
+    const float* grad_pooled;     // [B * M, D]
+    const float* grad_attention;  // [tokens, M] or null
     const float* attention;
     const uint8_t* bits;
     float* grad_target;  // [B * M, D]
     float* grad_tokens;  // [tokens, D]
+};
+
+// Statistics of pre-activations: count, mean and Σ (x - mean)² of one block of users; [H_last p] floats.
+struct Moments {
+    double count;
+    float *mean, *squares;
+};
+
+struct StatisticsPass : Pass {
+    int64_t pad_to;  // every history counts as padded with zero tokens to this length; -1: no pads
+};
+
+struct StatisticsBackward : StatisticsPass {
+    const float* mean;         // [H_last p]
+    const float* grad_mean;    // d mean / count
+    const float* grad_square;  // 2 d variance / count
+    float* grad_target;        // [B * M, D]
+    float* grad_tokens;        // [tokens, D]
 };
 
 struct FusionForward : Pass {
@@ -243,6 +262,11 @@ struct Kernels {
     void (*attention_forward)(const AttentionForward&, int64_t user_begin, int64_t user_end, float* scratch);
     void (*attention_backward)(const AttentionBackward&, int64_t user_begin, int64_t user_end, float* scratch,
                                const UnitSums&, const FusionSums&);
+    int64_t (*statistics_scratch_floats)(const Pass&);
+    void (*statistics_forward)(const StatisticsPass&, int64_t user_begin, int64_t user_end, float* scratch,
+                               Moments&);
+    void (*statistics_backward)(const StatisticsBackward&, int64_t user_begin, int64_t user_end,
+                                float* scratch, const UnitSums&);
     void (*fusion_forward)(const FusionForward&, int64_t user_begin, int64_t user_end, float* scratch);
     void (*fusion_backward)(const FusionBackward&, int64_t user_begin, int64_t user_end, float* scratch,
                             const FusionSums&);

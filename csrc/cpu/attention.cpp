@@ -123,18 +123,30 @@ struct Gradients {
     std::vector<Tensor> gate, parameters;
 };
 
-Gradients backward(const Inputs& in, const Tensor& grad_pooled, const Tensor& attention, const Tensor& bits) {
+Gradients backward(const Inputs& in, const Tensor& grad_pooled, const OptionalTensor& grad_attention,
+                   const Tensor& attention, const Tensor& bits) {
     AttentionBackward args{};
     in.fill(args);
     args.keep_bits = bits.numel() > 0 || bits.dim() > 1;
     if (sizes_of(grad_pooled) != in.target_shape)
-        fail("grad_pooled has ", grad_pooled.numel(), " values in another shape than target; expected the same");
+        fail("grad_pooled has ", grad_pooled.numel(),
+             " values in another shape than target; expected the same");
     Tensor grad = as_contiguous(float_rows(grad_pooled, "grad_pooled", in.width));
     const int64_t expected = in.layout.history.tokens * in.candidates;
     if (attention.numel() != expected)
         fail("attention has ", attention.numel(), " values; expected ", expected,
              ", those that the forward saved");
     Tensor saved = as_contiguous(attention);
+    std::optional<Tensor> weight_grad;
+    if (grad_attention) {
+        std::vector<int64_t> shape = in.token_shape;
+        shape.push_back(in.candidates);
+        if (sizes_of(*grad_attention) != shape)
+            fail("grad_attention has ", grad_attention->numel(),
+                 " values; expected one per token and candidate");
+        weight_grad = as_contiguous(float_rows(*grad_attention, "grad_attention", in.candidates));
+        args.grad_attention = static_cast<const float*>(weight_grad->const_data_ptr());
+    }
     if (args.keep_bits && bits.numel() != expected * ((in.unit.args.units[0] + 7) / 8))
         fail("bits has ", bits.numel(), " bytes; expected those that the forward saved");
     args.grad_pooled = static_cast<const float*>(grad.const_data_ptr());
@@ -185,12 +197,13 @@ std::tuple<Tensor, Tensor, Tensor> target_attention_fwd(
 }
 
 std::tuple<Tensor, Tensor, std::vector<Tensor>> target_attention_bwd(
-    Tensor grad_pooled, Tensor attention, Tensor bits, Tensor target, Tensor history, OptionalTensor offsets,
-    OptionalTensor lengths, OptionalTensor mask, std::vector<Tensor> weights, std::vector<Tensor> biases,
-    std::vector<Tensor> slopes, int64_t activation, int64_t normalize) {
+    Tensor grad_pooled, OptionalTensor grad_attention, Tensor attention, Tensor bits, Tensor target,
+    Tensor history, OptionalTensor offsets, OptionalTensor lengths, OptionalTensor mask,
+    std::vector<Tensor> weights, std::vector<Tensor> biases, std::vector<Tensor> slopes, int64_t activation,
+    int64_t normalize) {
     Inputs in =
         read_tokens(target, history, offsets, lengths, mask, weights, biases, slopes, activation, normalize);
-    Gradients g = backward(in, grad_pooled, attention, bits);
+    Gradients g = backward(in, grad_pooled, grad_attention, attention, bits);
     return {g.target, g.tokens, g.parameters};
 }
 
@@ -205,14 +218,14 @@ std::tuple<Tensor, Tensor, Tensor> mixed_polarity_attention_fwd(
 }
 
 std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>, std::vector<Tensor>> mixed_polarity_attention_bwd(
-    Tensor grad_pooled, Tensor attention, Tensor bits, Tensor target, Tensor item_ids,
-    OptionalTensor polarity, Tensor item_table, OptionalTensor polarity_table, Tensor sign,
+    Tensor grad_pooled, OptionalTensor grad_attention, Tensor attention, Tensor bits, Tensor target,
+    Tensor item_ids, OptionalTensor polarity, Tensor item_table, OptionalTensor polarity_table, Tensor sign,
     std::vector<Tensor> gate, OptionalTensor offsets, OptionalTensor lengths, OptionalTensor mask,
     std::vector<Tensor> weights, std::vector<Tensor> biases, std::vector<Tensor> slopes, int64_t activation,
     int64_t normalize) {
     Inputs in = read_ids(target, item_ids, polarity, item_table, polarity_table, sign, gate, offsets, lengths,
                          mask, weights, biases, slopes, activation, normalize);
-    Gradients g = backward(in, grad_pooled, attention, bits);
+    Gradients g = backward(in, grad_pooled, grad_attention, attention, bits);
     return {g.target, g.tokens, g.table, g.gate, g.parameters};
 }
 

@@ -235,20 +235,23 @@ void add_blocks(float* sums, int64_t blocks, int64_t floats) {
 }
 
 Unit read_unit(int64_t width, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
-               const std::vector<Tensor>& slopes, int64_t activation, int64_t normalize) {
+               const std::vector<Tensor>& slopes, int64_t activation, int64_t normalize, bool output) {
     Unit unit;
     ActivationUnit& args = unit.args;
     args = {};
-    const int64_t layers = static_cast<int64_t>(weights.size()) - 1;
-    if (layers < 1 || layers > MAX_HIDDEN || static_cast<int64_t>(biases.size()) != layers + 1)
+    const int64_t given = static_cast<int64_t>(weights.size()), layers = given - output;
+    if (layers < 1 || layers > MAX_HIDDEN || static_cast<int64_t>(biases.size()) != given)
         fail("the activation unit has ", weights.size(), " weights and ", biases.size(),
-             " biases; expected one to ", MAX_HIDDEN, " hidden layers and the output layer, each with both");
-    if (activation < 0 || activation > 3 || normalize < 0 || normalize > 1)
+             " biases; expected one to ", MAX_HIDDEN, " hidden layers",
+             output ? " and the output layer, each with both" : ", each with both");
+    if (activation < 0 || activation >= ACTIVATION_COUNT || normalize < 0 || normalize >= NORMALIZE_COUNT)
         fail("activation ", activation, " or normalize ", normalize, " is unknown");
     args.activation = static_cast<Activation>(activation);
     args.normalize = static_cast<Normalize>(normalize);
-    if (static_cast<int64_t>(slopes.size()) != (args.activation == Activation::prelu ? layers : 0))
-        fail("slopes has ", slopes.size(), " entries; expected one per hidden layer for prelu, else none");
+    const int64_t rows = parameter_rows(args.activation), activated = output ? layers : layers - 1;
+    if (static_cast<int64_t>(slopes.size()) != (rows ? activated : 0))
+        fail("slopes has ", slopes.size(), " entries; expected ", rows ? activated : 0,
+             ": one per activated layer for prelu and dice, else none");
     args.width = static_cast<int>(width);
     args.layers = static_cast<int>(layers);
     auto keep = [&](const Tensor& tensor, const char* name, std::initializer_list<int64_t> sizes) {
@@ -256,12 +259,14 @@ Unit read_unit(int64_t width, const std::vector<Tensor>& weights, const std::vec
         return static_cast<const float*>(unit.alive.back().const_data_ptr());
     };
     int64_t inputs = 4 * width;
-    for (int64_t i = 0; i <= layers; i++) {
+    for (int64_t i = 0; i < given; i++) {
         int64_t units = i == layers ? 1 : weights[i].dim() == 2 ? weights[i].size(0) : -1;
         args.weight[i] = keep(weights[i], "a weight of the activation unit", {units, inputs});
         args.bias[i] = keep(biases[i], "a bias of the activation unit", {units});
         if (i < layers) args.units[i] = static_cast<int>(units);
-        if (i < static_cast<int64_t>(slopes.size())) args.slope[i] = keep(slopes[i], "a slope", {units});
+        if (i < static_cast<int64_t>(slopes.size()))
+            args.slope[i] =
+                rows == 1 ? keep(slopes[i], "a slope", {units}) : keep(slopes[i], "a slope", {rows, units});
         inputs = units;
     }
     for (const auto* list : {&weights, &biases, &slopes})
@@ -273,11 +278,12 @@ std::vector<Tensor> Unit::new_gradients(UnitGradients& out) const {
     std::vector<Tensor> grads;
     out = {};
     for (const Tensor& p : parameters) grads.push_back(new_floats(sizes_of(p)));
-    for (int i = 0; i <= args.layers; i++) {
+    const int layers = args.layers, given = layers + (args.weight[layers] != nullptr);
+    for (int i = 0; i < given; i++) {
         out.weight[i] = static_cast<float*>(grads[i].mutable_data_ptr());
-        out.bias[i] = static_cast<float*>(grads[args.layers + 1 + i].mutable_data_ptr());
-        if (i < args.layers && args.slope[i])
-            out.slope[i] = static_cast<float*>(grads[2 * args.layers + 2 + i].mutable_data_ptr());
+        out.bias[i] = static_cast<float*>(grads[given + i].mutable_data_ptr());
+        if (i < layers && args.slope[i])
+            out.slope[i] = static_cast<float*>(grads[2 * given + i].mutable_data_ptr());
     }
     return grads;
 }

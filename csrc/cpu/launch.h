@@ -108,7 +108,7 @@ struct Unit {
     std::vector<Tensor> new_gradients(UnitGradients& out) const;
 };
 Unit read_unit(int64_t width, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
-               const std::vector<Tensor>& slopes, int64_t activation, int64_t normalize);
+               const std::vector<Tensor>& slopes, int64_t activation, int64_t normalize, bool output = true);
 
 struct FusionInputs {
     PolarityFusion args;

@@ -123,6 +123,23 @@ struct Simd {
     static inline __attribute__((always_inline)) vec where_positive(vec x, vec a, vec b) {
         return MIXPOL_ISA::where_positive(x, a, b);
     }
+    static inline __attribute__((always_inline)) vec where_below(vec x, float limit, vec a, vec b) {
+        return x < broadcast(limit) ? a : b;
+    }
+    static inline __attribute__((always_inline)) vec abs(vec x) { return with_sign(x, vec{}); }
+    static inline __attribute__((always_inline)) vec copysign(vec size, vec sign) {
+        return with_sign(size, sign);
+    }
+
+ private:
+    static inline __attribute__((always_inline)) vec with_sign(vec size, vec sign) {
+        ivec a, b;
+        std::memcpy(&a, &size, sizeof a);
+        std::memcpy(&b, &sign, sizeof b);
+        a = (a & 0x7fffffff) | (b & static_cast<int32_t>(0x80000000u));
+        std::memcpy(&size, &a, sizeof a);
+        return size;
+    }
 };
 
 }  // namespace mixpol::cpu::MIXPOL_ISA

@@ -1,6 +1,7 @@
 // Activations and their derivatives, shared by the CPU and CUDA kernels. T is float or a vector of floats
 // with
-// +, -, *, /; Ops has its exp(x), relu(x) and where_positive(x, a, b): b where x <= 0, else a (NaN takes a).
+// +, -, *, /; Ops has its exp(x), relu(x), abs(x), copysign(size, sign), where_positive(x, a, b): b where
+// x <= 0, else a (NaN takes a), and where_below(x, limit, a, b): a where x < limit, else b (NaN takes b).
 #pragma once
 
 #if defined(__CUDACC__)
@@ -11,38 +12,120 @@
 
 namespace mixpol {
 
-enum class Activation : int { relu = 0, prelu = 1, sigmoid = 2, silu = 3 };
-enum class Normalize : int { none = 0, softmax = 1 };
+enum class Activation : int { relu = 0, prelu = 1, sigmoid = 2, silu = 3, tanh = 4, gelu = 5, dice = 6 };
+constexpr int ACTIVATION_COUNT = 7;
+enum class Normalize : int { none = 0, softmax = 1, sigmoid = 2 };
+constexpr int NORMALIZE_COUNT = 3;
+
+// Rows of parameters per unit: prelu's slope; Dice's alpha, and scale and shift of n(x) = scale * x + shift.
+constexpr int parameter_rows(Activation a) {
+    return a == Activation::dice ? 3 : a == Activation::prelu ? 1 : 0;
+}
 
 namespace math {
+
+template <class T>
+struct UnitParameters {
+    T slope, scale, shift;
+};
 
 template <class Ops, class T>
 MIXPOL_HD T sigmoid(T x) {
     return 1.0f / (1.0f + Ops::exp(-x));
 }
 
-// a(x); `slope` is read by prelu only.
-template <Activation A, class Ops, class T>
-MIXPOL_HD T activate(T x, T slope) {
-    if constexpr (A == Activation::relu) return Ops::relu(x);
-    if constexpr (A == Activation::prelu) return Ops::where_positive(x, x, slope * x);
-    if constexpr (A == Activation::sigmoid) return sigmoid<Ops>(x);
-    if constexpr (A == Activation::silu) return x * sigmoid<Ops>(x);
+// Cephes tanhf: an odd polynomial where 1 - 2 / (exp(2x) + 1) would cancel.
+template <class Ops, class T>
+MIXPOL_HD T tanh(T x) {
+    T size = Ops::abs(x), square = x * x;
+    T p = T{} - 5.70498872745e-3f;
+    p = p * square + 2.06390887954e-2f;
+    p = p * square - 5.37397155531e-2f;
+    p = p * square + 1.33314422036e-1f;
+    p = p * square - 3.33332819422e-1f;
+    T small = p * square * x + x;
+    T large = Ops::copysign(1.0f - 2.0f / (Ops::exp(size + size) + 1.0f), x);
+    return Ops::where_below(size, 0.625f, small, large);
 }
 
-// a'(x).
+// erf to about 1 ulp in two ranges; minimax coefficients as published by N. Juffa (stackoverflow.com,
+// question 35148198).
+template <class Ops, class T>
+MIXPOL_HD T erf(T x) {
+    T size = Ops::abs(x), square = x * x;
+    T r = T{} - 5.96761703e-4f;
+    r = r * square + 4.99119423e-3f;
+    r = r * square - 2.67681349e-2f;
+    r = r * square + 1.12819925e-1f;
+    r = r * square - 3.76125336e-1f;
+    r = r * square + 1.28379166e-1f;
+    T small = r * x + x;
+    T q = size * -1.72853470e-5f + 3.83197126e-4f;
+    q = q * square + (size * -3.88396438e-3f + 2.42546219e-2f);
+    q = q * size - 1.06777877e-1f;
+    q = q * size - 6.34846687e-1f;
+    q = q * size - 1.28717512e-1f;
+    T large = Ops::copysign(1.0f - Ops::exp(q * size - size), x);
+    return Ops::where_below(size, 0.927734375f, small, large);
+}
+
+// Φ(x), the normal distribution function.
+template <class Ops, class T>
+MIXPOL_HD T normal_cdf(T x) {
+    return 0.5f * (1.0f + erf<Ops>(x * 0.70710678118654752f));
+}
+
+// a(x). Dice (Deep Interest Network, arXiv 1706.06978, equation 3): x * (p + alpha * (1 - p)), p = σ(n(x)).
 template <Activation A, class Ops, class T>
-MIXPOL_HD T derivative(T x, T slope) {
-    if constexpr (A == Activation::relu) return Ops::where_positive(x, T{} + 1.0f, T{});
-    if constexpr (A == Activation::prelu) return Ops::where_positive(x, T{} + 1.0f, slope);
+MIXPOL_HD T activate(T x, const UnitParameters<T>& unit) {
+    if constexpr (A == Activation::relu) return Ops::relu(x);
+    if constexpr (A == Activation::prelu) return Ops::where_positive(x, x, unit.slope * x);
+    if constexpr (A == Activation::sigmoid) return sigmoid<Ops>(x);
+    if constexpr (A == Activation::silu) return x * sigmoid<Ops>(x);
+    if constexpr (A == Activation::tanh) return tanh<Ops>(x);
+    if constexpr (A == Activation::gelu) return x * normal_cdf<Ops>(x);
+    if constexpr (A == Activation::dice) {
+        T p = sigmoid<Ops>(x * unit.scale + unit.shift);
+        return x * (p + unit.slope * (1.0f - p));
+    }
+}
+
+// What one pre-activation gives to the backward: a'(x), and the derivatives of a(x) by the unit's parameters.
+template <class T>
+struct Derivatives {
+    T x, slope, scale, shift;
+};
+
+template <Activation A, class Ops, class T>
+MIXPOL_HD Derivatives<T> derivatives(T x, const UnitParameters<T>& unit) {
+    Derivatives<T> d{};
+    if constexpr (A == Activation::relu) d.x = Ops::where_positive(x, T{} + 1.0f, T{});
+    if constexpr (A == Activation::prelu) {
+        d.x = Ops::where_positive(x, T{} + 1.0f, unit.slope);
+        d.slope = Ops::where_positive(x, T{}, x);
+    }
     if constexpr (A == Activation::sigmoid) {
         T p = sigmoid<Ops>(x);
-        return p * (1.0f - p);
+        d.x = p * (1.0f - p);
     }
     if constexpr (A == Activation::silu) {
         T p = sigmoid<Ops>(x);
-        return p * (1.0f + x * (1.0f - p));
+        d.x = p * (1.0f + x * (1.0f - p));
     }
+    if constexpr (A == Activation::tanh) {
+        T y = tanh<Ops>(x);
+        d.x = 1.0f - y * y;
+    }
+    if constexpr (A == Activation::gelu)
+        d.x = normal_cdf<Ops>(x) + x * 0.39894228040143268f * Ops::exp(x * x * -0.5f);
+    if constexpr (A == Activation::dice) {
+        T p = sigmoid<Ops>(x * unit.scale + unit.shift), off = 1.0f - p;
+        d.slope = off * x;
+        d.shift = x * (1.0f - unit.slope) * p * off;
+        d.scale = d.shift * x;
+        d.x = p + unit.slope * off + d.shift * unit.scale;
+    }
+    return d;
 }
 
 }  // namespace math

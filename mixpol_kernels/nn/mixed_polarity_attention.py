@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from mixpol_kernels.nn.polarity_fusion import PolarityFusion
@@ -19,12 +21,14 @@ class MixedPolarityAttention(nn.Module):
         embedding_dim: width D.
         hidden_units: one to three hidden layers of the activation unit.
         fusion: "none", "bias" or "tapf".
-        activation: "relu", "prelu", "sigmoid" or "silu".
-        normalize: "none" or "softmax".
+        activation, normalize: as in `TargetAttention`.
         n_polarity: rows of the polarity table.
         signs: one ±1 per polarity row, for "tapf".
         sparse: sparse gradient with sorted, unique ids for the item table, from history and target ids alike.
         backend: "auto", "cpu" or "reference".
+        **unit_options: further keyword arguments of `TargetAttention`. With "dice" or `batch_norm`, training writes the
+            fused tokens once ([N, D]), since their statistics have to be known before the pooling; evaluation does
+            not. Training is then for targets [B, D].
 
     Attributes:
         item_embedding: `nn.Embedding(V, D)`; the model may read it elsewhere too.
@@ -52,13 +56,14 @@ class MixedPolarityAttention(nn.Module):
         signs: Sequence[float] | None = None,
         sparse: bool = False,
         backend: str = "auto",
+        **unit_options: Any,
     ) -> None:
         super().__init__()
         self.backend = backend
         self.item_embedding = nn.Embedding(num_items, embedding_dim, sparse=sparse)
         nn.init.normal_(self.item_embedding.weight, std=embedding_dim**-0.5)
         self.fusion = PolarityFusion(embedding_dim, fusion, n_polarity, signs, backend)
-        self.attention = TargetAttention(embedding_dim, hidden_units, activation, normalize, backend)
+        self.attention = TargetAttention(embedding_dim, hidden_units, activation, normalize, backend, **unit_options)
 
     def forward(
         self,
@@ -81,12 +86,38 @@ class MixedPolarityAttention(nn.Module):
         """
         if not target.is_floating_point():
             target = self.item_embedding(target)
+        if self.attention.needs_statistics:
+            return self._with_batch_statistics(target, item_ids, polarity, lengths, mask, offsets, return_weights)
         weights, biases, slopes = self.attention.unit()
         return mixed_polarity_attention(
             target, item_ids, polarity, self.item_embedding.weight, self.fusion.polarity_table,
             weights, biases, fusion=self.fusion.fusion, gate=self.fusion.gate_tensors(),
             sign=self.fusion.sign if self.fusion.fusion != "none" else None,
-            activation=self.attention.activation, slopes=slopes, normalize=self.attention.normalize,
-            offsets=offsets, lengths=lengths, mask=mask, sparse=self.item_embedding.sparse,
-            return_weights=return_weights, backend=self.backend,
+            slopes=slopes, offsets=offsets, lengths=lengths, mask=mask, sparse=self.item_embedding.sparse,
+            return_weights=return_weights, backend=self.backend, **self.attention.options(),
         )  # fmt: skip
+
+    def _with_batch_statistics(
+        self,
+        target: Tensor,
+        item_ids: Tensor,
+        polarity: Tensor | None,
+        lengths: Tensor | None,
+        mask: Tensor | None,
+        offsets: Tensor | None,
+        return_weights: bool,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """The layers one after the other, with the fused tokens written between them."""
+        if target.dim() != 2:
+            raise ValueError(
+                f"target has shape {list(target.shape)}; expected [B, D] while training with batch statistics: "
+                "call the layer once per candidate, or .eval() it"
+            )
+        layout: dict[str, Any] = {"lengths": lengths, "mask": mask, "offsets": offsets}
+        kept = item_ids if mask is None else torch.where(mask != 0, item_ids, 0)
+        if lengths is not None:
+            kept = torch.where(torch.arange(item_ids.shape[1], device=lengths.device) < lengths[:, None], item_ids, 0)
+        tokens = self.fusion(target, self.item_embedding(kept.long()), polarity, **layout)
+        return cast(
+            "Tensor | tuple[Tensor, Tensor]", self.attention(target, tokens, return_weights=return_weights, **layout)
+        )

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from mixpol_kernels.ops.target_attention.api import BLOCKS
 from mixpol_kernels.testing.inputs import Config
 from mixpol_kernels.testing.layouts import LAYOUTS
 
@@ -25,8 +26,10 @@ _COMMON: dict[str, Sequence[Any]] = {
 _UNIT: dict[str, Sequence[Any]] = {
     "units": UNITS,
     "deeper": DEEPER,
-    "activation": ("relu", "prelu", "sigmoid", "silu"),
-    "normalize": ("none", "softmax"),
+    "activation": ("relu", "prelu", "leaky_relu", "sigmoid", "silu", "tanh", "gelu", "dice"),
+    "normalize": ("none", "softmax", "sigmoid"),
+    "scale": (1.0, 0.3),
+    "blocks": (BLOCKS, ("x", "t*x", "t"), ("t", "x", "t*x", "t-x")),
     "candidates": (None, 1, 3),
 }
 _FUSION: dict[str, Sequence[Any]] = {"fusion": ("none", "bias", "tapf"), "n_polarity": (2, 5)}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import mixpol_kernels
+from mixpol_kernels.ops.target_attention.api import BLOCKS
 from mixpol_kernels.testing.layouts import Placement, place
 from mixpol_kernels.testing.oracle import kink_distance
 
@@ -46,6 +47,8 @@ class Config:
     fusion: str = "tapf"
     activation: str = "relu"
     normalize: str = "none"
+    scale: float = 1.0
+    blocks: tuple[str, ...] = BLOCKS
     id_dtype: torch.dtype = torch.int64
     index_dtype: torch.dtype = torch.int64
     items: int = 50
@@ -149,7 +152,7 @@ class Case:
             arguments["sign"] = made("sign", self.sign.to(dtype))
         if config.has_unit:
             arguments |= {p: leaves(p) for p in ("weights", "biases", "slopes")}
-            arguments |= {"activation": config.activation, "normalize": config.normalize}
+            arguments |= {key: getattr(config, key) for key in ("activation", "normalize", "scale", "blocks")}
         return arguments
 
     def call(self, arguments: dict[str, Any], backend: str = "auto", **more: Any) -> Any:
@@ -271,12 +274,16 @@ def _draw(config: Config, generator: torch.Generator) -> Case:
         floats["gate[1]"] = normal(width)
         floats["gate[2]"] = normal(width, width, scale=width**-0.5)
     if config.has_unit:
-        widths = [4 * width, *config.hidden, 1]
+        widths = [len(config.blocks) * width, *config.hidden, 1]
         for i, (inputs, units) in enumerate(itertools.pairwise(widths)):
             floats[f"weights[{i}]"] = normal(units, inputs, scale=(2 / inputs) ** 0.5)
             floats[f"biases[{i}]"] = normal(units, scale=0.5)
             if config.activation == "prelu" and i < len(config.hidden):
                 floats[f"slopes[{i}]"] = normal(units, scale=0.5)
+            if config.activation == "dice" and i < len(config.hidden):
+                floats[f"slopes[{i}]"] = torch.stack(
+                    [normal(units, scale=0.3), 0.5 + torch.rand(units, generator=generator), normal(units)]
+                )
     sign = torch.ones(config.n_polarity)
     sign[::2] = -1
     return Case(

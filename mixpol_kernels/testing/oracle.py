@@ -30,6 +30,9 @@ def outputs(case: Case) -> tuple[Tensor, Tensor | None]:
         for m in range(wide.shape[1]):
             tokens = _fused(case, floats, b, wide[b, m])
             scores = _scores(case, floats, tokens, wide[b, m])[0]
+            scores = case.config.scale * scores
+            if case.config.normalize == "sigmoid":
+                scores = 1 / (1 + torch.exp(-scores))
             if case.config.normalize == "softmax" and len(scores):
                 scores = (scores - scores.max()).exp()
                 scores = scores / scores.sum()
@@ -40,7 +43,7 @@ def outputs(case: Case) -> tuple[Tensor, Tensor | None]:
 
 def kink_distance(case: Case) -> float:
     """Distance of the closest rectified hidden unit from 0, where its gradient jumps; inf if there is none."""
-    if not case.config.has_unit or case.config.activation not in ("relu", "prelu"):
+    if not case.config.has_unit or case.config.activation not in ("relu", "prelu", "leaky_relu"):
         return torch.inf
     floats = {name: t.double() for name, t in case.floats.items()}
     target = floats["target"]
@@ -75,7 +78,8 @@ def _fused(case: Case, floats: dict[str, Tensor], user: int, target: Tensor) -> 
 def _scores(case: Case, floats: dict[str, Tensor], x: Tensor, target: Tensor) -> tuple[Tensor, float]:
     """Raw scores [n] of one user's tokens for one target, and the distance of the closest unit from 0."""
     t = target.expand_as(x)
-    h = torch.cat([t, x, t - x, t * x], 1)
+    inputs = {"t": t, "x": x, "t-x": t - x, "t*x": t * x}
+    h = torch.cat([inputs[block] for block in case.config.blocks], 1)
     closest = torch.inf
     layers = len(case.config.hidden)
     for i in range(layers):
@@ -86,6 +90,16 @@ def _scores(case: Case, floats: dict[str, Tensor], x: Tensor, target: Tensor) ->
             h = 1 / (1 + torch.exp(-h))
         elif case.config.activation == "silu":
             h = h / (1 + torch.exp(-h))
+        elif case.config.activation == "tanh":
+            h = torch.tanh(h)
+        elif case.config.activation == "gelu":
+            h = h * (1 + torch.erf(h / 2**0.5)) / 2
+        elif case.config.activation == "dice":
+            alpha, scale, shift = floats[f"slopes[{i}]"]
+            p = 1 / (1 + torch.exp(-(scale * h + shift)))
+            h = p * h + (1 - p) * alpha * h
+        elif case.config.activation == "leaky_relu":
+            h = torch.where(h > 0, h, 0.01 * h)
         else:
             slope = floats[f"slopes[{i}]"] if case.config.activation == "prelu" else 0.0
             h = h.clamp(min=0) + slope * h.clamp(max=0)

@@ -35,7 +35,7 @@ def test_slopes_start_at_a_quarter() -> None:
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
-@pytest.mark.parametrize("activation", ["relu", "prelu", "sigmoid", "silu"])
+@pytest.mark.parametrize("activation", ["relu", "prelu", "leaky_relu", "sigmoid", "silu", "tanh", "gelu", "dice"])
 @pytest.mark.parametrize("hidden", [[8], [8, 5], [8, 5, 3]])
 def test_is_the_function(hidden: list[int], activation: str, backend: str) -> None:
     layer = TargetAttention(6, hidden, activation, "softmax", backend)
@@ -102,7 +102,7 @@ def test_double() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"activation": "tanh"}, "activation was 'tanh'"),
+        ({"activation": "mish"}, "activation was 'mish'"),
         ({"normalize": "l2"}, "normalize was 'l2'"),
         ({"hidden_units": []}, r"hidden_units was \[\]; expected one to three"),
         ({"hidden_units": [4, 4, 4, 4]}, r"hidden_units was \[4, 4, 4, 4\]; expected one to three"),

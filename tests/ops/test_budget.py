@@ -94,7 +94,7 @@ def test_softmax_of_large_scores(op: str, shift: float, generator: torch.Generat
 
 
 @pytest.mark.parametrize("layout", ["jagged", "lengths", "mask_left", "mask_holes"])
-@pytest.mark.parametrize("normalize", ["none", "softmax"])
+@pytest.mark.parametrize("normalize", ["none", "softmax", "sigmoid"])
 @pytest.mark.parametrize("candidates", [None, 3])
 @pytest.mark.parametrize("op", UNITS)
 def test_attention_weights(
@@ -109,7 +109,8 @@ def test_attention_weights(
         for grad in (False, True):
             arguments = case.arguments(where, requires_grad=grad)
             _, got = case.call(arguments, backend, return_weights=True)
-            assert not got.requires_grad
+            assert got.requires_grad == grad
+            got = got.detach()
             got = got if candidates else got[..., None]
             assert not where.pads(got).any(), "weights at pads"
             weights[backend] = where.gather(got)

@@ -93,14 +93,51 @@ MIXPOL_INLINE void unit_group(const ActivationUnit& unit, const PackedUnit& pack
     });
 }
 
+// The parameters of units c ... c + W - 1, from [parameter_rows][hp].
+template <Activation A>
+MIXPOL_INLINE math::UnitParameters<vec> unit_parameters(const float* slope, int hp, int c) {
+    math::UnitParameters<vec> unit{};
+    if constexpr (parameter_rows(A) > 0) unit.slope = load(slope + c);
+    if constexpr (parameter_rows(A) > 1) {
+        unit.scale = load(slope + hp + c);
+        unit.shift = load(slope + 2 * hp + c);
+    }
+    return unit;
+}
+
+// Turns n gradients of a(x), W units wide, in place into those of x; adds those of the units' parameters to
+// `sums`.
+template <Activation A>
+MIXPOL_INLINE void activation_backward(const float* before, int64_t ldb, int n, const float* slope, int hp,
+                                       int c, float* grads, int64_t ldg, float* sums) {
+    const math::UnitParameters<vec> unit = unit_parameters<A>(slope, hp, c);
+    math::Derivatives<vec> total{};
+    for (int r = 0; r < n; r++) {
+        vec grad = load(grads + r * ldg);
+        const math::Derivatives<vec> d = math::derivatives<A, Simd>(load(before + r * ldb), unit);
+        if constexpr (parameter_rows(A) > 0) total.slope = fma(grad, d.slope, total.slope);
+        if constexpr (parameter_rows(A) > 1) {
+            total.scale = fma(grad, d.scale, total.scale);
+            total.shift = fma(grad, d.shift, total.shift);
+        }
+        store(grads + r * ldg, grad * d.x);
+    }
+    if constexpr (parameter_rows(A) > 0) store(sums + c, load(sums + c) + total.slope);
+    if constexpr (parameter_rows(A) > 1) {
+        store(sums + hp + c, load(sums + hp + c) + total.scale);
+        store(sums + 2 * hp + c, load(sums + 2 * hp + c) + total.shift);
+    }
+}
+
 template <Activation A>
 MIXPOL_INLINE void activate_rows(const float* before, const float* slope, int n, int hp, float* after) {
-    for (int r = 0; r < n; r++)
-        for (int c = 0; c < hp; c += W) {
-            vec leak = A == Activation::prelu ? load(slope + c) : vec{};
-            store(after + r * int64_t{hp} + c,
-                  math::activate<A, Simd>(load(before + r * int64_t{hp} + c), leak));
+    for (int c = 0; c < hp; c += W) {
+        const math::UnitParameters<vec> unit = unit_parameters<A>(slope, hp, c);
+        for (int r = 0; r < n; r++) {
+            const int64_t at = r * int64_t{hp} + c;
+            store(after + at, math::activate<A, Simd>(load(before + at), unit));
         }
+    }
 }
 
 MIXPOL_INLINE void point_rows(const float** rows, const float* base, int n, int64_t width) {
@@ -150,6 +187,26 @@ template <Activation A>
         scores[r] = dot(s.after[last] + r * hp, packed.output, hp) + packed.output_bias;
 }
 
+// From the signal of layer `last` to that of the first layer; adds to the sums of everything between.
+template <Activation A>
+MIXPOL_INLINE void signal_below(const ActivationUnit& unit, const PackedUnit& packed, int last, int n,
+                                UnitScratch& s, const UnitSums& sums) {
+    for (int i = last; i > 0; i--) {
+        const int h = unit.units[i], below = padded(unit.units[i - 1]);
+        const int64_t wide = padded(h);
+        add_rows(sums.bias[i], s.signal[i], wide, n, static_cast<int>(wide));
+        point_rows(s.rows, s.after[i - 1], n, below);
+        add_transposed(s.signal[i], wide, h, s.rows, n, below, sums.weight[i], below);
+        point_rows(s.rows, s.signal[i], n, wide);
+        float* signal = s.signal[i - 1];
+        const int64_t out = signal_width(unit, i - 1);
+        multiply(s.rows, n, h, packed.weight_n[i], below, below, nullptr, 0, signal, out);
+        for (int c = 0; c < below; c += W)
+            activation_backward<A>(s.before[i - 1] + c, below, n, packed.slope[i - 1], below, c, signal + c,
+                                   out, sums.slope[i - 1]);
+    }
+}
+
 // The signal z of the first layer, [n][H1p], from the gradient of the scores: from the saved bits ...
 MIXPOL_INLINE void signal_from_bits(const uint64_t* bits, const float* grad_scores, int n, int hp, int ld,
                                     float* signal) {
@@ -168,38 +225,17 @@ template <Activation A>
     hidden_layers<A>(unit, packed, tokens, n, constant, unit.layers, s);
     const int hp = padded(unit.units[last]), ld = signal_width(unit, last);
     for (int c = 0; c < hp; c += W) {
-        vec output{}, slope{}, weight = load(packed.output + c);
-        vec leak = A == Activation::prelu ? load(packed.slope[last] + c) : vec{};
+        vec output{}, weight = load(packed.output + c);
         for (int r = 0; r < n; r++) {
-            vec ds = broadcast(grad_scores[r]), x = load(s.before[last] + r * int64_t{hp} + c),
-                grad = ds * weight;
+            vec ds = broadcast(grad_scores[r]);
             output = fma(ds, load(s.after[last] + r * int64_t{hp} + c), output);
-            if (A == Activation::prelu) slope = fma(grad, where_positive(x, vec{}, x), slope);
-            store(s.signal[last] + r * int64_t{ld} + c, grad * math::derivative<A, Simd>(x, leak));
+            store(s.signal[last] + r * int64_t{ld} + c, ds * weight);
         }
         store(sums.output + c, load(sums.output + c) + output);
-        if (A == Activation::prelu) store(sums.slope[last] + c, load(sums.slope[last] + c) + slope);
+        activation_backward<A>(s.before[last] + c, hp, n, packed.slope[last], hp, c, s.signal[last] + c, ld,
+                               sums.slope[last]);
     }
-    for (int i = last; i > 0; i--) {
-        const int h = unit.units[i], below = padded(unit.units[i - 1]);
-        const int64_t wide = padded(h);
-        add_rows(sums.bias[i], s.signal[i], wide, n, static_cast<int>(wide));
-        point_rows(s.rows, s.after[i - 1], n, below);
-        add_transposed(s.signal[i], wide, h, s.rows, n, below, sums.weight[i], below);
-        point_rows(s.rows, s.signal[i], n, wide);
-        float* signal = s.signal[i - 1];
-        const int64_t out = signal_width(unit, i - 1);
-        multiply(s.rows, n, h, packed.weight_n[i], below, below, nullptr, 0, signal, out);
-        for (int c = 0; c < below; c += W) {
-            vec slope{}, leak = A == Activation::prelu ? load(packed.slope[i - 1] + c) : vec{};
-            for (int r = 0; r < n; r++) {
-                vec x = load(s.before[i - 1] + r * int64_t{below} + c), grad = load(signal + r * out + c);
-                if (A == Activation::prelu) slope = fma(grad, where_positive(x, vec{}, x), slope);
-                store(signal + r * out + c, grad * math::derivative<A, Simd>(x, leak));
-            }
-            if (A == Activation::prelu) store(sums.slope[i - 1] + c, load(sums.slope[i - 1] + c) + slope);
-        }
-    }
+    signal_below<A>(unit, packed, last, n, s, sums);
 }
 
 // Once per group: what the gradients of c(t) mean for the target block, the bias and the targets.

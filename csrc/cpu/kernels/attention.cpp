@@ -123,6 +123,9 @@ void forward(const AttentionForward& a, ForwardUnit score, int64_t user_begin, i
             if (softmax) {
                 running.weigh(s.weights, s.scores, n, s.pooled, wide);
                 weights = s.weights;
+            } else if (a.unit.normalize == Normalize::sigmoid) {
+                for (int i = 0; i < CHUNK; i += W)
+                    store(s.scores + i, math::sigmoid<Simd>(load(s.scores + i)));
             }
             add_transposed(weights, 1, 1, s.rows, n, wide, s.pooled, 0);
             if (a.attention)
@@ -144,6 +147,13 @@ void forward(const AttentionForward& a, ForwardUnit score, int64_t user_begin, i
     for_targets(a, user_begin, user_end, s.group, group, one, [](int64_t, int) {});
 }
 
+// dw of one token: through the pooled vector, and through the weights if they were returned.
+MIXPOL_INLINE float weight_gradient(const AttentionBackward& a, int64_t at, const float* token,
+                                    const float* grad_pooled, int wide) {
+    float through_pooled = dot(token, grad_pooled, wide);
+    return a.grad_attention ? through_pooled + a.grad_attention[at] : through_pooled;
+}
+
 // Σ w · dw over a history of several chunks. Not the pooled vector times its gradient, which is the same but
 // for rounding: where one weight is nearly 1, dw minus this must cancel to the last bit.
 double mean_gradient(const AttentionBackward& a, int64_t user, int candidate, const float* pull, Scratch& s) {
@@ -154,9 +164,10 @@ double mean_gradient(const AttentionBackward& a, int64_t user, int candidate, co
     while (int n = cursor.fill(positions)) {
         stage_rows(a.tokens, a.history, user, positions, n, a.width, s.tokens, s.rows);
         fuse(a.fusion, a.packed_fusion, positions, n, pull, s.fusion, s.rows);
-        for (int i = 0; i < n; i++)
-            total += double{a.attention[positions[i] * a.candidates + candidate]} *
-                     dot(s.rows[i], s.grad_pooled, wide);
+        for (int i = 0; i < n; i++) {
+            const int64_t at = positions[i] * a.candidates + candidate;
+            total += double{a.attention[at]} * weight_gradient(a, at, s.rows[i], s.grad_pooled, wide);
+        }
     }
     return total;
 }
@@ -209,7 +220,11 @@ void backward(const AttentionBackward& a, RecomputeSignal recompute, int64_t use
             fuse(a.fusion, a.packed_fusion, s.positions, n, pull, s.fusion, s.rows);
 
             for (int i = 0; i < n; i++) s.weights[i] = a.attention[s.positions[i] * candidates + candidate];
-            for (int i = 0; i < n; i++) s.grad_scores[i] = dot(s.rows[i], s.grad_pooled, wide);
+            for (int i = 0; i < n; i++)
+                s.grad_scores[i] = weight_gradient(a, s.positions[i] * candidates + candidate, s.rows[i],
+                                                   s.grad_pooled, wide);
+            if (a.unit.normalize == Normalize::sigmoid)
+                for (int i = 0; i < n; i++) s.grad_scores[i] *= s.weights[i] * (1.0f - s.weights[i]);
             if (softmax) {
                 for (int i = 0; i < n && first && last; i++)
                     average += double{s.weights[i]} * s.grad_scores[i];
@@ -269,17 +284,20 @@ int64_t attention_scratch_floats(const Pass& pass, bool backward) {
 }
 
 void attention_forward(const AttentionForward& a, int64_t user_begin, int64_t user_end, float* memory) {
-    static constexpr ForwardUnit score[] = {unit_forward<Activation::relu>, unit_forward<Activation::prelu>,
-                                            unit_forward<Activation::sigmoid>,
-                                            unit_forward<Activation::silu>};
+    static constexpr ForwardUnit score[ACTIVATION_COUNT] = {
+        unit_forward<Activation::relu>, unit_forward<Activation::prelu>, unit_forward<Activation::sigmoid>,
+        unit_forward<Activation::silu>, unit_forward<Activation::tanh>,  unit_forward<Activation::gelu>,
+        unit_forward<Activation::dice>};
     forward(a, score[static_cast<int>(a.unit.activation)], user_begin, user_end, memory);
 }
 
 void attention_backward(const AttentionBackward& a, int64_t user_begin, int64_t user_end, float* memory,
                         const UnitSums& sums, const FusionSums& fusion_sums) {
-    static constexpr RecomputeSignal recompute[] = {
-        signal_by_recomputing<Activation::relu>, signal_by_recomputing<Activation::prelu>,
-        signal_by_recomputing<Activation::sigmoid>, signal_by_recomputing<Activation::silu>};
+    static constexpr RecomputeSignal recompute[ACTIVATION_COUNT] = {
+        signal_by_recomputing<Activation::relu>,    signal_by_recomputing<Activation::prelu>,
+        signal_by_recomputing<Activation::sigmoid>, signal_by_recomputing<Activation::silu>,
+        signal_by_recomputing<Activation::tanh>,    signal_by_recomputing<Activation::gelu>,
+        signal_by_recomputing<Activation::dice>};
     backward(a, recompute[static_cast<int>(a.unit.activation)], user_begin, user_end, memory, sums,
              fusion_sums);
 }

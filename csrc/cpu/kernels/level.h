@@ -12,6 +12,11 @@ int64_t fusion_scratch_floats(const Pass&, bool backward);
 void attention_forward(const AttentionForward&, int64_t user_begin, int64_t user_end, float* scratch);
 void attention_backward(const AttentionBackward&, int64_t user_begin, int64_t user_end, float* scratch,
                         const UnitSums&, const FusionSums&);
+int64_t statistics_scratch_floats(const Pass&);
+void statistics_forward(const StatisticsPass&, int64_t user_begin, int64_t user_end, float* scratch,
+                        Moments&);
+void statistics_backward(const StatisticsBackward&, int64_t user_begin, int64_t user_end, float* scratch,
+                         const UnitSums&);
 void fusion_forward(const FusionForward&, int64_t user_begin, int64_t user_end, float* scratch);
 void fusion_backward(const FusionBackward&, int64_t user_begin, int64_t user_end, float* scratch,
                      const FusionSums&);

@@ -52,12 +52,14 @@ void pack_unit(const ActivationUnit& unit, bool scaled, PackedUnit& p) {
     for (int i = 0; i < unit.layers; i++) {
         int units = unit.units[i];
         copy_padded(p.bias[i], unit.bias[i], units, padded(units));
-        if (unit.slope[i]) copy_padded(p.slope[i], unit.slope[i], units, padded(units));
+        if (unit.slope[i])
+            copy_rows(p.slope[i], unit.slope[i], parameter_rows(unit.activation), units, units);
         if (i == 0) continue;
         transpose(p.weight_t[i], unit.weight[i], units, unit.units[i - 1], unit.units[i - 1]);
         if (p.weight_n[i])
             copy_rows(p.weight_n[i], unit.weight[i], units, unit.units[i - 1], unit.units[i - 1]);
     }
+    if (!unit.weight[unit.layers]) return;  // hidden layers alone
     int last = unit.units[unit.layers - 1];
     copy_padded(p.output, unit.weight[unit.layers], last, padded(last));
     p.output_bias = unit.bias[unit.layers][0];
@@ -121,10 +123,14 @@ void unfold_unit(const ActivationUnit& unit, const UnitSums& sums, bool scaled, 
                         sizeof(float) * below);
         std::memcpy(grads.bias[i], sums.bias[i], sizeof(float) * unit.units[i]);
     }
-    if (!scaled) std::memcpy(grads.weight[last + 1], sums.output, sizeof(float) * unit.units[last]);
-    grads.bias[last + 1][0] = sums.output_bias[0];
+    if (unit.weight[last + 1]) {
+        if (!scaled) std::memcpy(grads.weight[last + 1], sums.output, sizeof(float) * unit.units[last]);
+        grads.bias[last + 1][0] = sums.output_bias[0];
+    }
     for (int i = 0; i <= last; i++)
-        if (unit.slope[i]) std::memcpy(grads.slope[i], sums.slope[i], sizeof(float) * unit.units[i]);
+        for (int r = 0; unit.slope[i] && r < parameter_rows(unit.activation); r++)
+            std::memcpy(grads.slope[i] + r * unit.units[i], sums.slope[i] + r * padded(unit.units[i]),
+                        sizeof(float) * unit.units[i]);
 }
 
 void unfold_fusion(const PolarityFusion& fusion, const FusionSums& sums, const FusionGradients& grads) {

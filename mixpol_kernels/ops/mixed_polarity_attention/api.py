@@ -13,7 +13,7 @@ from mixpol_kernels.history import layout
 from mixpol_kernels.ops.mixed_polarity_attention import reference
 from mixpol_kernels.ops.mixed_polarity_attention.autograd import MixedPolarityAttention, forward
 from mixpol_kernels.ops.polarity_fusion.api import check_fusion
-from mixpol_kernels.ops.target_attention.api import check_activation_unit, saved_bytes
+from mixpol_kernels.ops.target_attention.api import BLOCKS, canonical_unit, check_activation_unit, saved_bytes
 from mixpol_kernels.ops.target_attention.autograd import ACTIVATIONS, NORMALIZERS, keeps_bits, with_candidates
 
 
@@ -31,7 +31,10 @@ def mixed_polarity_attention(
     sign: Tensor | None = None,
     activation: str = "relu",
     slopes: Sequence[Tensor] = (),
+    negative_slope: float = 0.01,
     normalize: str = "none",
+    scale: float = 1.0,
+    blocks: Sequence[str] = BLOCKS,
     offsets: Tensor | None = None,
     lengths: Tensor | None = None,
     mask: Tensor | None = None,
@@ -50,13 +53,14 @@ def mixed_polarity_attention(
         polarity: like `item_ids`, rows of `polarity_table`; None with fusion "none".
         item_table: [V, D].
         polarity_table: [P, D]; None with fusion "none".
-        weights, biases, activation, slopes, normalize: the activation unit, as in `target_attention`.
+        weights, biases, activation, slopes, negative_slope, normalize, scale, blocks: the activation unit, as in
+            `target_attention`; x is the token after the fusion.
         fusion, gate, sign: as in `polarity_fusion`.
         offsets: [B + 1] int32 or int64; user b owns tokens offsets[b] ... offsets[b + 1] - 1.
         lengths: [B] int32 or int64; the first lengths[b] positions are kept.
         mask: [B, L]; nonzero positions are kept, on any side.
         sparse: give `item_table` a sparse gradient with sorted, unique ids instead of a dense one.
-        return_weights: also return the attention weights, without gradient.
+        return_weights: also return the attention weights; they have a gradient too.
         backend: "auto", "cpu" (compiled, float32) or "reference" (plain PyTorch).
 
     Returns:
@@ -82,6 +86,9 @@ def mixed_polarity_attention(
         raise ValueError(f"target has shape {list(target.shape)}; expected [B, D] or [B, M, D]")
     check_float(target, "target", item_table=item_table)
     check_ids("item_ids", item_ids, target.device)
+    weights, biases, slopes, activation = canonical_unit(
+        target.shape[-1], weights, biases, slopes, activation, negative_slope, scale, blocks
+    )
     check_activation_unit(target, weights, biases, slopes, activation, normalize)
     where = layout(item_ids, target.shape[0], name="item_ids", trailing=0, offsets=offsets, lengths=lengths, mask=mask)
     if item_table.dim() != 2 or item_table.shape[1] != target.shape[-1]:
@@ -111,11 +118,11 @@ def mixed_polarity_attention(
             (gate[0], gate[1], gate[2]) if gate else None, weights, biases, slopes, activation, normalize, sparse,
         )  # fmt: skip
         pooled = pooled.view(target.shape)
-        attention = attention.detach().reshape(*where.token_shape, candidates)
+        attention = attention.reshape(*where.token_shape, candidates)
     elif backends.needs_grad(target, item_table, polarity_table, *gate, *weights, *biases, *slopes):
         pooled, attention = MixedPolarityAttention.apply(
             target, item_ids, polarity, item_table, polarity_table, sign, where.offsets, where.lengths, where.mask,
-            (act, norm, len(weights), len(gate), sparse, keeps_bits(act, weights)),
+            (act, norm, len(weights), len(gate), sparse, keeps_bits(act, weights), return_weights),
             *gate, *weights, *biases, *slopes,
         )  # fmt: skip
     else:

@@ -24,7 +24,7 @@ define(
 )
 define(
     "mixed_polarity_attention_bwd",
-    f"(Tensor grad_pooled, Tensor attention, Tensor bits, {_INPUTS})"
+    f"(Tensor grad_pooled, Tensor? grad_attention, Tensor attention, Tensor bits, {_INPUTS})"
     " -> (Tensor grad_target, Tensor grad_tokens, Tensor grad_polarity_table, Tensor[] grad_gate,"
     " Tensor[] grad_parameters)",
 )
@@ -56,6 +56,7 @@ def _(
 @torch.library.register_fake("mixpol::mixed_polarity_attention_bwd")
 def _(
     grad_pooled: Tensor,
+    grad_attention: Tensor | None,
     attention: Tensor,
     bits: Tensor,
     target: Tensor,
@@ -102,14 +103,14 @@ class MixedPolarityAttention(torch.autograd.Function):
         offsets: Tensor | None,
         lengths: Tensor | None,
         mask: Tensor | None,
-        config: tuple[int, int, int, int, bool, bool],
+        config: tuple[int, int, int, int, bool, bool, bool],
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """`config`: activation, normalize, layers, gate tensors, sparse, save_bits.
+        """`config`: activation, normalize, layers, gate tensors, sparse, save_bits, whether weights have a gradient.
 
         `parameters`: the gate, `layers` weights, `layers` biases, then slopes.
         """
-        activation, normalize, layers, gates, _, save_bits = config
+        activation, normalize, layers, gates, _, save_bits, with_attention = config
         gate = list(parameters[:gates])
         weights, biases, slopes = split_parameters(parameters[gates:], layers)
         pooled, attention, bits = forward(
@@ -121,18 +122,20 @@ class MixedPolarityAttention(torch.autograd.Function):
             attention, bits, *parameters,
         )  # fmt: skip
         ctx.config = config
-        ctx.mark_non_differentiable(attention)
+        if not with_attention:
+            ctx.mark_non_differentiable(attention)
         return pooled, attention
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_pooled: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_pooled: Tensor, grad_attention: Tensor) -> tuple[Tensor | None, ...]:
         target, item_ids, polarity, item_table, polarity_table, sign, *rest = ctx.saved_tensors
         offsets, lengths, mask, attention, bits, *parameters = rest
-        activation, normalize, layers, gates, sparse, _ = ctx.config
+        activation, normalize, layers, gates, sparse, _, with_attention = ctx.config
         weights, biases, slopes = split_parameters(parameters[gates:], layers)
         grad_target, grad_tokens, grad_table, grad_gate, grads = _bwd(
-            grad_pooled, attention, bits, target, item_ids, polarity, item_table, polarity_table, sign,
+            grad_pooled, grad_attention if with_attention else None, attention, bits,
+            target, item_ids, polarity, item_table, polarity_table, sign,
             parameters[:gates], *canonical(offsets, lengths, mask), weights, biases, slopes, activation, normalize,
         )  # fmt: skip
         grad_items = None

@@ -21,6 +21,9 @@ from mixpol_kernels.ops.target_attention.autograd import (
     with_candidates,
 )
 
+BLOCKS = ("t", "x", "t-x", "t*x")
+PUBLIC_ACTIVATIONS = (*ACTIVATIONS, "leaky_relu")
+
 
 def target_attention(
     target: Tensor,
@@ -30,7 +33,10 @@ def target_attention(
     *,
     activation: str = "relu",
     slopes: Sequence[Tensor] = (),
+    negative_slope: float = 0.01,
     normalize: str = "none",
+    scale: float = 1.0,
+    blocks: Sequence[str] = BLOCKS,
     offsets: Tensor | None = None,
     lengths: Tensor | None = None,
     mask: Tensor | None = None,
@@ -43,7 +49,7 @@ def target_attention(
 
         h_1 = a(W_1 [t ; x ; t - x ; t * x] + b_1),  h_i = a(W_i h_(i-1) + b_i),  s = w_o · h_last + b_o
 
-    and pooled = Σ w_l x_l with w = s, or softmax(s) over the user's tokens (Deep Interest Network,
+    and pooled = Σ w_l x_l with w = s, σ(s), or softmax(s) over the user's tokens (Deep Interest Network,
     arXiv 1706.06978, section 4.3; block order as in its released code). The fused form never builds the
     4D-wide input: W_1 [t ; x ; t - x ; t * x] + b_1 = x · G(t) + c(t). It adds the blocks of W_1 that meet the same
     input, so an infinite entry of W_1 can give NaN where the concatenated form stays infinite.
@@ -54,13 +60,18 @@ def target_attention(
             Any strides.
         weights: one to three hidden layers [H_1, 4 D], [H_2, H_1], ..., then the output layer [1, H_last].
         biases: [H_1], ..., [1], one per weight.
-        activation: "relu", "prelu", "sigmoid" or "silu".
-        slopes: for "prelu", one [H_i] tensor per hidden layer.
-        normalize: "none" or "softmax".
+        activation: "relu", "prelu", "leaky_relu", "sigmoid", "silu", "tanh", "gelu" (exact) or "dice":
+            x * (p + α (1 - p)) with p = σ(n(x)), n(x) = scale * x + shift (the same paper, equation 3).
+        slopes: for "prelu", one [H_i] tensor per hidden layer; for "dice", one [3, H_i]: α, scale and shift.
+        negative_slope: of "leaky_relu".
+        normalize: "none", "softmax", or "sigmoid" (w = σ(s)).
+        scale: multiplies the scores before they are normalised; 1 / √D is usual beside softmax.
+        blocks: what the first layer's inputs are, in order: any of "t", "x", "t-x", "t*x", each once. weights[0]
+            is then [H_1, len(blocks) D].
         offsets: [B + 1] int32 or int64; user b owns tokens offsets[b] ... offsets[b + 1] - 1.
         lengths: [B] int32 or int64; the first lengths[b] positions are kept.
         mask: [B, L]; nonzero positions are kept, on any side.
-        return_weights: also return the attention weights, without gradient.
+        return_weights: also return the attention weights; they have a gradient too.
         backend: "auto", "cpu" (compiled, float32) or "reference" (plain PyTorch).
 
     Returns:
@@ -82,6 +93,9 @@ def target_attention(
     if target.dim() not in (2, 3):
         raise ValueError(f"target has shape {list(target.shape)}; expected [B, D] or [B, M, D]")
     check_float(target, "target", history=history)
+    weights, biases, slopes, activation = canonical_unit(
+        target.shape[-1], weights, biases, slopes, activation, negative_slope, scale, blocks
+    )
     check_activation_unit(target, weights, biases, slopes, activation, normalize)
     where = layout(history, target.shape[0], name="history", trailing=1, offsets=offsets, lengths=lengths, mask=mask)
     if history.shape[-1] != target.shape[-1]:
@@ -100,11 +114,11 @@ def target_attention(
             weights, biases, slopes, activation, normalize,
         )  # fmt: skip
         pooled = pooled.view(target.shape)
-        attention = attention.detach().reshape(*where.token_shape, candidates)
+        attention = attention.reshape(*where.token_shape, candidates)
     elif backends.needs_grad(target, history, *weights, *biases, *slopes):
         pooled, attention = TargetAttention.apply(
             target, history, where.offsets, where.lengths, where.mask, act, norm, len(weights),
-            keeps_bits(act, weights), *weights, *biases, *slopes,
+            keeps_bits(act, weights), return_weights, *weights, *biases, *slopes,
         )  # fmt: skip
     else:
         pooled, attention, _ = forward(
@@ -114,6 +128,38 @@ def target_attention(
     if not return_weights:
         return pooled
     return pooled, attention[..., 0] if target.dim() == 2 else attention
+
+
+def canonical_unit(
+    width: int,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    slopes: Sequence[Tensor],
+    activation: str,
+    negative_slope: float,
+    scale: float,
+    blocks: Sequence[str],
+) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor], str]:
+    """The unit as the ops know it: four blocks in the usual order, the scale in the output layer, leaky_relu as prelu.
+
+    Done on the parameters, which are small, so that no kernel has to know these options.
+    """
+    check_choice("activation", activation, PUBLIC_ACTIVATIONS)
+    if activation == "leaky_relu":
+        if len(slopes):
+            raise ValueError(f"slopes has {len(slopes)} entries; leaky_relu takes none, but negative_slope")
+        slopes = [weight.new_full(weight.shape[:1], negative_slope) for weight in weights[:-1]]
+        activation = "prelu"
+    if tuple(blocks) != BLOCKS:
+        if not blocks or len(set(blocks)) != len(blocks) or not set(blocks) <= set(BLOCKS):
+            raise ValueError(f"blocks was {tuple(blocks)}; expected some of {', '.join(map(repr, BLOCKS))}, each once")
+        check_shape("weights[0]", weights[0], (*weights[0].shape[:1], len(blocks) * width), "units, one D per block")
+        given = dict(zip(blocks, weights[0].split(width, dim=1), strict=True))
+        absent = weights[0].new_zeros(weights[0].shape[0], width)
+        weights = [torch.cat([given.get(block, absent) for block in BLOCKS], dim=1), *weights[1:]]
+    if scale != 1.0:
+        weights, biases = [*weights[:-1], weights[-1] * scale], [*biases[:-1], biases[-1] * scale]
+    return weights, biases, slopes, activation
 
 
 def saved_bytes(candidates: int, token_shape: tuple[int, ...], weights: Sequence[Tensor], activation: int) -> int:
@@ -136,21 +182,37 @@ def check_activation_unit(
     layers = len(weights)
     if not 2 <= layers <= 4:
         raise ValueError(f"weights has {layers} entries; expected one to three hidden layers and then the output layer")
+    check_layers(target, weights, biases, slopes, activation, layers - 1, 1)
+
+
+def check_layers(
+    target: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    slopes: Sequence[Tensor],
+    activation: str,
+    activated: int,
+    outputs: int | None,
+) -> None:
+    """Validates a chain of layers, `activated` of them with an activation; `outputs`: the last one's width, or None."""
+    layers = len(weights)
     if len(biases) != layers:
         raise ValueError(f"biases has {len(biases)} entries and weights {layers}; expected one bias per weight")
-    expected = layers - 1 if activation == "prelu" else 0
+    rows = {"prelu": (), "dice": (3,)}.get(activation)
+    expected = 0 if rows is None else activated
     if len(slopes) != expected:
         raise ValueError(f"slopes has {len(slopes)} entries; activation={activation!r} expects {expected}")
     width, dtype, device = 4 * target.shape[-1], target.dtype, target.device
     for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-        out = 1 if i == layers - 1 else weight.shape[0] if weight.dim() == 2 else -1
+        out = outputs if outputs and i == layers - 1 else weight.shape[0] if weight.dim() == 2 else -1
         group = (weight, bias, slopes[i]) if i < len(slopes) else (weight, bias)
         for tensor in group:  # messages are made only when something is wrong: this runs in every call
             if tensor.dtype != dtype or tensor.device != device:
                 names = (f"weights[{i}]", f"biases[{i}]", f"slopes[{i}]")
                 check_float(target, "target", **dict(zip(names, group, strict=False)))
-            if tensor.shape != ((out, width) if tensor is weight else (out,)):
+            shape = (out, width) if tensor is weight else (out,) if tensor is bias else (*(rows or ()), out)
+            if tensor.shape != shape:
                 check_shape(f"weights[{i}]", weight, (out, width), "units, inputs; the first layer has 4 D")
                 check_shape(f"biases[{i}]", bias, (out,), "one per unit")
-                check_shape(f"slopes[{i}]", tensor, (out,), "one per unit")
+                check_shape(f"slopes[{i}]", tensor, shape, "alpha, scale and shift" if rows else "one per unit")
         width = out

@@ -12,8 +12,8 @@ from torch.autograd.function import once_differentiable
 from mixpol_kernels.history import canonical
 from mixpol_kernels.library import define
 
-ACTIVATIONS = ("relu", "prelu", "sigmoid", "silu")
-NORMALIZERS = ("none", "softmax")
+ACTIVATIONS = ("relu", "prelu", "sigmoid", "silu", "tanh", "gelu", "dice")
+NORMALIZERS = ("none", "softmax", "sigmoid")
 
 _UNIT = "Tensor[] weights, Tensor[] biases, Tensor[] slopes, int activation, int normalize"
 _LAYOUT = "Tensor? offsets, Tensor? lengths, Tensor? mask"
@@ -24,7 +24,7 @@ define(
 )
 define(
     "target_attention_bwd",
-    "(Tensor grad_pooled, Tensor attention, Tensor bits,"
+    "(Tensor grad_pooled, Tensor? grad_attention, Tensor attention, Tensor bits,"
     f" Tensor target, Tensor history, {_LAYOUT}, {_UNIT})"
     " -> (Tensor grad_target, Tensor grad_history, Tensor[] grad_parameters)",
 )
@@ -73,6 +73,7 @@ def _(
 @torch.library.register_fake("mixpol::target_attention_bwd")
 def _(
     grad_pooled: Tensor,
+    grad_attention: Tensor | None,
     attention: Tensor,
     bits: Tensor,
     target: Tensor,
@@ -109,30 +110,36 @@ class TargetAttention(torch.autograd.Function):
         normalize: int,
         layers: int,
         save_bits: bool,
+        with_attention: bool,
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """`parameters`: `layers` weights, `layers` biases, then slopes."""
+        """`parameters`: `layers` weights, `layers` biases, then slopes.
+
+        `with_attention`: the attention weights have a gradient too.
+        """
         weights, biases, slopes = split_parameters(parameters, layers)
         pooled, attention, bits = forward(
             target, history, *canonical(offsets, lengths, mask), weights, biases, slopes,
             activation, normalize, True, save_bits,
         )  # fmt: skip
         ctx.save_for_backward(target, history, offsets, lengths, mask, attention, bits, *parameters)
-        ctx.config = (activation, normalize, layers)
-        ctx.mark_non_differentiable(attention)
+        ctx.config = (activation, normalize, layers, with_attention)
+        if not with_attention:
+            ctx.mark_non_differentiable(attention)
         return pooled, attention
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_pooled: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_pooled: Tensor, grad_attention: Tensor) -> tuple[Tensor | None, ...]:
         target, history, offsets, lengths, mask, attention, bits, *parameters = ctx.saved_tensors
-        activation, normalize, layers = ctx.config
+        activation, normalize, layers, with_attention = ctx.config
         weights, biases, slopes = split_parameters(parameters, layers)
         grad_target, grad_history, grads = _bwd(
-            grad_pooled, attention, bits, target, history, *canonical(offsets, lengths, mask),
+            grad_pooled, grad_attention if with_attention else None, attention, bits,
+            target, history, *canonical(offsets, lengths, mask),
             weights, biases, slopes, activation, normalize,
         )  # fmt: skip
-        return grad_target, grad_history, *[None] * 7, *grads
+        return grad_target, grad_history, *[None] * 8, *grads
 
 
 def with_candidates(target: Tensor) -> Tensor:

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+_PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "sigmoid": torch.sigmoid,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+    "gelu": F.gelu,
+}
+
 
 def activate(h: Tensor, activation: str, slope: Tensor | None) -> Tensor:
-    """relu, prelu (slope [H] or [1]), sigmoid or silu, element-wise."""
+    """One of `autograd.ACTIVATIONS`, element-wise; `slope` [H] for prelu, [3, H] (alpha, scale, shift) for dice."""
     if activation == "prelu":
         assert slope is not None
         return torch.where(h > 0, h, slope * h)
-    if activation == "relu":
-        return F.relu(h)
-    return torch.sigmoid(h) if activation == "sigmoid" else F.silu(h)
+    if activation == "dice":
+        assert slope is not None
+        alpha, scale, shift = slope.unbind()
+        p = torch.sigmoid(scale * h + shift)
+        return h * (p + alpha * (1 - p))
+    return _PLAIN[activation](h)
 
 
 def activation_unit(
@@ -53,7 +64,7 @@ def target_attention(
         user: [T] int64.
         keep: [T] bool, or None if every token is kept.
         weights, biases: the hidden layers, then the output layer.
-        slopes: one per hidden layer for "prelu", else empty.
+        slopes: one per hidden layer for "prelu" and "dice", else empty.
         activation, normalize: as in the public function.
 
     Returns:
@@ -74,6 +85,8 @@ def target_attention(
         if keep is not None:
             shifted = torch.where(keep[:, None], shifted, torch.zeros_like(shifted))
         scores = shifted.exp()
+    if normalize == "sigmoid":
+        scores = torch.sigmoid(scores)
     if keep is not None:
         scores = torch.where(keep[:, None], scores, torch.zeros_like(scores))
     if normalize == "softmax":

@@ -28,8 +28,8 @@ class DIN(nn.Module):
         attention_units: hidden layers of the activation unit, one to three.
         tower_units: hidden layers of the MLP.
         fusion: "none", "bias" or "tapf": how polarity marks a history event.
-        activation: of the activation unit: "relu", "prelu", "sigmoid" or "silu".
-        normalize: "none" (DIN's sum) or "softmax".
+        activation: of the activation unit, as in `mixpol_kernels.nn.TargetAttention`.
+        normalize: "none" (DIN's sum), "softmax" or "sigmoid".
         dropout: probability in the MLP.
         user_embedding: give the MLP a learned vector per user.
         sparse: sparse gradients for the item and user tables.

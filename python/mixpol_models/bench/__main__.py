@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, default=256, metavar="B", help="users (default %(default)s)")
     parser.add_argument("--width", type=int, default=64, metavar="D", help="embedding width (%(default)s)")
     parser.add_argument("--hidden", type=_integers, default=(64,), metavar="H,...", help="hidden units")
-    parser.add_argument("--activation", default="relu", choices=("relu", "prelu", "sigmoid", "silu"))
+    parser.add_argument("--activation", default="relu", choices=("relu", "prelu", "sigmoid", "silu", "dice"))
     parser.add_argument("--rounds", type=int, default=15, metavar="N", help="at most (%(default)s)")
     parser.add_argument("--seconds-per-rung", type=float, default=3.0, metavar="S", help="(%(default)s)")
     parser.add_argument("--rungs", type=_names, metavar="NAME,...", help=f"of: {', '.join(RUNGS)}")

@@ -55,7 +55,11 @@ def check(name: str, answer: Answer, exact: Answer, plain: Mapping[str, float], 
 
 
 def plain_errors(
-    forms: Iterable[Callable[[], Tensor]], leaves: Answer, upstream: Tensor, exact: Answer
+    forms: Iterable[Callable[[], Tensor]],
+    leaves: Answer,
+    upstream: Tensor,
+    exact: Answer,
+    kept: Answer | None = None,
 ) -> dict[str, float]:
     """The largest error of each tensor over plain float32 forms.
 
@@ -64,10 +68,11 @@ def plain_errors(
         leaves: what gets a gradient, by name.
         upstream: gradient of the output, of `short` values.
         exact: {"output": ..., leaf name: gradient} of the float64 reference.
+        kept: by name, 1 where a gradient counts and 0 where it does not.
     """
     worst = dict.fromkeys(exact, 0.0)
     for form in forms:
-        for answer in _draws(form(), leaves, upstream):
+        for answer in _draws(form(), leaves, upstream, kept or {}):
             for key, truth in exact.items():
                 worst[key] = max(worst[key], largest_error(answer[key], truth))
     return worst
@@ -78,10 +83,10 @@ def short(tensor: Tensor) -> Tensor:
     return tensor.bfloat16().to(tensor.dtype)
 
 
-def _draws(output: Tensor, leaves: Answer, upstream: Tensor) -> Iterator[Answer]:
+def _draws(output: Tensor, leaves: Answer, upstream: Tensor, kept: Answer) -> Iterator[Answer]:
     for multiple in _MULTIPLES:
         grads = torch.autograd.grad(output, list(leaves.values()), upstream * multiple, retain_graph=True)
-        scaled = (grad.double() / multiple for grad in grads)
+        scaled = (grad.double() * kept.get(name, 1) / multiple for name, grad in zip(leaves, grads, strict=True))
         yield {"output": output, **dict(zip(leaves, scaled, strict=True))}
 
 

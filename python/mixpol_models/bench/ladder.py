@@ -89,7 +89,7 @@ def run_ladder(
         batch: users B.
         width: embedding width D.
         hidden: units of the hidden layer, or of each of several.
-        activation: "relu", "prelu", "sigmoid" or "silu".
+        activation: "relu", "prelu", "sigmoid", "silu" or "dice" (in training, pads in the statistics).
         rounds: at most this many.
         seconds_per_rung: of timing, for each form at each length; fewer rounds (3 or more) if it is used up.
         rungs: names in RUNGS, or `Rung`s of your own; all of RUNGS if None.
@@ -145,7 +145,13 @@ def _run_length(
     length = problem.history.shape[1]
     # The parameters are the same objects in every form, and each length has new ones.
     torch._dynamo.reset()
-    built = [(rung, variant, rung.build(variant, problem.attention)) for rung in rungs for variant in rung.variants]
+    normalised = len(problem.attention.norms) > 0
+    built = [
+        (rung, variant, rung.build(variant, problem.attention))
+        for rung in rungs
+        for variant, form in rung.variants.items()
+        if not (normalised and getattr(form, "skips_pads", False))
+    ]
     say(f"L = {length}: float64 reference")
     exact = problem.exact()
     plain = problem.plain_errors(exact)

@@ -68,7 +68,14 @@ class Problem:
         answer = {"output": self.step(unit).detach()}
         answer |= {name: leaf.grad for name, leaf in self.leaves().items() if leaf.grad is not None}
         self.clear()
+        for name, kept in self.kept().items():
+            if name in answer:
+                answer[name] = answer[name] * kept
         return answer
+
+    def kept(self) -> dict[str, Tensor]:
+        """Where gradients count: with pads in the statistics of a normalised layer, padded forms give pads gradients."""
+        return {"history": self.padding.mask[..., None]} if len(self.attention.norms) else {}
 
     def exact(self) -> dict[str, Tensor]:
         """The float64 reference's answer, a few users at a time so that memory stays small."""
@@ -79,6 +86,8 @@ class Problem:
         batch, length, width = self.history.shape
         outputs, grad_history = [], []
         users = max(1, _CHUNK_BYTES // (length * width * 4 * 8))
+        if len(attention.norms):
+            users = batch  # the statistics are of the whole batch
         for start in range(0, batch, users):
             part = slice(start, start + users)
             history = self.history.detach()[part].double().requires_grad_()
@@ -97,7 +106,7 @@ class Problem:
         """Errors of plain float32 PyTorch, for the gate."""
         units = (Concat(self.attention), Reference(self.attention))
         forms = [partial(self.forward, unit) for unit in units]
-        return plain_errors(forms, self.leaves(), self.upstream, exact)
+        return plain_errors(forms, self.leaves(), self.upstream, exact, self.kept())
 
 
 def make_problem(
@@ -115,13 +124,16 @@ def make_problem(
         batch: users B.
         width: embedding width D.
         hidden: units of the hidden layer, or of each of several.
-        activation: "relu", "prelu", "sigmoid" or "silu".
+        activation: "relu", "prelu", "sigmoid", "silu" or "dice" (in training, pads in the statistics).
         seed: of everything random. The global generator is left as it was.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         hidden_units = [hidden] if isinstance(hidden, int) else list(hidden)
-        attention = TargetAttention(width, hidden_units, activation)
+        attention = TargetAttention(width, hidden_units, activation, pads_in_norm=activation == "dice")
+        if activation == "dice":
+            for slope in attention.slopes:
+                nn.init.uniform_(slope, -0.5, 0.5)  # at its start, 0, errors of its gradient's path would not show
         target, upstream = torch.randn(batch, width), short(torch.randn(batch, width))
         padding = pad_right(torch.randint(1, length + 1, (batch,)), length)
         user, position = padding.user, padding.position

@@ -30,6 +30,8 @@ class Unit(nn.Module):
 
     # Whether torch.compile has to expect another shape in every batch.
     dynamic = False
+    # Whether pads are left out, so that they cannot be in the statistics of a layer that is normalised.
+    skips_pads = False
 
     def __init__(self, attention: TargetAttention) -> None:
         super().__init__()
@@ -39,6 +41,11 @@ class Unit(nn.Module):
         """The activation behind hidden layer `layer`, with the functions that models use."""
         if self.attention.activation == "prelu":
             return F.prelu(hidden.flatten(0, -2), self.attention.slopes[layer]).view(hidden.shape)
+        if self.attention.activation == "dice":
+            # Statistics over all rows, pads included, as FuxiCTR, DeepCTR-Torch and TorchEasyRec have them.
+            normalised = self.attention.norms[layer](hidden.flatten(0, -2)).view(hidden.shape)
+            p = torch.sigmoid(normalised)
+            return hidden * (p + self.attention.slopes[layer] * (1 - p))
         return _ACTIVATIONS[self.attention.activation](hidden)
 
 
@@ -99,6 +106,7 @@ class Packed(Refactored):
     """No work on pads: the shared-weight form on the kept tokens [T, D] only. T is another in every batch."""
 
     dynamic = True
+    skips_pads = True
 
     def forward(self, target: Tensor, history: Tensor, padding: Padding) -> Tensor:
         w_x, w_p, offset = self.blocks(target)

@@ -35,7 +35,7 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], Any], type[Exception], str]] = {
         lambda a: {"polarity_table": a["polarity_table"][:, :4]}, ValueError, r"polarity_table.*\[2, 4\].*\[P, 6\]",
     ),
     "unknown fusion": (lambda a: {"fusion": "sum"}, ValueError, r"fusion was 'sum'.*'none', 'bias', 'tapf'"),
-    "unknown activation": (lambda a: {"activation": "tanh"}, ValueError, r"activation was 'tanh'.*'silu'"),
+    "unknown activation": (lambda a: {"activation": "mish"}, ValueError, r"activation was 'mish'.*'silu'"),
     "unknown normalize": (lambda a: {"normalize": "l1"}, ValueError, r"normalize was 'l1'.*'softmax'"),
     "no gate": (lambda a: {"gate": []}, ValueError, r"gate has 0.*3"),
     "sign shape": (lambda a: {"sign": torch.ones(3)}, ValueError, r"sign.*\[3\].*\[2\]"),

@@ -1,0 +1,231 @@
+// Mean and variance of the activation unit's last given pre-activation over all tokens of a range of users,
+// and their backward. Padded positions count as zero tokens: those of one target all have the same value, so
+// that one row with a weight stands in for them.
+#include "cpu/kernels/activation_unit.h"
+#include "cpu/kernels/level.h"
+
+namespace mixpol::cpu::MIXPOL_ISA {
+
+namespace {
+
+struct Scratch {
+    UnitScratch unit;
+    Group group;
+    float* grad_targets;  // [GROUP][Dp]
+    float* tokens;        // staged rows [CHUNK][Dp]
+    float* grad_tokens;   // [CHUNK][Dp]
+    float* pad;           // a zero token [Dp]
+    int64_t positions[CHUNK];
+    const float* rows[CHUNK];
+};
+
+Scratch carve(const Pass& pass, Arena& arena) {
+    Scratch s{};
+    const int64_t wide = padded(pass.width);
+    s.unit = carve_scratch(pass.unit, true, false, arena);
+    s.group.targets = arena.take(GROUP * wide);
+    s.grad_targets = arena.take(GROUP * wide);
+    s.tokens = arena.take(CHUNK * wide);
+    s.grad_tokens = arena.take(CHUNK * wide);
+    s.pad = arena.take(wide);
+    return s;
+}
+
+// The last layer's pre-activations of a chunk, into s.before[last]; those of the layers below as in
+// hidden_layers.
+template <Activation A>
+[[maybe_unused]] static __attribute__((noinline)) void pre_activations(const ActivationUnit& unit,
+                                                                       const PackedUnit& packed,
+                                                                       const float* const* tokens, int n,
+                                                                       const float* constant,
+                                                                       UnitScratch& s) {
+    const int last = unit.layers - 1, hp = padded(unit.units[last]);
+    hidden_layers<A>(unit, packed, tokens, n, constant, last, s);
+    multiply(last ? s.rows : tokens, n, last ? unit.units[last - 1] : unit.width,
+             last ? packed.weight_t[last] : s.table, hp, hp, last ? packed.bias[last] : constant, 0,
+             s.before[last], hp);
+}
+
+// Gradients of the last layer's pre-activations, in s.signal[last], down to the first layer's.
+template <Activation A>
+[[maybe_unused]] static __attribute__((noinline)) void signal_to_first(const ActivationUnit& unit,
+                                                                       const PackedUnit& packed, int n,
+                                                                       UnitScratch& s, const UnitSums& sums) {
+    signal_below<A>(unit, packed, unit.layers - 1, n, s, sums);
+}
+
+using PreActivations = decltype(&pre_activations<Activation::relu>);
+using SignalToFirst = decltype(&signal_to_first<Activation::relu>);
+
+// Adds n rows of weight `each` to running moments (Chan, Golub and LeVeque 1979): no difference of large
+// sums.
+void add_moments(Moments& moments, const float* rows, int n, int hp, double each) {
+    const double before = moments.count, added = n * each;
+    moments.count += added;
+    for (int c = 0; c < hp; c += W) {
+        vec mean{};
+        for (int r = 0; r < n; r++) mean += load(rows + r * int64_t{hp} + c);
+        mean = mean / broadcast(static_cast<float>(n));
+        vec spread{};
+        for (int r = 0; r < n; r++) {
+            vec off = load(rows + r * int64_t{hp} + c) - mean;
+            spread = fma(off, off, spread);
+        }
+        vec delta = mean - load(moments.mean + c);
+        const float share = static_cast<float>(added / moments.count);
+        store(moments.mean + c, fma(delta, broadcast(share), load(moments.mean + c)));
+        spread = spread * broadcast(static_cast<float>(each));
+        spread = fma(delta * delta, broadcast(static_cast<float>(before) * share), spread);
+        store(moments.squares + c, load(moments.squares + c) + spread);
+    }
+}
+
+int64_t pads_of(const StatisticsPass& a, int64_t user) {
+    if (a.pad_to < 0) return 0;
+    Cursor cursor(a.history, user);
+    int64_t positions[CHUNK], kept = 0;
+    while (int n = cursor.fill(positions)) kept += n;
+    return a.pad_to - kept;
+}
+
+void forward(const StatisticsPass& a, PreActivations layers, int64_t user_begin, int64_t user_end,
+             float* memory, Moments& moments) {
+    Arena arena(memory);
+    Scratch s = carve(a, arena);
+    const int wide = padded(a.width), hp = padded(a.unit.units[0]), last = a.unit.layers - 1;
+    const int out = padded(a.unit.units[last]);
+    zero(s.pad, wide);
+    auto group = [&](int n) { unit_group(a.unit, a.packed_unit, s.group.rows, n, s.unit); };
+    auto one = [&](int64_t user, int, int in_group, const float* target) {
+        Cursor cursor(a.history, user);
+        const float* constant = row_of(s.unit.constants, in_group, hp);
+        bool ready = false;
+        auto prepare = [&] {
+            if (!ready)
+                build_table(s.unit.table, a.packed_unit.token_t, a.packed_unit.product_t, target, a.width,
+                            hp);
+            ready = true;
+        };
+        while (int n = cursor.fill(s.positions)) {
+            prepare();
+            stage_rows(a.tokens, a.history, user, s.positions, n, a.width, s.tokens, s.rows);
+            layers(a.unit, a.packed_unit, s.rows, n, constant, s.unit);
+            add_moments(moments, s.unit.before[last], n, out, 1);
+        }
+        if (int64_t pads = pads_of(a, user)) {
+            prepare();
+            const float* row = s.pad;
+            layers(a.unit, a.packed_unit, &row, 1, constant, s.unit);
+            add_moments(moments, s.unit.before[last], 1, out, static_cast<double>(pads));
+        }
+    };
+    for_targets(a, user_begin, user_end, s.group, group, one, [](int64_t, int) {});
+}
+
+void backward(const StatisticsBackward& a, PreActivations layers, SignalToFirst down, int64_t user_begin,
+              int64_t user_end, float* memory, const UnitSums& sums) {
+    Arena arena(memory);
+    Scratch s = carve(a, arena);
+    const int wide = padded(a.width), hp = padded(a.unit.units[0]), last = a.unit.layers - 1;
+    const int out = padded(a.unit.units[last]), hidden = a.unit.units[0];
+    const int ld = signal_width(a.unit, 0), ld_last = signal_width(a.unit, last);
+    zero(s.pad, wide);
+    // d mean and d variance of one row: (dmean + 2 (x - mean) dvar) / count, times the row's weight.
+    auto signal = [&](int n, float each) {
+        for (int r = 0; r < n; r++)
+            for (int c = 0; c < out; c += W) {
+                vec off = load(s.unit.before[last] + r * int64_t{out} + c) - load(a.mean + c);
+                store(s.unit.signal[last] + r * int64_t{ld_last} + c,
+                      broadcast(each) * fma(off, load(a.grad_square + c), load(a.grad_mean + c)));
+            }
+        down(a.unit, a.packed_unit, n, s.unit, sums);
+    };
+    auto group = [&](int n) {
+        unit_group(a.unit, a.packed_unit, s.group.rows, n, s.unit);
+        zero(s.grad_targets, GROUP * wide);
+        zero(s.unit.grad_constants, GROUP * hp);
+    };
+    auto one = [&](int64_t user, int candidate, int in_group, const float* target) {
+        if (candidate == 0) fill_pads(a.history, user, a.grad_tokens, a.width, 0.0f);
+        Cursor cursor(a.history, user);
+        const float* constant = row_of(s.unit.constants, in_group, hp);
+        float *grad_target = s.grad_targets + in_group * wide,
+              *grad_constant = s.unit.grad_constants + in_group * hp;
+        zero(s.unit.lost, hp);
+        const int64_t pads = pads_of(a, user);
+        bool first = true;
+        auto prepare = [&] {
+            build_table(s.unit.table, a.packed_unit.token_t, a.packed_unit.product_t, target, a.width, hp);
+            build_table_n(s.unit.table_n, a.packed_unit.token_n, a.packed_unit.product_n, target, hidden,
+                          wide);
+        };
+        while (int n = cursor.fill(s.positions)) {
+            const bool done = cursor.done();
+            if (first) prepare();
+            stage_rows(a.tokens, a.history, user, s.positions, n, a.width, s.tokens, s.rows);
+            layers(a.unit, a.packed_unit, s.rows, n, constant, s.unit);
+            signal(n, 1.0f);
+            add_rows(grad_constant, s.unit.lost, s.unit.signal[0], ld, n, hp);
+            Outer outer{s.unit.outer, a.packed_unit.product_n, sums.token, sums.product, grad_target};
+            add_outer(outer, s.unit.signal[0], ld, hidden, s.rows, n, wide, target, first, done);
+            point_rows(s.unit.rows, s.unit.signal[0], n, ld);
+            multiply(s.unit.rows, n, hidden, s.unit.table_n, wide, wide, nullptr, 0, s.grad_tokens, wide);
+            for (int i = 0; i < n; i++) {
+                float* to = a.grad_tokens + s.positions[i] * a.width;
+                const float* grad = s.grad_tokens + i * wide;
+                if (candidate == 0) {
+                    std::memcpy(to, grad, sizeof(float) * a.width);
+                } else {
+                    for (int c = 0; c < a.width; c++) to[c] += grad[c];
+                }
+            }
+            first = false;
+        }
+        if (pads) {  // a zero token: it reaches the parameters and the target through c(t) only
+            if (first) prepare();
+            const float* row = s.pad;
+            layers(a.unit, a.packed_unit, &row, 1, constant, s.unit);
+            signal(1, static_cast<float>(pads));
+            add_rows(grad_constant, s.unit.lost, s.unit.signal[0], ld, 1, hp);
+        }
+    };
+    auto finish = [&](int64_t row0, int n) {
+        unit_group_backward(a.unit, a.packed_unit, s.group.rows, n, s.grad_targets, s.unit, sums);
+        for (int i = 0; i < n; i++)
+            std::memcpy(a.grad_target + (row0 + i) * a.width, s.grad_targets + i * wide,
+                        sizeof(float) * a.width);
+    };
+    for_targets(a, user_begin, user_end, s.group, group, one, finish);
+}
+
+constexpr PreActivations LAYERS[ACTIVATION_COUNT] = {
+    pre_activations<Activation::relu>,    pre_activations<Activation::prelu>,
+    pre_activations<Activation::sigmoid>, pre_activations<Activation::silu>,
+    pre_activations<Activation::tanh>,    pre_activations<Activation::gelu>,
+    pre_activations<Activation::dice>};
+constexpr SignalToFirst DOWN[ACTIVATION_COUNT] = {
+    signal_to_first<Activation::relu>,    signal_to_first<Activation::prelu>,
+    signal_to_first<Activation::sigmoid>, signal_to_first<Activation::silu>,
+    signal_to_first<Activation::tanh>,    signal_to_first<Activation::gelu>,
+    signal_to_first<Activation::dice>};
+
+}  // namespace
+
+int64_t statistics_scratch_floats(const Pass& pass) {
+    Arena arena(nullptr);
+    carve(pass, arena);
+    return arena.used();
+}
+
+void statistics_forward(const StatisticsPass& a, int64_t user_begin, int64_t user_end, float* memory,
+                        Moments& moments) {
+    forward(a, LAYERS[static_cast<int>(a.unit.activation)], user_begin, user_end, memory, moments);
+}
+
+void statistics_backward(const StatisticsBackward& a, int64_t user_begin, int64_t user_end, float* memory,
+                         const UnitSums& sums) {
+    const int activation = static_cast<int>(a.unit.activation);
+    backward(a, LAYERS[activation], DOWN[activation], user_begin, user_end, memory, sums);
+}
+
+}  // namespace mixpol::cpu::MIXPOL_ISA

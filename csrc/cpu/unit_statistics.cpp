@@ -1,0 +1,137 @@
+#include "cpu/unit_statistics.h"
+
+#include <cstring>
+
+namespace mixpol::cpu {
+
+namespace {
+
+// The number of blocks does not depend on threads: moments and sums are added in block order.
+constexpr int64_t BLOCKS = 32;
+
+struct Inputs {
+    Layout layout;
+    Unit unit;
+    std::vector<Tensor> alive;
+    std::vector<int64_t> target_shape;
+    StatisticsBackward pass{};
+    double count = 0;  // rows behind the statistics, pads included
+};
+
+Inputs read(const Tensor& target, const Tensor& history, const OptionalTensor& offsets,
+            const OptionalTensor& lengths, const OptionalTensor& mask, const std::vector<Tensor>& weights,
+            const std::vector<Tensor>& biases, const std::vector<Tensor>& slopes, int64_t activation,
+            int64_t pad_to) {
+    Inputs in;
+    in.target_shape = sizes_of(target);
+    const bool many = in.target_shape.size() == 3;
+    in.alive.push_back(many ? floats(target, "target", {-1, -1, -1}) : floats(target, "target", {-1, -1}));
+    const int64_t users = in.target_shape.front(), candidates = many ? in.target_shape[1] : 1,
+                  width = in.target_shape.back();
+    Tensor tokens = float_rows(history, "history", width);
+    std::vector<int64_t> token_shape = sizes_of(tokens);
+    token_shape.pop_back();
+    in.layout = read_layout(users, token_shape, offsets, lengths, mask);
+    in.unit = read_unit(width, weights, biases, slopes, activation, 0, false);
+    for (int64_t b = 0; b < users; b++) {
+        const int64_t kept = in.layout.counts[b];
+        if (pad_to >= 0 && kept > pad_to)
+            fail("pad_to is ", pad_to, " and user ", b, " has ", kept,
+                 " tokens; expected at least the longest history");
+        in.count += static_cast<double>((pad_to < 0 ? kept : pad_to) * candidates);
+    }
+    StatisticsBackward& pass = in.pass;
+    pass.history = in.layout.history;
+    pass.tokens.base = static_cast<const float*>(tokens.const_data_ptr());
+    pass.tokens.row_stride = tokens.stride(tokens.dim() - 2);
+    pass.tokens.user_stride = tokens.dim() == 3 ? tokens.stride(0) : 0;
+    in.alive.push_back(tokens);
+    pass.fusion.width = pass.width = static_cast<int>(width);
+    pass.unit = in.unit.args;
+    pass.candidates = static_cast<int>(candidates);
+    pass.target = static_cast<const float*>(in.alive[0].const_data_ptr());
+    pass.pad_to = pad_to;
+    return in;
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> unit_statistics_fwd(Tensor target, Tensor history, OptionalTensor offsets,
+                                               OptionalTensor lengths, OptionalTensor mask,
+                                               std::vector<Tensor> weights, std::vector<Tensor> biases,
+                                               std::vector<Tensor> slopes, int64_t activation,
+                                               int64_t pad_to) {
+    Inputs in = read(target, history, offsets, lengths, mask, weights, biases, slopes, activation, pad_to);
+    const int64_t units = in.unit.args.units[in.unit.args.layers - 1], wide = padded_columns(units);
+    Packed packed = pack(in.pass, true, false);
+    const std::vector<int64_t> bounds = cut_blocks(in.layout, in.pass.candidates, BLOCKS);
+    const int64_t blocks = static_cast<int64_t>(bounds.size()) - 1;
+    Buffer memory = allocate(2 * wide * std::max<int64_t>(blocks, 1));
+    std::memset(memory.get(), 0, sizeof(float) * 2 * wide * blocks);
+    std::vector<Moments> moments;
+    for (int64_t b = 0; b < blocks; b++)
+        moments.push_back({0, memory.get() + 2 * wide * b, memory.get() + 2 * wide * b + wide});
+    const Kernels& k = kernels();
+    run_blocks(blocks, k.statistics_scratch_floats(in.pass), [&](int64_t block, float* scratch) {
+        k.statistics_forward(in.pass, bounds[block], bounds[block + 1], scratch, moments[block]);
+    });
+    Tensor mean = new_floats({units}), variance = new_floats({units});
+    float *to_mean = static_cast<float*>(mean.mutable_data_ptr()),
+          *to_variance = static_cast<float*>(variance.mutable_data_ptr());
+    for (int64_t h = 0; h < units; h++) {
+        double count = 0, center = 0, squares = 0;
+        for (const Moments& m : moments) {
+            if (m.count == 0) continue;
+            const double delta = m.mean[h] - center, total = count + m.count;
+            center += delta * (m.count / total);
+            squares += m.squares[h] + delta * delta * (count / total) * m.count;
+            count = total;
+        }
+        to_mean[h] = static_cast<float>(center);
+        to_variance[h] = count > 0 ? static_cast<float>(squares / count) : 0.0f;
+    }
+    return {mean, variance};
+}
+
+std::tuple<Tensor, Tensor, std::vector<Tensor>> unit_statistics_bwd(
+    Tensor grad_mean, Tensor grad_variance, Tensor mean, Tensor target, Tensor history,
+    OptionalTensor offsets, OptionalTensor lengths, OptionalTensor mask, std::vector<Tensor> weights,
+    std::vector<Tensor> biases, std::vector<Tensor> slopes, int64_t activation, int64_t pad_to) {
+    Inputs in = read(target, history, offsets, lengths, mask, weights, biases, slopes, activation, pad_to);
+    StatisticsBackward& pass = in.pass;
+    const int64_t units = in.unit.args.units[in.unit.args.layers - 1], wide = padded_columns(units);
+    Tensor by_mean = floats(grad_mean, "grad_mean", {units}),
+           by_variance = floats(grad_variance, "grad_variance", {units}),
+           center = floats(mean, "mean", {units});
+    Buffer memory = allocate(3 * wide);
+    std::memset(memory.get(), 0, sizeof(float) * 3 * wide);
+    const float share = in.count > 0 ? static_cast<float>(1 / in.count) : 0.0f;
+    for (int64_t h = 0; h < units; h++) {
+        memory.get()[h] = static_cast<const float*>(center.const_data_ptr())[h];
+        memory.get()[wide + h] = static_cast<const float*>(by_mean.const_data_ptr())[h] * share;
+        memory.get()[2 * wide + h] = 2 * static_cast<const float*>(by_variance.const_data_ptr())[h] * share;
+    }
+    pass.mean = memory.get(), pass.grad_mean = memory.get() + wide,
+    pass.grad_square = memory.get() + 2 * wide;
+    Packed packed = pack(pass, true, true);
+    Tensor grad_target = new_floats(in.target_shape), grad_history = new_floats(sizes_of(history));
+    pass.grad_target = static_cast<float*>(grad_target.mutable_data_ptr());
+    pass.grad_tokens = static_cast<float*>(grad_history.mutable_data_ptr());
+    UnitGradients gradients;
+    std::vector<Tensor> parameters = in.unit.new_gradients(gradients);
+    if (pass.candidates == 0) std::memset(pass.grad_tokens, 0, sizeof(float) * grad_history.numel());
+    const std::vector<int64_t> bounds = cut_blocks(in.layout, pass.candidates, BLOCKS);
+    const int64_t blocks = static_cast<int64_t>(bounds.size()) - 1;
+    const BlockSums sums = new_sums(pass, true, std::max<int64_t>(blocks, 1));
+    if (blocks < 1) sums.clear(0);
+    const Kernels& k = kernels();
+    run_blocks(blocks, k.statistics_scratch_floats(pass), [&](int64_t block, float* scratch) {
+        sums.clear(block);
+        k.statistics_backward(pass, bounds[block], bounds[block + 1], scratch, sums.unit(pass, block));
+    });
+    add_blocks(sums.memory.get(), sums.blocks, sums.floats);
+    k.unfold_unit(pass.unit, sums.unit(pass, 0), false, gradients);
+    return {grad_target, grad_history, parameters};
+}
+
+}  // namespace mixpol::cpu

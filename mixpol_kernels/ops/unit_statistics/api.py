@@ -1,0 +1,137 @@
+"""The public function `unit_statistics`: validation and choice of implementation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mixpol_kernels import backend as backends
+from mixpol_kernels.checks import check_float
+from mixpol_kernels.history import Layout, layout
+from mixpol_kernels.ops.target_attention.api import BLOCKS, canonical_unit, check_layers
+from mixpol_kernels.ops.target_attention.autograd import ACTIVATIONS, with_candidates
+from mixpol_kernels.ops.unit_statistics import reference
+from mixpol_kernels.ops.unit_statistics.autograd import UnitStatistics, forward
+
+
+class Statistics(NamedTuple):
+    """What `unit_statistics` found.
+
+    Attributes:
+        mean: [H], of each unit.
+        variance: [H], biased: the mean squared distance from `mean`.
+        rows: int64 scalar tensor, the rows behind them: tokens times candidates, pads included if asked for.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    rows: Tensor
+
+
+def unit_statistics(
+    target: Tensor,
+    history: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    *,
+    activation: str = "relu",
+    slopes: Sequence[Tensor] = (),
+    negative_slope: float = 0.01,
+    blocks: Sequence[str] = BLOCKS,
+    pad_to: int | None = None,
+    offsets: Tensor | None = None,
+    lengths: Tensor | None = None,
+    mask: Tensor | None = None,
+    backend: str = "auto",
+) -> Statistics:
+    """Batch statistics of one layer of a DIN activation unit: what Dice and batch norm need in training.
+
+    Mean and variance, per unit, of W_i h_(i-1) + b_i over all tokens (of all candidates), with h as in
+    `target_attention`. Differentiable in every input. Nothing of size tokens × units is written, in either
+    direction; the variance comes from centred data. Frameworks that normalise padded batches count every padded
+    position as a zero token: `pad_to` reproduces that exactly, from one row per target.
+
+    Args:
+        target: [B, D] or [B, M, D].
+        history: [N, D] with `offsets`, or [B, L, D]. Any strides.
+        weights: the hidden layers up to the one in question: [H_1, 4 D], [H_2, H_1], ...; one to three.
+        biases: one [H_i] per weight.
+        activation, slopes, negative_slope, blocks: as in `target_attention`; `slopes` for all layers but the last.
+        pad_to: count every history as padded with zero tokens to this length. None: kept tokens only.
+        offsets, lengths, mask: the layout, as in `target_attention`.
+        backend: "auto", "cpu" (compiled, float32) or "reference" (plain PyTorch).
+
+    Returns:
+        `Statistics`; zeros if there is no row at all.
+
+    Raises:
+        ValueError: contradicting or misshapen arguments, or a backend that cannot take them.
+        TypeError: wrong dtypes.
+        RuntimeError: offsets or lengths out of range, or a history longer than `pad_to`. Nothing is computed.
+
+    Example:
+        >>> import torch, mixpol_kernels as mk
+        >>> target, history = torch.randn(2, 8), torch.randn(2, 5, 8)
+        >>> found = mk.unit_statistics(target, history, [torch.randn(16, 32)], [torch.zeros(16)], pad_to=5,
+        ...                            lengths=torch.tensor([5, 2]))
+        >>> found.mean.shape, int(found.rows)
+        (torch.Size([16]), 10)
+    """
+    if target.dim() not in (2, 3):
+        raise ValueError(f"target has shape {list(target.shape)}; expected [B, D] or [B, M, D]")
+    check_float(target, "target", history=history)
+    weights, biases, slopes, activation = canonical_unit(
+        target.shape[-1], weights, biases, slopes, activation, negative_slope, 1.0, blocks
+    )
+    if not 1 <= len(weights) <= 3:
+        raise ValueError(f"weights has {len(weights)} entries; expected one to three hidden layers")
+    check_layers(target, weights, biases, slopes, activation, len(weights) - 1, None)
+    where = layout(history, target.shape[0], name="history", trailing=1, offsets=offsets, lengths=lengths, mask=mask)
+    if history.shape[-1] != target.shape[-1]:
+        raise ValueError(f"history is {history.shape[-1]} wide and target {target.shape[-1]}; expected the same D")
+    if pad_to is not None and pad_to < 0:
+        raise ValueError(f"pad_to was {pad_to}; expected a length, or None")
+    candidates = target.shape[1] if target.dim() == 3 else 1
+    act = ACTIVATIONS.index(activation)
+    chosen = backends.choose("unit_statistics", backend, target, lambda: 4 * weights[-1].shape[0])
+    kept = _kept(where, history.device)
+    if chosen == "reference":
+        if not torch.compiler.is_compiling():
+            where.check_values()
+        if pad_to is not None and not torch.compiler.is_compiling() and bool((kept > pad_to).any()):
+            long = int((kept > pad_to).nonzero()[0])
+            raise RuntimeError(
+                f"pad_to is {pad_to} and user {long} has {int(kept[long])} tokens; "
+                "expected at least the longest history"
+            )
+        user, keep = where.assignment()
+        mean, variance = reference.unit_statistics(
+            with_candidates(target), history.reshape(-1, history.shape[-1]), user.to(target.device), keep,
+            None if pad_to is None else pad_to - kept, weights, biases, slopes, activation,
+        )  # fmt: skip
+    else:
+        length = -1 if pad_to is None else pad_to
+        if backends.needs_grad(target, history, *weights, *biases, *slopes):
+            mean, variance = UnitStatistics.apply(
+                target, history, where.offsets, where.lengths, where.mask, act, length, len(weights),
+                *weights, *biases, *slopes,
+            )  # fmt: skip
+        else:
+            mean, variance = forward(target, history, *where.canonical(), weights, biases, slopes, act, length)
+    rows = kept.sum() if pad_to is None else torch.full((), where.batch * pad_to, device=history.device)
+    return Statistics(mean, variance, rows * candidates)
+
+
+def _kept(where: Layout, device: torch.device) -> Tensor:
+    """Kept tokens of each user, [B] int64."""
+    offsets, lengths, mask = where.canonical()
+    if offsets is not None:
+        return offsets.diff()
+    if lengths is not None:
+        return lengths
+    if mask is not None:
+        return mask.sum(1)
+    return torch.full((where.batch,), where.token_shape[1], dtype=torch.int64, device=device)
