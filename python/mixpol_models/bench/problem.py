@@ -74,7 +74,7 @@ class Problem:
         return answer
 
     def kept(self) -> dict[str, Tensor]:
-        """Where gradients count: with pads in the statistics of a normalised layer, padded forms give pads gradients."""
+        """Where gradients count: with pads in the statistics of a normalised layer, padded forms give pads some."""
         return {"history": self.padding.mask[..., None]} if len(self.attention.norms) else {}
 
     def exact(self) -> dict[str, Tensor]:
