@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "cpu/attention.h"
+#include "cpu/interleave.h"
 #include "cpu/polarity_embedding.h"
 #include "cpu/polarity_fusion.h"
 #include "cpu/unit_statistics.h"
@@ -15,6 +16,7 @@ int64_t cpu_isa() { return static_cast<int64_t>(mixpol::cpu::isa()); }
 STABLE_TORCH_LIBRARY_IMPL(mixpol, CompositeExplicitAutograd, m) { m.impl("cpu_isa", TORCH_BOX(&cpu_isa)); }
 
 STABLE_TORCH_LIBRARY_IMPL(mixpol, CPU, m) {
+    m.impl("interleave", TORCH_BOX(&mixpol::cpu::interleave));
     m.impl("polarity_embedding_fwd", TORCH_BOX(&mixpol::cpu::polarity_embedding_fwd));
     m.impl("table_grad_dense", TORCH_BOX(&mixpol::cpu::table_grad_dense));
     m.impl("table_grad_sparse", TORCH_BOX(&mixpol::cpu::table_grad_sparse));

@@ -3,6 +3,7 @@
 from mixpol_kernels import nn
 from mixpol_kernels.backend import Explanation, explain
 from mixpol_kernels.library import library as _library
+from mixpol_kernels.ops.interleave.api import Interleaved, interleave
 from mixpol_kernels.ops.mixed_polarity_attention.api import mixed_polarity_attention
 from mixpol_kernels.ops.polarity_embedding.api import polarity_embedding
 from mixpol_kernels.ops.polarity_fusion.api import polarity_fusion
@@ -13,9 +14,11 @@ __version__ = "0.1.0"
 _library.load()
 __all__ = [
     "Explanation",
+    "Interleaved",
     "Statistics",
     "__version__",
     "explain",
+    "interleave",
     "mixed_polarity_attention",
     "nn",
     "polarity_embedding",

@@ -55,14 +55,15 @@ class _Explaining(Exception):
 _explaining: set[int] = set()  # threads that are explaining, not running
 
 
-def cpu_refusal(like: Tensor) -> str:
+def cpu_refusal(like: Tensor, dtypes: tuple[torch.dtype, ...] = (torch.float32,)) -> str:
     """Why the compiled CPU kernels cannot take tensors like this one; empty if they can."""
     if not library.loaded:
         return f"the compiled library is not loaded: {library.reason}"
     if like.device.type != "cpu":
         return f"it takes tensors on the CPU and got them on {like.device}; move the inputs with .cpu()"
-    if like.dtype != torch.float32:
-        return f"it takes float32 and got {like.dtype}; convert with .float(), or use backend='reference'"
+    if like.dtype not in dtypes:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        return f"it takes {names} and got {like.dtype}; convert with .float(), or use backend='reference'"
     return ""
 
 
@@ -71,14 +72,21 @@ def needs_grad(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def choose(op: str, requested: str, like: Tensor, saved_bytes: Callable[[], int]) -> str:
-    """Picks the implementation of `op` for these floating-point inputs.
+def choose(
+    op: str,
+    requested: str,
+    like: Tensor,
+    saved_bytes: Callable[[], int],
+    dtypes: tuple[torch.dtype, ...] = (torch.float32,),
+) -> str:
+    """Picks the implementation of `op` for these inputs.
 
     Args:
         op: name of the op, for messages.
         requested: "auto", or a name in BACKENDS: that one runs or ValueError is raised.
-        like: one of the floating-point inputs; the others have its dtype and device.
+        like: one of the inputs; the others have its device, and the floating-point ones its dtype.
         saved_bytes: what the fused form keeps for backward, for `explain`.
+        dtypes: what the compiled kernel takes, float32 among them.
 
     Raises:
         ValueError: unknown name, or the named implementation cannot take the inputs.
@@ -91,7 +99,7 @@ def choose(op: str, requested: str, like: Tensor, saved_bytes: Callable[[], int]
     if requested == "reference":
         chosen, reason, rejected = "reference", "asked for by name", {}
     else:
-        refusal = cpu_refusal(like)
+        refusal = cpu_refusal(like, dtypes)
         if refusal and requested == "cpu":
             raise ValueError(f"{op}: backend='cpu' was requested, but {refusal}")
         chosen = "reference" if refusal else "cpu"

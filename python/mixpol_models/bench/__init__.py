@@ -5,7 +5,7 @@
 
 The rooms: `problem`, `padding` and `kinks` (inputs), `rungs` (the forms), `gate` (correctness), `timing` and
 `memory` (measuring), `ladder` (the protocol), `headline`, `report`, `plot` and `machine` (telling),
-`polarity_forms` and `polarity_cases` (the other ops, for the suites in benchmarks/). The command:
+`polarity_forms`, `polarity_cases` and `interleave_case` (the other ops, for the suites in benchmarks/). The command:
 `python -m mixpol_models.bench --help`.
 """
 
