@@ -22,9 +22,11 @@ class MixedPolarityAttention(nn.Module):
         activation: "relu", "prelu", "sigmoid" or "silu".
         normalize: "none" or "softmax".
         n_polarity: rows of the polarity table.
-        signs: one ±1 per polarity row, for "tapf".
+        signs: one per polarity row, for "tapf".
         sparse: sparse gradient with sorted, unique ids for the item table, from history and target ids alike.
         backend: "auto", "cpu" or "reference".
+        gate_inputs: what the gate of "tapf" sees: "product" or "full", as in `PolarityFusion`.
+        num_extra: rows of an extra additive table for "bias" and "tapf"; 0 for none.
 
     Attributes:
         item_embedding: `nn.Embedding(V, D)`; the model may read it elsewhere too.
@@ -52,12 +54,14 @@ class MixedPolarityAttention(nn.Module):
         signs: Sequence[float] | None = None,
         sparse: bool = False,
         backend: str = "auto",
+        gate_inputs: str = "product",
+        num_extra: int = 0,
     ) -> None:
         super().__init__()
         self.backend = backend
         self.item_embedding = nn.Embedding(num_items, embedding_dim, sparse=sparse)
         nn.init.normal_(self.item_embedding.weight, std=embedding_dim**-0.5)
-        self.fusion = PolarityFusion(embedding_dim, fusion, n_polarity, signs, backend)
+        self.fusion = PolarityFusion(embedding_dim, fusion, n_polarity, signs, backend, gate_inputs, num_extra)
         self.attention = TargetAttention(embedding_dim, hidden_units, activation, normalize, backend)
 
     def forward(
@@ -69,6 +73,7 @@ class MixedPolarityAttention(nn.Module):
         lengths: Tensor | None = None,
         mask: Tensor | None = None,
         offsets: Tensor | None = None,
+        extra_ids: Tensor | None = None,
         return_weights: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Pooled vectors [B, D] or [B, M, D].
@@ -77,6 +82,7 @@ class MixedPolarityAttention(nn.Module):
             target: vectors [B, D] or [B, M, D], or ids [B] or [B, M] to look up in the item table.
             item_ids, polarity: [N] or [B, L].
             lengths, mask, offsets: the history's layout.
+            extra_ids: like `item_ids`, rows of the extra table; None without one.
             return_weights: also return the attention weights.
         """
         if not target.is_floating_point():
@@ -86,6 +92,7 @@ class MixedPolarityAttention(nn.Module):
             target, item_ids, polarity, self.item_embedding.weight, self.fusion.polarity_table,
             weights, biases, fusion=self.fusion.fusion, gate=self.fusion.gate_tensors(),
             sign=self.fusion.sign if self.fusion.fusion != "none" else None,
+            extra_ids=extra_ids, extra_table=self.fusion.extra_table,
             activation=self.attention.activation, slopes=slopes, normalize=self.attention.normalize,
             offsets=offsets, lengths=lengths, mask=mask, sparse=self.item_embedding.sparse,
             return_weights=return_weights, backend=self.backend,
