@@ -43,6 +43,12 @@ def attention(length: int) -> Checked:
     return Checked(attention_case(length=length))
 
 
+@pytest.fixture(scope="module")
+def full_gate(length: int) -> Checked:
+    torch._dynamo.reset()
+    return Checked(attention_case(length=length, gate_inputs="full", num_extra=64))
+
+
 @pytest.mark.parametrize("form", ["eager", "eager+compile", "fused"])
 def test_polarity_embedding(measure: Callable[..., None], embedding: Checked, form: str) -> None:
     measure(embedding.case.name, embedding.step(form), embedding.case.clear)
@@ -56,3 +62,8 @@ def test_polarity_fusion(measure: Callable[..., None], fusion: Checked, form: st
 @pytest.mark.parametrize("form", ["eager", "eager+compile", "refactored", "refactored+compile", "fused"])
 def test_mixed_polarity_attention(measure: Callable[..., None], attention: Checked, form: str) -> None:
     measure(attention.case.name, attention.step(form), attention.case.clear)
+
+
+@pytest.mark.parametrize("form", ["eager", "eager+compile", "refactored", "refactored+compile", "fused"])
+def test_full_gate_and_extra_table(measure: Callable[..., None], full_gate: Checked, form: str) -> None:
+    measure(full_gate.case.name, full_gate.step(form), full_gate.case.clear)

@@ -55,3 +55,19 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     """`value` is one of `choices`."""
     if value not in choices:
         raise ValueError(f"{name} was {value!r}; expected one of {', '.join(map(repr, choices))}")
+
+
+def check_extra(
+    like: Tensor, like_name: str, ids: Tensor | None, token_shape: Sequence[int], table: Tensor | None
+) -> None:
+    """An extra additive table [R, D], if there is one, and its ids fit the tokens and `like` [..., D]."""
+    if ids is None and table is None:
+        return
+    if ids is None or table is None:
+        missing, given = ("extra_ids", "extra_table") if ids is None else ("extra_table", "extra_ids")
+        raise ValueError(f"{missing} was None and {given} was not; expected both or neither")
+    check_float(like, like_name, extra_table=table)
+    check_ids("extra_ids", ids, like.device)
+    check_shape("extra_ids", ids, token_shape, "one per history token")
+    if table.dim() != 2 or table.shape[1] != like.shape[-1]:
+        raise ValueError(f"extra_table has shape {list(table.shape)}; expected [R, {like.shape[-1]}]")

@@ -49,12 +49,16 @@ enum class Fusion : int { none = 0, bias = 1, tapf = 2 };
 
 struct PolarityFusion {
     Fusion kind = Fusion::none;
+    bool full_gate = false;  // gate from [x ; t ; x * t] instead of x * t alone
     int width = 0;
     int rows = 0;                          // polarity rows P
+    int extra_rows = 0;                    // rows R of the extra additive table; 0 without one
     const int64_t* polarity = nullptr;     // by position
+    const int64_t* extra = nullptr;        // by position
     const float* table = nullptr;          // [P, D]
+    const float* extra_table = nullptr;    // [R, D]
     const float* sign = nullptr;           // [P]
-    const float* gate_weight = nullptr;    // W_g [D, D]
+    const float* gate_weight = nullptr;    // W_g [D, D], or blocks x, t, x * t [D, 3 D]
     const float* gate_bias = nullptr;      // b_g [D]
     const float* target_weight = nullptr;  // W_t [D, D]
 };
@@ -89,9 +93,13 @@ struct PackedUnit {
 };
 
 struct PackedFusion {
-    float* table;     // P [rows][Dp]
-    float* gate_t;    // W_gᵀ [D][Dp]
-    float* gate_n;    // W_g [D][Dp]
+    float* table;   // P [rows][Dp]
+    float* extra;   // [extra_rows][Dp]
+    float* gate_t;  // the block of W_g that meets x * t, transposed [D][Dp]
+    float* gate_n;  // the same as it is [D][Dp]
+    // The blocks that meet x and t: null unless full_gate.
+    float *gate_token_t, *gate_constant_t;
+    float *gate_token_n, *gate_constant_n;
     float* target_t;  // W_tᵀ [D][Dp]
     float* target_n;  // W_t [D][Dp]
     float* bias;      // b_g [Dp]
@@ -109,10 +117,12 @@ struct UnitSums {
 };
 
 struct FusionSums {
-    float* table;   // [rows][Dp]
-    float* gate;    // [D][Dp]
-    float* bias;    // [Dp]
-    float* target;  // [D][Dp]
+    float* table;                       // [rows][Dp]
+    float* extra;                       // [extra_rows][Dp]
+    float* gate;                        // of the product block [D][Dp]
+    float *gate_token, *gate_constant;  // of the blocks x and t [D][Dp]; null unless full_gate
+    float* bias;                        // [Dp]
+    float* target;                      // [D][Dp]
 };
 
 // `forward`: what the first layers need to be computed; `backward`: what their gradients need.
@@ -145,13 +155,22 @@ static inline PackedFusion carve_packed(const PolarityFusion& fusion, bool backw
     PackedFusion p{};
     int64_t d = fusion.width, dp = padded_columns(fusion.width);
     if (fusion.kind != Fusion::none) p.table = arena.take(fusion.rows * dp);
+    if (fusion.extra_rows) p.extra = arena.take(fusion.extra_rows * dp);
     if (fusion.kind == Fusion::tapf) {
         p.gate_t = arena.take(d * dp);
         p.target_t = arena.take(d * dp);
         p.bias = arena.take(dp);
+        if (fusion.full_gate) {
+            p.gate_token_t = arena.take(d * dp);
+            p.gate_constant_t = arena.take(d * dp);
+        }
         if (backward) {
             p.gate_n = arena.take(d * dp);
             p.target_n = arena.take(d * dp);
+        }
+        if (backward && fusion.full_gate) {
+            p.gate_token_n = arena.take(d * dp);
+            p.gate_constant_n = arena.take(d * dp);
         }
     }
     return p;
@@ -177,10 +196,15 @@ static inline FusionSums carve_sums(const PolarityFusion& fusion, Arena& arena) 
     FusionSums s{};
     int64_t d = fusion.width, dp = padded_columns(fusion.width);
     if (fusion.kind != Fusion::none) s.table = arena.take(fusion.rows * dp);
+    if (fusion.extra_rows) s.extra = arena.take(fusion.extra_rows * dp);
     if (fusion.kind == Fusion::tapf) {
         s.gate = arena.take(d * dp);
         s.bias = arena.take(dp);
         s.target = arena.take(d * dp);
+        if (fusion.full_gate) {
+            s.gate_token = arena.take(d * dp);
+            s.gate_constant = arena.take(d * dp);
+        }
     }
     return s;
 }
@@ -250,7 +274,7 @@ struct UnitGradients {
 };
 
 struct FusionGradients {
-    float *table, *gate_weight, *gate_bias, *target_weight;
+    float *table, *extra, *gate_weight, *gate_bias, *target_weight;
 };
 
 // The kernels of one instruction set level. `sums` is the block's own part of a zeroed buffer.

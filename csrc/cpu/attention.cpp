@@ -72,8 +72,9 @@ Inputs read_tokens(const Tensor& target, const Tensor& history, const OptionalTe
 
 Inputs read_ids(const Tensor& target, const Tensor& item_ids, const OptionalTensor& polarity,
                 const Tensor& item_table, const OptionalTensor& polarity_table, const Tensor& sign,
-                const std::vector<Tensor>& gate, const OptionalTensor& offsets, const OptionalTensor& lengths,
-                const OptionalTensor& mask, const std::vector<Tensor>& weights,
+                const std::vector<Tensor>& gate, const OptionalTensor& extra_ids,
+                const OptionalTensor& extra_table, const OptionalTensor& offsets,
+                const OptionalTensor& lengths, const OptionalTensor& mask, const std::vector<Tensor>& weights,
                 const std::vector<Tensor>& biases, const std::vector<Tensor>& slopes, int64_t activation,
                 int64_t normalize) {
     Inputs in;
@@ -87,7 +88,8 @@ Inputs read_ids(const Tensor& target, const Tensor& item_ids, const OptionalTens
     in.rows.row_stride = table.stride(0);
     in.rows.ids = in.items.data();
     in.alive.push_back(table);
-    in.fusion = read_fusion(in.width, polarity, polarity_table, sign, gate, in.layout);
+    in.fusion =
+        read_fusion(in.width, polarity, polarity_table, sign, gate, extra_ids, extra_table, in.layout);
     in.unit = read_unit(in.width, weights, biases, slopes, activation, normalize);
     return in;
 }
@@ -119,7 +121,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Inputs& in, bool save_attention
 }
 
 struct Gradients {
-    Tensor target, tokens, table;
+    Tensor target, tokens, table, extra;
     std::vector<Tensor> gate, parameters;
 };
 
@@ -162,7 +164,7 @@ Gradients backward(const Inputs& in, const Tensor& grad_pooled, const OptionalTe
     UnitGradients unit_gradients;
     FusionGradients fusion_gradients;
     result.parameters = in.unit.new_gradients(unit_gradients);
-    result.table = in.fusion.new_gradients(fusion_gradients, result.gate);
+    result.table = in.fusion.new_gradients(fusion_gradients, result.gate, result.extra);
     args.grad_target = static_cast<float*>(result.target.mutable_data_ptr());
     args.grad_tokens = static_cast<float*>(result.tokens.mutable_data_ptr());
 
@@ -209,24 +211,27 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> target_attention_bwd(
 
 std::tuple<Tensor, Tensor, Tensor> mixed_polarity_attention_fwd(
     Tensor target, Tensor item_ids, OptionalTensor polarity, Tensor item_table, OptionalTensor polarity_table,
-    Tensor sign, std::vector<Tensor> gate, OptionalTensor offsets, OptionalTensor lengths,
-    OptionalTensor mask, std::vector<Tensor> weights, std::vector<Tensor> biases, std::vector<Tensor> slopes,
-    int64_t activation, int64_t normalize, bool save_attention, bool save_bits) {
-    Inputs in = read_ids(target, item_ids, polarity, item_table, polarity_table, sign, gate, offsets, lengths,
-                         mask, weights, biases, slopes, activation, normalize);
+    Tensor sign, std::vector<Tensor> gate, OptionalTensor extra_ids, OptionalTensor extra_table,
+    OptionalTensor offsets, OptionalTensor lengths, OptionalTensor mask, std::vector<Tensor> weights,
+    std::vector<Tensor> biases, std::vector<Tensor> slopes, int64_t activation, int64_t normalize,
+    bool save_attention, bool save_bits) {
+    Inputs in = read_ids(target, item_ids, polarity, item_table, polarity_table, sign, gate, extra_ids,
+                         extra_table, offsets, lengths, mask, weights, biases, slopes, activation, normalize);
     return forward(in, save_attention, save_bits);
 }
 
-std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>, std::vector<Tensor>> mixed_polarity_attention_bwd(
-    Tensor grad_pooled, OptionalTensor grad_attention, Tensor attention, Tensor bits, Tensor target,
-    Tensor item_ids, OptionalTensor polarity, Tensor item_table, OptionalTensor polarity_table, Tensor sign,
-    std::vector<Tensor> gate, OptionalTensor offsets, OptionalTensor lengths, OptionalTensor mask,
-    std::vector<Tensor> weights, std::vector<Tensor> biases, std::vector<Tensor> slopes, int64_t activation,
-    int64_t normalize) {
-    Inputs in = read_ids(target, item_ids, polarity, item_table, polarity_table, sign, gate, offsets, lengths,
-                         mask, weights, biases, slopes, activation, normalize);
+std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>, std::vector<Tensor>>
+mixed_polarity_attention_bwd(Tensor grad_pooled, OptionalTensor grad_attention, Tensor attention, Tensor bits, Tensor target,
+                             Tensor item_ids, OptionalTensor polarity, Tensor item_table,
+                             OptionalTensor polarity_table, Tensor sign, std::vector<Tensor> gate,
+                             OptionalTensor extra_ids, OptionalTensor extra_table, OptionalTensor offsets,
+                             OptionalTensor lengths, OptionalTensor mask, std::vector<Tensor> weights,
+                             std::vector<Tensor> biases, std::vector<Tensor> slopes, int64_t activation,
+                             int64_t normalize) {
+    Inputs in = read_ids(target, item_ids, polarity, item_table, polarity_table, sign, gate, extra_ids,
+                         extra_table, offsets, lengths, mask, weights, biases, slopes, activation, normalize);
     Gradients g = backward(in, grad_pooled, grad_attention, attention, bits);
-    return {g.target, g.tokens, g.table, g.gate, g.parameters};
+    return {g.target, g.tokens, g.table, g.extra, g.gate, g.parameters};
 }
 
 }  // namespace mixpol::cpu

@@ -289,10 +289,13 @@ std::vector<Tensor> Unit::new_gradients(UnitGradients& out) const {
 }
 
 FusionInputs read_fusion(int64_t width, const OptionalTensor& polarity, const OptionalTensor& table,
-                         const Tensor& sign, const std::vector<Tensor>& gate, const Layout& layout) {
+                         const Tensor& sign, const std::vector<Tensor>& gate, const OptionalTensor& extra_ids,
+                         const OptionalTensor& extra_table, const Layout& layout) {
     FusionInputs inputs;
     PolarityFusion& args = inputs.args;
     args.width = static_cast<int>(width);
+    if (extra_ids.has_value() != extra_table.has_value() || (extra_table && !table))
+        fail("extra_ids and extra_table come together, and need a polarity table");
     if (!table) return inputs;
     if (!polarity) fail("polarity is missing; a polarity table needs it");
     if (!gate.empty() && gate.size() != 3)
@@ -307,21 +310,33 @@ FusionInputs read_fusion(int64_t width, const OptionalTensor& polarity, const Op
     inputs.polarity = Ids(*polarity, "polarity", args.rows, layout);
     args.polarity = inputs.polarity.data();
     args.sign = keep(sign, "sign", {args.rows});
+    if (extra_table) {
+        inputs.has_extra = true;
+        args.extra_table = keep(*extra_table, "extra_table", {-1, width});
+        args.extra_rows = static_cast<int>(extra_table->size(0));
+        inputs.extra = Ids(*extra_ids, "extra_ids", args.extra_rows, layout);
+        args.extra = inputs.extra.data();
+    }
     if (args.kind == Fusion::tapf) {
-        args.gate_weight = keep(gate[0], "gate[0] (W_g)", {width, width});
+        args.full_gate = gate[0].dim() == 2 && gate[0].size(1) == 3 * width;
+        args.gate_weight = keep(gate[0], "gate[0] (W_g)", {width, args.full_gate ? 3 * width : width});
         args.gate_bias = keep(gate[1], "gate[1] (b_g)", {width});
         args.target_weight = keep(gate[2], "gate[2] (W_t)", {width, width});
     }
     return inputs;
 }
 
-Tensor FusionInputs::new_gradients(FusionGradients& out, std::vector<Tensor>& gate) const {
+Tensor FusionInputs::new_gradients(FusionGradients& out, std::vector<Tensor>& gate,
+                                   Tensor& extra_table) const {
     out = {};
     const int64_t width = args.width;
+    extra_table = has_extra ? new_floats({args.extra_rows, width}) : new_floats({0});
+    out.extra = static_cast<float*>(extra_table.mutable_data_ptr());
     Tensor table = args.kind == Fusion::none ? new_floats({0}) : new_floats({args.rows, width});
     out.table = static_cast<float*>(table.mutable_data_ptr());
     if (args.kind == Fusion::tapf) {
-        gate = {new_floats({width, width}), new_floats({width}), new_floats({width, width})};
+        gate = {new_floats({width, args.full_gate ? 3 * width : width}), new_floats({width}),
+                new_floats({width, width})};
         out.gate_weight = static_cast<float*>(gate[0].mutable_data_ptr());
         out.gate_bias = static_cast<float*>(gate[1].mutable_data_ptr());
         out.target_weight = static_cast<float*>(gate[2].mutable_data_ptr());

@@ -112,12 +112,14 @@ Unit read_unit(int64_t width, const std::vector<Tensor>& weights, const std::vec
 
 struct FusionInputs {
     PolarityFusion args;
-    Ids polarity;
+    Ids polarity, extra;
+    bool has_extra = false;
     std::vector<Tensor> alive;
-    Tensor new_gradients(FusionGradients& out, std::vector<Tensor>& gate) const;
+    Tensor new_gradients(FusionGradients& out, std::vector<Tensor>& gate, Tensor& extra_table) const;
 };
 FusionInputs read_fusion(int64_t width, const OptionalTensor& polarity, const OptionalTensor& table,
-                         const Tensor& sign, const std::vector<Tensor>& gate, const Layout& layout);
+                         const Tensor& sign, const std::vector<Tensor>& gate, const OptionalTensor& extra_ids,
+                         const OptionalTensor& extra_table, const Layout& layout);
 
 // The packed parameters of a pass, in one buffer.
 struct Packed {

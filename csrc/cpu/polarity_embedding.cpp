@@ -141,20 +141,27 @@ Segments read_segments(const Tensor& ids, const Tensor& grad_tokens, const Optio
 }  // namespace
 
 Tensor polarity_embedding_fwd(Tensor item_ids, Tensor polarity, Tensor item_table, Tensor polarity_table,
-                              OptionalTensor offsets, OptionalTensor lengths, OptionalTensor mask) {
+                              OptionalTensor extra_ids, OptionalTensor extra_table, OptionalTensor offsets,
+                              OptionalTensor lengths, OptionalTensor mask) {
+    if (extra_ids.has_value() != extra_table.has_value()) fail("extra_ids and extra_table come together");
     Layout layout = read_ids_layout(item_ids, offsets, lengths, mask);
     const int64_t width = item_table.dim() == 2 ? item_table.size(1) : -1;
     Tensor items = float_rows(item_table, "item_table", width);
     Tensor polarities = float_rows(polarity_table, "polarity_table", width);
     Ids item(item_ids, "item_ids", items.size(0), layout),
         row(polarity, "polarity", polarities.size(0), layout);
+    Tensor extras = extra_table ? float_rows(*extra_table, "extra_table", width) : polarities;
+    Ids extra;
+    if (extra_table) extra = Ids(*extra_ids, "extra_ids", extras.size(0), layout);
     std::vector<int64_t> shape = sizes_of(item_ids);
     shape.push_back(width);
     Tensor tokens = new_floats(shape);
     float* out = static_cast<float*>(tokens.mutable_data_ptr());
     const float *item_rows = static_cast<const float*>(items.const_data_ptr()),
-                *polarity_rows = static_cast<const float*>(polarities.const_data_ptr());
-    const int64_t item_stride = items.stride(0), polarity_stride = polarities.stride(0);
+                *polarity_rows = static_cast<const float*>(polarities.const_data_ptr()),
+                *extra_rows = static_cast<const float*>(extras.const_data_ptr());
+    const int64_t item_stride = items.stride(0), polarity_stride = polarities.stride(0),
+                  extra_stride = extras.stride(0);
     const History& history = layout.history;
     const Kernels& k = kernels();
     const bool padded = history.lengths || history.mask;
@@ -167,6 +174,7 @@ Tensor polarity_embedding_fwd(Tensor item_ids, Tensor polarity, Tensor item_tabl
             } else {
                 k.gather_sum(out + p * width, item_rows + item.data()[p] * item_stride,
                              polarity_rows + row.data()[p] * polarity_stride, static_cast<int>(width));
+                if (extra_table) k.add(out + p * width, extra_rows + extra.data()[p] * extra_stride, width);
             }
         }
     });

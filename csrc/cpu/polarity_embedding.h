@@ -8,7 +8,8 @@
 namespace mixpol::cpu {
 
 Tensor polarity_embedding_fwd(Tensor item_ids, Tensor polarity, Tensor item_table, Tensor polarity_table,
-                              OptionalTensor offsets, OptionalTensor lengths, OptionalTensor mask);
+                              OptionalTensor extra_ids, OptionalTensor extra_table, OptionalTensor offsets,
+                              OptionalTensor lengths, OptionalTensor mask);
 
 Tensor table_grad_dense(Tensor ids, Tensor grad_tokens, OptionalTensor offsets, OptionalTensor lengths,
                         OptionalTensor mask, int64_t table_rows);

@@ -36,8 +36,9 @@ struct Inputs {
 };
 
 Inputs read(const Tensor& target, const Tensor& tokens, const Tensor& polarity, const Tensor& table,
-            const Tensor& sign, const std::vector<Tensor>& gate, const OptionalTensor& offsets,
-            const OptionalTensor& lengths, const OptionalTensor& mask) {
+            const Tensor& sign, const std::vector<Tensor>& gate, const OptionalTensor& extra_ids,
+            const OptionalTensor& extra_table, const OptionalTensor& offsets, const OptionalTensor& lengths,
+            const OptionalTensor& mask) {
     Inputs in;
     in.alive.push_back(floats(target, "target", {-1, -1}));
     in.users = target.size(0), in.width = target.size(1);
@@ -46,16 +47,17 @@ Inputs read(const Tensor& target, const Tensor& tokens, const Tensor& polarity, 
     std::vector<int64_t> shape = sizes_of(tokens);
     shape.pop_back();
     in.layout = read_layout(in.users, shape, offsets, lengths, mask);
-    in.fusion = read_fusion(in.width, polarity, table, sign, gate, in.layout);
+    in.fusion = read_fusion(in.width, polarity, table, sign, gate, extra_ids, extra_table, in.layout);
     return in;
 }
 
 }  // namespace
 
 Tensor polarity_fusion_fwd(Tensor target, Tensor tokens, Tensor polarity, Tensor polarity_table, Tensor sign,
-                           std::vector<Tensor> gate, OptionalTensor offsets, OptionalTensor lengths,
-                           OptionalTensor mask) {
-    Inputs in = read(target, tokens, polarity, polarity_table, sign, gate, offsets, lengths, mask);
+                           std::vector<Tensor> gate, OptionalTensor extra_ids, OptionalTensor extra_table,
+                           OptionalTensor offsets, OptionalTensor lengths, OptionalTensor mask) {
+    Inputs in = read(target, tokens, polarity, polarity_table, sign, gate, extra_ids, extra_table, offsets,
+                     lengths, mask);
     FusionForward args{};
     in.fill(args);
     Packed packed = pack(args, false, false);
@@ -70,10 +72,12 @@ Tensor polarity_fusion_fwd(Tensor target, Tensor tokens, Tensor polarity, Tensor
     return fused;
 }
 
-std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> polarity_fusion_bwd(
+std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> polarity_fusion_bwd(
     Tensor grad_fused, Tensor target, Tensor tokens, Tensor polarity, Tensor polarity_table, Tensor sign,
-    std::vector<Tensor> gate, OptionalTensor offsets, OptionalTensor lengths, OptionalTensor mask) {
-    Inputs in = read(target, tokens, polarity, polarity_table, sign, gate, offsets, lengths, mask);
+    std::vector<Tensor> gate, OptionalTensor extra_ids, OptionalTensor extra_table, OptionalTensor offsets,
+    OptionalTensor lengths, OptionalTensor mask) {
+    Inputs in = read(target, tokens, polarity, polarity_table, sign, gate, extra_ids, extra_table, offsets,
+                     lengths, mask);
     FusionBackward args{};
     in.fill(args);
     if (sizes_of(grad_fused) != sizes_of(tokens)) fail("grad_fused does not have the shape of tokens");
@@ -82,7 +86,7 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> polarity_fusion_bwd(
     Tensor grad_target = new_floats({in.users, in.width}), grad_tokens = new_floats(sizes_of(tokens));
     FusionGradients gradients;
     std::vector<Tensor> grad_gate;
-    Tensor grad_table = in.fusion.new_gradients(gradients, grad_gate);
+    Tensor grad_extra, grad_table = in.fusion.new_gradients(gradients, grad_gate, grad_extra);
     args.grad_target = static_cast<float*>(grad_target.mutable_data_ptr());
     args.grad_tokens = static_cast<float*>(grad_tokens.mutable_data_ptr());
     const std::vector<int64_t> bounds = cut_blocks(in.layout, 1, BACKWARD_BLOCKS);
@@ -96,7 +100,7 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> polarity_fusion_bwd(
     });
     add_blocks(sums.memory.get(), sums.blocks, sums.floats);
     k.unfold_fusion(args.fusion, sums.fusion(args, 0), gradients);
-    return {grad_target, grad_tokens, grad_table, grad_gate};
+    return {grad_target, grad_tokens, grad_table, grad_extra, grad_gate};
 }
 
 }  // namespace mixpol::cpu

@@ -23,9 +23,11 @@ class MixedPolarityAttention(nn.Module):
         fusion: "none", "bias" or "tapf".
         activation, normalize: as in `TargetAttention`.
         n_polarity: rows of the polarity table.
-        signs: one ±1 per polarity row, for "tapf".
+        signs: one per polarity row, for "tapf".
         sparse: sparse gradient with sorted, unique ids for the item table, from history and target ids alike.
         backend: "auto", "cpu" or "reference".
+        gate_inputs: what the gate of "tapf" sees: "product" or "full", as in `PolarityFusion`.
+        num_extra: rows of an extra additive table for "bias" and "tapf"; 0 for none.
         **unit_options: further keyword arguments of `TargetAttention`. With "dice" or `batch_norm`, training writes the
             fused tokens once ([N, D]), since their statistics have to be known before the pooling; evaluation does
             not. Training is then for targets [B, D].
@@ -56,13 +58,15 @@ class MixedPolarityAttention(nn.Module):
         signs: Sequence[float] | None = None,
         sparse: bool = False,
         backend: str = "auto",
+        gate_inputs: str = "product",
+        num_extra: int = 0,
         **unit_options: Any,
     ) -> None:
         super().__init__()
         self.backend = backend
         self.item_embedding = nn.Embedding(num_items, embedding_dim, sparse=sparse)
         nn.init.normal_(self.item_embedding.weight, std=embedding_dim**-0.5)
-        self.fusion = PolarityFusion(embedding_dim, fusion, n_polarity, signs, backend)
+        self.fusion = PolarityFusion(embedding_dim, fusion, n_polarity, signs, backend, gate_inputs, num_extra)
         self.attention = TargetAttention(embedding_dim, hidden_units, activation, normalize, backend, **unit_options)
 
     def forward(
@@ -74,6 +78,7 @@ class MixedPolarityAttention(nn.Module):
         lengths: Tensor | None = None,
         mask: Tensor | None = None,
         offsets: Tensor | None = None,
+        extra_ids: Tensor | None = None,
         return_weights: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Pooled vectors [B, D] or [B, M, D].
@@ -82,17 +87,21 @@ class MixedPolarityAttention(nn.Module):
             target: vectors [B, D] or [B, M, D], or ids [B] or [B, M] to look up in the item table.
             item_ids, polarity: [N] or [B, L].
             lengths, mask, offsets: the history's layout.
+            extra_ids: like `item_ids`, rows of the extra table; None without one.
             return_weights: also return the attention weights.
         """
         if not target.is_floating_point():
             target = self.item_embedding(target)
         if self.attention.needs_statistics:
-            return self._with_batch_statistics(target, item_ids, polarity, lengths, mask, offsets, return_weights)
+            return self._with_batch_statistics(
+                target, item_ids, polarity, extra_ids, lengths, mask, offsets, return_weights
+            )
         weights, biases, slopes = self.attention.unit()
         return mixed_polarity_attention(
             target, item_ids, polarity, self.item_embedding.weight, self.fusion.polarity_table,
             weights, biases, fusion=self.fusion.fusion, gate=self.fusion.gate_tensors(),
             sign=self.fusion.sign if self.fusion.fusion != "none" else None,
+            extra_ids=extra_ids, extra_table=self.fusion.extra_table,
             slopes=slopes, offsets=offsets, lengths=lengths, mask=mask, sparse=self.item_embedding.sparse,
             return_weights=return_weights, backend=self.backend, **self.attention.options(),
         )  # fmt: skip
@@ -102,6 +111,7 @@ class MixedPolarityAttention(nn.Module):
         target: Tensor,
         item_ids: Tensor,
         polarity: Tensor | None,
+        extra_ids: Tensor | None,
         lengths: Tensor | None,
         mask: Tensor | None,
         offsets: Tensor | None,
@@ -117,7 +127,7 @@ class MixedPolarityAttention(nn.Module):
         kept = item_ids if mask is None else torch.where(mask != 0, item_ids, 0)
         if lengths is not None:
             kept = torch.where(torch.arange(item_ids.shape[1], device=lengths.device) < lengths[:, None], item_ids, 0)
-        tokens = self.fusion(target, self.item_embedding(kept.long()), polarity, **layout)
+        tokens = self.fusion(target, self.item_embedding(kept.long()), polarity, extra_ids=extra_ids, **layout)
         return cast(
             "Tensor | tuple[Tensor, Tensor]", self.attention(target, tokens, return_weights=return_weights, **layout)
         )

@@ -17,10 +17,12 @@ class PolarityEmbedding(nn.Module):
         n_polarity: rows of the polarity table.
         sparse: sparse gradient with sorted, unique ids for the item table.
         backend: "auto", "cpu" or "reference".
+        num_extra: rows R of an extra additive table, of recency buckets or positions say; 0 for none.
 
     Attributes:
         item_table: [V, D] parameter, N(0, 1 / D) at the start.
         polarity_table: [P, D] parameter, N(0, 1 / D) at the start.
+        extra_table: [R, D] parameter, N(0, 1 / D) at the start; None without one.
 
     Example:
         >>> import torch
@@ -36,12 +38,18 @@ class PolarityEmbedding(nn.Module):
         n_polarity: int = 2,
         sparse: bool = False,
         backend: str = "auto",
+        num_extra: int = 0,
     ) -> None:
         super().__init__()
         self.sparse = sparse
         self.backend = backend
         self.item_table = nn.Parameter(torch.randn(num_items, embedding_dim) * embedding_dim**-0.5)
         self.polarity_table = nn.Parameter(torch.randn(n_polarity, embedding_dim) * embedding_dim**-0.5)
+        self.extra_table: nn.Parameter | None = None
+        if num_extra < 0:
+            raise ValueError(f"num_extra was {num_extra}; expected 0 or more rows")
+        if num_extra:
+            self.extra_table = nn.Parameter(torch.randn(num_extra, embedding_dim) * embedding_dim**-0.5)
 
     def forward(
         self,
@@ -51,13 +59,16 @@ class PolarityEmbedding(nn.Module):
         lengths: Tensor | None = None,
         mask: Tensor | None = None,
         offsets: Tensor | None = None,
+        extra_ids: Tensor | None = None,
     ) -> Tensor:
-        """Item_ids and polarity [N] or [B, L] to tokens [N, D] or [B, L, D]."""
+        """Item_ids, polarity and extra_ids [N] or [B, L] to tokens [N, D] or [B, L, D]."""
         return polarity_embedding(
             item_ids, polarity, self.item_table, self.polarity_table,
+            extra_ids=extra_ids, extra_table=self.extra_table,
             offsets=offsets, lengths=lengths, mask=mask, sparse=self.sparse, backend=self.backend,
         )  # fmt: skip
 
     def extra_repr(self) -> str:
         rows, width = self.item_table.shape
-        return f"{rows}, {width}, n_polarity={self.polarity_table.shape[0]}, sparse={self.sparse}"
+        text = f"{rows}, {width}, n_polarity={self.polarity_table.shape[0]}, sparse={self.sparse}"
+        return text if self.extra_table is None else f"{text}, num_extra={self.extra_table.shape[0]}"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mixpol_kernels.checks import check_choice
 from mixpol_kernels.ops.polarity_fusion.api import polarity_fusion
-from mixpol_kernels.ops.polarity_fusion.autograd import FUSIONS
+from mixpol_kernels.ops.polarity_fusion.autograd import FUSIONS, GATE_INPUTS
 
 
 class PolarityFusion(nn.Module):
@@ -22,13 +22,16 @@ class PolarityFusion(nn.Module):
         embedding_dim: width D.
         fusion: "none", "bias" or "tapf".
         n_polarity: rows P of the polarity table; by convention row 0 is negative, row 1 positive.
-        signs: one ±1 per row, for "tapf"; default -1 for row 0 and +1 for the others.
+        signs: one per row, for "tapf": ±1, 0 or any strength; default -1 for row 0 and +1 for the others.
         backend: "auto", "cpu" or "reference".
+        gate_inputs: what the gate of "tapf" sees: "product" for x * t, or "full" for [x ; t ; x * t].
+        num_extra: rows R of an extra additive table, of recency buckets or positions say; 0 for none.
 
     Attributes:
         polarity_table: [P, D] parameter; None with "none".
-        gate: `nn.Linear(D, D)` (W_g, b_g); None unless "tapf".
+        gate: `nn.Linear(D, D)`, or `nn.Linear(3 D, D)` with "full" (W_g, b_g); None unless "tapf".
         target_projection: `nn.Linear(D, D, bias=False)` (W_t); None unless "tapf".
+        extra_table: [R, D] parameter; None without one.
 
     Example:
         >>> import torch
@@ -47,24 +50,35 @@ class PolarityFusion(nn.Module):
         n_polarity: int = 2,
         signs: Sequence[float] | None = None,
         backend: str = "auto",
+        gate_inputs: str = "product",
+        num_extra: int = 0,
     ) -> None:
         super().__init__()
         check_choice("fusion", fusion, FUSIONS)
+        check_choice("gate_inputs", gate_inputs, GATE_INPUTS)
+        if num_extra < 0 or (num_extra and fusion == "none"):
+            raise ValueError(
+                f"num_extra was {num_extra} with fusion={fusion!r}; expected 0 rows, or more with 'bias' or 'tapf'"
+            )
         if signs is None:
             signs = [-1.0] + [1.0] * (n_polarity - 1)
         if len(signs) != n_polarity:
             raise ValueError(f"signs has {len(signs)} entries; expected {n_polarity}, one per polarity row")
         self.fusion = fusion
+        self.gate_inputs = gate_inputs
         self.backend = backend
         self.register_buffer("sign", torch.tensor([float(s) for s in signs]), persistent=False)
         self.polarity_table: nn.Parameter | None = None
+        self.extra_table: nn.Parameter | None = None
         self.gate: nn.Linear | None = None
         self.target_projection: nn.Linear | None = None
+        scale = 1 / math.sqrt(embedding_dim)
         if fusion != "none":
-            scale = 1 / math.sqrt(embedding_dim)
             self.polarity_table = nn.Parameter(torch.empty(n_polarity, embedding_dim).uniform_(-scale, scale))
+        if num_extra:
+            self.extra_table = nn.Parameter(torch.empty(num_extra, embedding_dim).uniform_(-scale, scale))
         if fusion == "tapf":
-            self.gate = nn.Linear(embedding_dim, embedding_dim)
+            self.gate = nn.Linear(embedding_dim * (3 if gate_inputs == "full" else 1), embedding_dim)
             self.target_projection = nn.Linear(embedding_dim, embedding_dim, bias=False)
             nn.init.zeros_(self.target_projection.weight)
 
@@ -83,13 +97,18 @@ class PolarityFusion(nn.Module):
         lengths: Tensor | None = None,
         mask: Tensor | None = None,
         offsets: Tensor | None = None,
+        extra_ids: Tensor | None = None,
     ) -> Tensor:
-        """Target [B, D], tokens [B, L, D] or [N, D], polarity [B, L] or [N] to fused tokens."""
+        """Target [B, D], tokens [B, L, D] or [N, D], polarity and extra_ids [B, L] or [N] to fused tokens."""
         return polarity_fusion(
             target, tokens, polarity, self.polarity_table, fusion=self.fusion, gate=self.gate_tensors(),
             sign=self.sign if self.fusion != "none" else None,
+            extra_ids=extra_ids, extra_table=self.extra_table,
             offsets=offsets, lengths=lengths, mask=mask, backend=self.backend,
         )  # fmt: skip
 
     def extra_repr(self) -> str:
-        return f"fusion={self.fusion!r}, signs={self.sign.tolist()}, backend={self.backend!r}"
+        text = f"fusion={self.fusion!r}, signs={self.sign.tolist()}, backend={self.backend!r}"
+        if self.fusion == "tapf":
+            text += f", gate_inputs={self.gate_inputs!r}"
+        return text if self.extra_table is None else f"{text}, num_extra={self.extra_table.shape[0]}"

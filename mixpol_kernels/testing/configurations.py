@@ -32,9 +32,14 @@ _UNIT: dict[str, Sequence[Any]] = {
     "blocks": (BLOCKS, ("x", "t*x", "t"), ("t", "x", "t*x", "t-x")),
     "candidates": (None, 1, 3),
 }
-_FUSION: dict[str, Sequence[Any]] = {"fusion": ("none", "bias", "tapf"), "n_polarity": (2, 5)}
+_FUSION: dict[str, Sequence[Any]] = {
+    "fusion": ("none", "bias", "tapf"),
+    "gate_inputs": ("product", "full"),
+    "n_polarity": (2, 5),
+    "n_extra": (0, 3),
+}
 CHOICES: dict[str, dict[str, Sequence[Any]]] = {
-    "polarity_embedding": {**_COMMON, "n_polarity": (2, 5), "sparse": (False, True)},
+    "polarity_embedding": {**_COMMON, "n_polarity": (2, 5), "n_extra": (0, 3), "sparse": (False, True)},
     "polarity_fusion": {**_COMMON, **_FUSION},
     "target_attention": {**{k: v for k, v in _COMMON.items() if k != "id_dtype"}, **_UNIT},
     "mixed_polarity_attention": {**_COMMON, **_UNIT, **_FUSION, "sparse": (False, True)},
@@ -100,5 +105,7 @@ def label(config: Config) -> str:
         words += ["H" + "x".join(map(str, config.hidden)), config.activation, config.normalize]
         words.append("M-" if config.candidates is None else f"M{config.candidates}")
     if config.op in ("polarity_fusion", "mixed_polarity_attention"):
-        words.append(config.fusion)
+        words.append(f"{config.gate_inputs}-tapf" if config.has_gate else config.fusion)
+    if config.has_extra:
+        words.append(f"R{config.n_extra}")
     return "-".join(words)

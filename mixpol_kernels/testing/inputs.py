@@ -34,6 +34,8 @@ class Config:
         candidates: M for a target [B, M, D] where the op takes one; None for [B, D].
         id_dtype: of item ids and polarities; index_dtype: of offsets and lengths.
         items, n_polarity: rows of the tables.
+        gate_inputs: "product" or "full", for "tapf".
+        n_extra: rows of the extra table; 0 for none.
     """
 
     op: str = "mixed_polarity_attention"
@@ -53,6 +55,8 @@ class Config:
     index_dtype: torch.dtype = torch.int64
     items: int = 50
     n_polarity: int = 2
+    gate_inputs: str = "product"
+    n_extra: int = 0
     sparse: bool = False
 
     @property
@@ -78,15 +82,19 @@ class Config:
     def has_gate(self) -> bool:
         return self.op in ("polarity_fusion", "mixed_polarity_attention") and self.fusion == "tapf"
 
+    @property
+    def has_extra(self) -> bool:
+        return self.has_polarity and self.n_extra > 0
+
 
 @dataclass(frozen=True)
 class Case:
     """Random inputs in ragged form: users own `counts` consecutive tokens.
 
     Attributes:
-        floats: differentiable inputs by name ("target", "tokens", "item_table", "polarity_table", "gate[i]",
-            "weights[i]", "biases[i]", "slopes[i]"), float32; "tokens" is [N, D].
-        ids, polarity: [N].
+        floats: differentiable inputs by name ("target", "tokens", "item_table", "polarity_table",
+            "extra_table", "gate[i]", "weights[i]", "biases[i]", "slopes[i]"), float32; "tokens" is [N, D].
+        ids, polarity, extra: [N].
         sign: [P].
         grad_out: gradient of the output, [B, D], [B, M, D] or [N, D].
     """
@@ -96,6 +104,7 @@ class Case:
     floats: dict[str, Tensor]
     ids: Tensor
     polarity: Tensor
+    extra: Tensor
     sign: Tensor
     grad_out: Tensor
 
@@ -146,6 +155,9 @@ class Case:
         if config.has_polarity:
             arguments["polarity"] = made("polarity", where.spread(self.polarity.to(config.id_dtype)))
             arguments["polarity_table"] = leaf("polarity_table")
+        if config.has_extra:
+            arguments["extra_ids"] = made("extra_ids", where.spread(self.extra.to(config.id_dtype)))
+            arguments["extra_table"] = leaf("extra_table")
         if config.op in ("polarity_fusion", "mixed_polarity_attention"):
             arguments |= {"fusion": config.fusion, "gate": leaves("gate")}
         if config.has_gate:
@@ -217,6 +229,7 @@ class Case:
             floats=floats,
             ids=self.ids[tokens],
             polarity=self.polarity[tokens],
+            extra=self.extra[tokens],
             grad_out=self.grad_out[rows if self.config.has_unit else tokens],
         )
 
@@ -269,8 +282,11 @@ def _draw(config: Config, generator: torch.Generator) -> Case:
         floats["item_table"] = normal(config.items, width)
     if config.has_polarity:
         floats["polarity_table"] = normal(config.n_polarity, width, scale=0.5)
+    if config.has_extra:
+        floats["extra_table"] = normal(config.n_extra, width, scale=0.5)
     if config.has_gate:
-        floats["gate[0]"] = normal(width, width, scale=width**-0.5)
+        inputs = 3 * width if config.gate_inputs == "full" else width
+        floats["gate[0]"] = normal(width, inputs, scale=inputs**-0.5)
         floats["gate[1]"] = normal(width)
         floats["gate[2]"] = normal(width, width, scale=width**-0.5)
     if config.has_unit:
@@ -286,12 +302,14 @@ def _draw(config: Config, generator: torch.Generator) -> Case:
                 )
     sign = torch.ones(config.n_polarity)
     sign[::2] = -1
+    sign[2::3], sign[3::3] = 0, 0.5
     return Case(
         config,
         counts,
         floats,
         torch.randint(config.items, (tokens,), generator=generator),
         torch.randint(config.n_polarity, (tokens,), generator=generator),
+        torch.randint(max(config.n_extra, 1), (tokens,), generator=generator),
         sign,
         normal(len(counts), *between, width) if config.has_unit else normal(tokens, width),
     )

@@ -18,7 +18,8 @@ def outputs(case: Case) -> tuple[Tensor, Tensor | None]:
     """The op's output in ragged form, and the attention weights [N, M] where the op has them; float64."""
     floats = {name: t.double() for name, t in case.floats.items()}
     if case.config.op == "polarity_embedding":
-        return floats["item_table"][case.ids] + floats["polarity_table"][case.polarity], None
+        out = floats["item_table"][case.ids] + floats["polarity_table"][case.polarity]
+        return (out + floats["extra_table"][case.extra] if case.config.has_extra else out), None
     if not case.config.has_unit:
         rows = [_fused(case, floats, b, floats["target"][b]) for b in range(len(case.counts))]
         return torch.cat([floats["tokens"][:0], *rows]), None
@@ -70,8 +71,13 @@ def _fused(case: Case, floats: dict[str, Tensor], user: int, target: Tensor) -> 
     fused = x + floats["polarity_table"][s]
     if case.config.has_gate:
         gate_weight, gate_bias, target_weight = (floats[f"gate[{i}]"] for i in range(3))
-        gate = 1 / (1 + torch.exp(-((x * target) @ gate_weight.T + gate_bias)))
+        inputs = x * target
+        if case.config.gate_inputs == "full":
+            inputs = torch.cat([x, target.expand_as(x), inputs], 1)
+        gate = 1 / (1 + torch.exp(-(inputs @ gate_weight.T + gate_bias)))
         fused = fused + case.sign.double()[s, None] * gate * (target_weight @ target)
+    if case.config.has_extra:
+        fused = fused + floats["extra_table"][case.extra[start:stop]]
     return fused
 
 

@@ -46,6 +46,21 @@ def test_is_its_parts(fusion: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_extra_table_and_full_gate(backend: str) -> None:
+    layer = MixedPolarityAttention(10, 4, [8], activation="silu", gate_inputs="full", num_extra=3, backend=backend)
+    torch.nn.init.normal_(layer.fusion.target_projection.weight)  # type: ignore[union-attr]
+    target, extra = torch.randn(3, 4), torch.tensor([0, 1, 2, 1, 0])
+    tokens = layer.fusion(target, layer.item_embedding(IDS), POLARITY, offsets=OFFSETS, extra_ids=extra)
+    expected = layer.attention(target, tokens, offsets=OFFSETS)
+    got = layer(target, IDS, POLARITY, offsets=OFFSETS, extra_ids=extra)
+    torch.testing.assert_close(got, expected)
+    got.square().sum().backward()
+    for name, parameter in layer.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.any(), name
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_target_ids_are_looked_up(backend: str) -> None:
     layer = MixedPolarityAttention(10, 4, [8], backend=backend)
     ids = torch.tensor([7, 9, 0])

@@ -45,6 +45,22 @@ def test_gradients(sparse: bool, backend: str) -> None:
     assert torch.equal(layer.polarity_table.grad, torch.tensor([[1.0] * 4, [2.0] * 4]))
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_extra_table(backend: str) -> None:
+    layer = PolarityEmbedding(10, 4, num_extra=3, backend=backend)
+    ids, polarity, extra = torch.randint(10, (3, 5)), torch.randint(2, (3, 5)), torch.randint(3, (3, 5))
+    assert layer.extra_table is not None
+    expected = layer.item_table[ids] + layer.polarity_table[polarity] + layer.extra_table[extra]
+    out = layer(ids, polarity, extra_ids=extra)
+    assert torch.equal(out, expected)
+    out.sum().backward()
+    counts = torch.bincount(extra.flatten(), minlength=3).float()
+    assert torch.equal(layer.extra_table.grad, counts[:, None].expand(3, 4))
+    assert "num_extra=3" in repr(layer)
+    with pytest.raises(ValueError, match="num_extra was -1"):
+        PolarityEmbedding(10, 4, num_extra=-1)
+
+
 def test_starting_scale() -> None:
     """N(0, 1 / D): a token's norm is about 1 whatever the width."""
     norms = PolarityEmbedding(2000, 64).item_table.norm(dim=1)

@@ -44,6 +44,32 @@ def test_is_the_function(fusion: str, backend: str) -> None:
     assert torch.equal(layer(target, tokens, polarity), expected)
 
 
+def test_state_dict_of_the_full_form() -> None:
+    layer = PolarityFusion(6, gate_inputs="full", num_extra=5)
+    assert {name: tuple(t.shape) for name, t in layer.state_dict().items()} == {
+        **STATE["tapf"], "gate.weight": (6, 18), "extra_table": (5, 6),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("gate_inputs", ["product", "full"])
+def test_extra_table_and_gate_inputs(gate_inputs: str, backend: str) -> None:
+    layer = PolarityFusion(6, gate_inputs=gate_inputs, num_extra=5, backend=backend)
+    torch.nn.init.normal_(layer.target_projection.weight)  # type: ignore[union-attr]
+    target, tokens, polarity = torch.randn(3, 6), torch.randn(3, 4, 6), torch.randint(2, (3, 4))
+    extra_ids = torch.randint(5, (3, 4))
+    expected = mixpol_kernels.polarity_fusion(
+        target, tokens, polarity, layer.polarity_table, gate=layer.gate_tensors(), extra_ids=extra_ids,
+        extra_table=layer.extra_table, backend=backend,
+    )  # fmt: skip
+    got = layer(target, tokens, polarity, extra_ids=extra_ids)
+    assert torch.equal(got, expected)
+    got.square().sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in layer.parameters())
+    with pytest.raises(ValueError, match="extra_ids was None and extra_table was not"):
+        layer(target, tokens, polarity)
+
+
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_starts_as_bias(backend: str) -> None:
     """W_t starts at zero; its gradient is not zero, so it can leave."""
@@ -100,7 +126,14 @@ def test_wrong_arguments() -> None:
         PolarityFusion(6, "sum")
     with pytest.raises(ValueError, match="signs has 3 entries; expected 2"):
         PolarityFusion(6, signs=[1, 1, 1])
+    with pytest.raises(ValueError, match=r"gate_inputs was 'all'.*'product', 'full'"):
+        PolarityFusion(6, gate_inputs="all")
+    with pytest.raises(ValueError, match=r"num_extra was 3 with fusion='none'.*'bias' or 'tapf'"):
+        PolarityFusion(6, "none", num_extra=3)
+    with pytest.raises(ValueError, match="num_extra was -1"):
+        PolarityFusion(6, num_extra=-1)
 
 
 def test_repr() -> None:
     assert "fusion='tapf', signs=[-1.0, 1.0], backend='cpu'" in repr(PolarityFusion(6, backend="cpu"))
+    assert "gate_inputs='full', num_extra=3" in repr(PolarityFusion(6, gate_inputs="full", num_extra=3))

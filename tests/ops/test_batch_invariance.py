@@ -19,6 +19,10 @@ VARIANTS: list[Config] = [
     Config(op="polarity_embedding", width=24),
     Config(op="polarity_fusion", fusion="bias", width=7),
     Config(op="polarity_fusion", width=40),
+    Config(op="polarity_embedding", width=7, n_extra=5),
+    Config(op="polarity_fusion", width=24, gate_inputs="full", n_extra=5),
+    Config(width=40, hidden=(36,), gate_inputs="full", n_extra=5, normalize="softmax", candidates=2),
+    Config(width=64, hidden=(64,), gate_inputs="full"),
     *[Config(op=op, width=16, hidden=(36,)) for op in UNITS],
     *[Config(op=op, width=64, hidden=(64,), normalize="softmax", candidates=3) for op in UNITS],
     *[Config(op=op, width=7, hidden=(80, 40), activation="silu", normalize="softmax") for op in UNITS],
@@ -26,7 +30,7 @@ VARIANTS: list[Config] = [
     Config(width=100, hidden=(130,), activation="sigmoid", fusion="bias"),
     Config(width=40, hidden=(16,), fusion="none"),
 ]
-IDS = [f"{c.op}-D{c.width}-{'x'.join(map(str, c.hidden))}-{c.fusion}" for c in VARIANTS]
+IDS = [f"{c.op}-D{c.width}-{'x'.join(map(str, c.hidden))}-{c.fusion}-{c.gate_inputs}" for c in VARIANTS]
 
 
 def build(config: Config, generator: torch.Generator, counts: Sequence[int] = COUNTS) -> Case:

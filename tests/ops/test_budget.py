@@ -27,6 +27,8 @@ EDGES: dict[str, dict[str, Any]] = {
     "many short rows": {"batch": 150, "length": 3},
     "one item": {"items": 1},
     "one polarity": {"n_polarity": 1},
+    "one extra row": {"n_extra": 1},
+    "many extra rows": {"n_extra": 200, "id_dtype": torch.int16},
     "all sizes one": {"width": 1, "hidden": (1,), "counts": (1, 2)},
     "three layers of one": {"hidden": (1, 1, 1)},
     "wide": {"width": 200, "hidden": (260,), "batch": 3},
@@ -65,7 +67,8 @@ def test_fresh_options(op: str, draw: int, generator: torch.Generator, source: r
 def test_edge_shapes(op: str, edge: str, activation: str, generator: torch.Generator) -> None:
     layout = "jagged" if activation == "relu" else "lengths"
     normalize = "none" if activation == "relu" else "softmax"
-    config = Config(op=op, layout=layout, activation=activation, normalize=normalize)
+    more = {} if activation == "relu" else {"gate_inputs": "full", "n_extra": 3}
+    config = Config(op=op, layout=layout, activation=activation, normalize=normalize, **more)
     check(make(replace(config, **EDGES[edge]), generator), generator)
 
 
@@ -133,7 +136,7 @@ def test_without_gradient_the_output_is_the_same(op: str, generator: torch.Gener
 @pytest.mark.parametrize("op", OPS)
 def test_gradients_of_one_input_alone(op: str, generator: torch.Generator) -> None:
     """Each gradient is the same, bitwise, whichever other inputs want one."""
-    case = make(Config(op=op, activation="prelu"), generator)
+    case = make(Config(op=op, activation="prelu", gate_inputs="full", n_extra=3), generator)
     where = case.place(generator)
     full = case.run("cpu", where)
     for name in case.floats:

@@ -19,7 +19,9 @@ VARIANTS = [
     *[("cpu", Config(op=op, layout="lengths", normalize="softmax", activation="silu", candidates=3)) for op in OPS],
     ("cpu", Config(op="target_attention", layout="mask_left", hidden=(12, 5), activation="prelu")),
     ("cpu", Config(op="mixed_polarity_attention", layout="full", fusion="none")),
+    *[("cpu", Config(op=op, gate_inputs="full", n_extra=3)) for op in OPS if op != "target_attention"],
     *[("reference", Config(op=op, activation="prelu", normalize="softmax")) for op in OPS],
+    ("reference", Config(op="polarity_fusion", layout="lengths", gate_inputs="full", n_extra=3)),
     ("reference", Config(op="mixed_polarity_attention", layout="lengths")),
 ]
 IDS = [f"{i}-{backend}-{c.op}-{c.layout}" for i, (backend, c) in enumerate(VARIANTS)]
@@ -102,7 +104,7 @@ def test_return_weights(op: str, generator: torch.Generator) -> None:
 
 def test_bad_values_are_refused_in_a_graph(generator: torch.Generator) -> None:
     """The kernels check the values when they run; shapes are checked while tracing."""
-    case = make(Config(op="mixed_polarity_attention"), generator)
+    case = make(Config(op="mixed_polarity_attention", n_extra=3), generator)
     arguments = case.arguments(case.place(generator))
     function = mixpol_kernels.mixed_polarity_attention
     compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")
@@ -110,5 +112,10 @@ def test_bad_values_are_refused_in_a_graph(generator: torch.Generator) -> None:
     arguments["item_ids"] = arguments["item_ids"].clone()
     arguments["item_ids"][3] = 1000
     with pytest.raises(RuntimeError, match=r"item_ids.*1000"):
+        compiled(**arguments, backend="cpu")
+    arguments["item_ids"][3] = 0
+    arguments["extra_ids"] = arguments["extra_ids"].clone()
+    arguments["extra_ids"][2] = 3
+    with pytest.raises(RuntimeError, match=r"extra_ids.*3 at position 2"):
         compiled(**arguments, backend="cpu")
     assert case.call(case.arguments(case.place(generator)), "cpu").isfinite().all()

@@ -15,7 +15,10 @@ NORMALIZERS = [(op, n) for op in OPS for n in (("none", "softmax") if op in UNIT
 @pytest.mark.parametrize("layout", ["jagged", "lengths", "mask_left", "mask_holes", "full"])
 @pytest.mark.parametrize(("op", "normalize"), NORMALIZERS)
 def test_every_history_empty(op: str, normalize: str, layout: str, backend: str, generator: torch.Generator) -> None:
-    case = make(Config(op=op, counts=(0, 0, 0), normalize=normalize, layout=layout), generator)
+    config = Config(
+        op=op, counts=(0, 0, 0), normalize=normalize, layout=layout, gate_inputs="full", n_extra=3
+    )  # fmt: skip
+    case = make(config, generator)
     lengths = (None, 4) if layout in ("lengths", "mask_left", "mask_holes") else (None,)
     for length in lengths:
         for name, value in case.run(backend, case.place(generator, length=length)).items():
@@ -55,15 +58,18 @@ def test_one_empty_user_among_others(
 @pytest.mark.parametrize("op", OPS)
 def test_no_tokens_and_no_items(op: str, backend: str, generator: torch.Generator) -> None:
     """A table without rows is fine as long as nothing is looked up."""
-    case = make(Config(op=op, counts=(0, 0), items=1, n_polarity=1), generator)
+    case = make(Config(op=op, counts=(0, 0), items=1, n_polarity=1, n_extra=1), generator)
     arguments = case.arguments(case.place(generator))
-    for table in ("item_table", "polarity_table"):
-        if table in arguments:
-            arguments[table] = arguments[table][:0]
+    tables = [t for t in ("item_table", "polarity_table", "extra_table") if arguments.get(t) is not None]
+    for table in tables:
+        arguments[table] = arguments[table][:0].requires_grad_()
     if "sign" in arguments:
         arguments["sign"] = arguments["sign"][:0]
     out = case.call(arguments, backend)
     assert not out.count_nonzero()
+    if tables:
+        out.sum().backward()
+        assert all(arguments[table].grad.shape == (0, 16) for table in tables)
 
 
 def test_flat_ids_without_a_layout(backend: str) -> None:

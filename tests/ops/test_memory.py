@@ -57,7 +57,8 @@ def test_at_most_12_bytes_a_token(
     for normalize in ("none", "softmax"):
         base = Config(
             op=op, layout=layout, batch=9, length=50, hidden=hidden, activation=activation,
-            candidates=candidates, normalize=normalize,
+            candidates=candidates, normalize=normalize, n_extra=0 if normalize == "none" else 3,
+            gate_inputs="product" if normalize == "none" else "full",
         )  # fmt: skip
         case = make(base, generator)
         where = case.place(generator)
@@ -74,7 +75,7 @@ def test_at_most_12_bytes_a_token(
 @pytest.mark.parametrize("layout", ["jagged", "lengths", "mask_holes"])
 @pytest.mark.parametrize("op", ["polarity_embedding", "polarity_fusion"])
 def test_only_inputs_are_kept(op: str, layout: str, generator: torch.Generator) -> None:
-    case = make(Config(op=op, layout=layout), generator)
+    case = make(Config(op=op, layout=layout, gate_inputs="full", n_extra=3), generator)
     arguments = case.arguments(case.place(generator), requires_grad=True)
     assert kept_bytes(case, arguments) == 0
     assert mixpol_kernels.explain(getattr(mixpol_kernels, op), **arguments, backend="cpu").saved_bytes == 0
@@ -89,7 +90,8 @@ def test_nothing_is_kept_without_gradient(op: str, generator: torch.Generator) -
 
 
 def test_no_token_sized_tensor_in_the_fused_forward(generator: torch.Generator) -> None:
-    case = make(Config(batch=20, length=100, width=64, hidden=(36,), activation="silu"), generator)
+    more = {"gate_inputs": "full", "n_extra": 3}
+    case = make(Config(batch=20, length=100, width=64, hidden=(36,), activation="silu", **more), generator)
     arguments = case.arguments(case.place(generator))
     case.call(arguments, "cpu")
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:

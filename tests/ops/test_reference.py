@@ -40,7 +40,8 @@ def test_reference_is_the_formula(config: Config, generator: torch.Generator) ->
 def test_gradcheck(op: str, normalize: str, layout: str, generator: torch.Generator) -> None:
     if normalize == "softmax" and op in ("polarity_embedding", "polarity_fusion"):
         normalize = "none"
-    config = Config(op=op, layout=layout, normalize=normalize, activation="prelu", candidates=None, **SMALL)
+    more = {} if layout == "jagged" else {"gate_inputs": "full", "n_extra": 2}
+    config = Config(op=op, layout=layout, normalize=normalize, activation="prelu", candidates=None, **SMALL, **more)
     case = make(config, generator)
     arguments = case.arguments(case.place(generator), torch.float64, requires_grad=True)
     flat: list[tuple[str, int | None]] = []
@@ -70,7 +71,8 @@ def test_gradcheck(op: str, normalize: str, layout: str, generator: torch.Genera
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("op", OPS)
 def test_low_precision(op: str, dtype: torch.dtype, generator: torch.Generator) -> None:
-    case = make(Config(op=op, layout="lengths", normalize="softmax", activation="silu"), generator)
+    more = {"gate_inputs": "full", "n_extra": 3}
+    case = make(Config(op=op, layout="lengths", normalize="softmax", activation="silu", **more), generator)
     where = case.place(generator)
     got, truth = case.run("reference", where, dtype), case.run("reference", where, torch.float64)
     for name, value in got.items():
@@ -108,6 +110,34 @@ def test_default_sign(backend: str, generator: torch.Generator) -> None:
         arguments = case.arguments(case.place(generator))
         given = case.call({**arguments, "sign": torch.tensor([-1.0, 1.0, 1.0])}, backend)
         assert torch.equal(case.call({**arguments, "sign": None}, backend), given)
+
+
+def test_signs_scale_the_residual(backend: str, generator: torch.Generator) -> None:
+    """Any number of rows: -1 pushes, 0 leaves the bias alone, +1 pulls, 0.5 pulls half as far."""
+    for gate_inputs in ("product", "full"):
+        config = Config(op="polarity_fusion", n_polarity=4, gate_inputs=gate_inputs)
+        case = make(config, generator)
+        arguments = case.arguments(case.place(generator))
+        arguments["sign"] = torch.tensor([-1.0, 0.0, 1.0, 0.5])
+        moved = []
+        for row in range(4):
+            arguments["polarity"] = torch.full_like(case.polarity, row)
+            fused = case.call(arguments, backend)
+            moved.append(fused - arguments["tokens"] - arguments["polarity_table"][row])
+        assert moved[2].abs().max() > 0.01
+        for row, factor in enumerate(arguments["sign"].tolist()):
+            torch.testing.assert_close(moved[row], factor * moved[2], rtol=1e-4, atol=1e-5)
+
+
+def test_full_gate_with_the_product_block_alone(backend: str, generator: torch.Generator) -> None:
+    """[0 ; 0 ; W_g] is the [D, D] form."""
+    for op in ("polarity_fusion", "mixed_polarity_attention"):
+        case = make(Config(op=op), generator)
+        arguments = case.arguments(case.place(generator))
+        expected = case.call(arguments, backend)
+        zero = torch.zeros(16, 32)
+        arguments["gate"] = [torch.cat([zero, arguments["gate"][0]], 1), *arguments["gate"][1:]]
+        torch.testing.assert_close(case.call(arguments, backend), expected)
 
 
 def test_fusion_none_is_the_identity(backend: str) -> None:

@@ -26,6 +26,10 @@ VARIANTS = [
     Config(normalize="softmax", activation="silu", id_dtype=torch.uint8, sparse=True),
     Config(fusion="none", layout="full", candidates=2),
     Config(fusion="bias", layout="lengths", counts=(0, 0)),
+    Config(op="polarity_embedding", layout="lengths", n_extra=3),
+    Config(op="polarity_fusion", gate_inputs="full", n_extra=3, id_dtype=torch.int16),
+    Config(gate_inputs="full", n_extra=3, layout="mask_left", candidates=2, activation="silu"),
+    Config(fusion="bias", n_extra=3, counts=(0, 0)),
 ]
 IDS = [f"{i}-{c.op}-{c.layout}" for i, c in enumerate(VARIANTS)]
 
@@ -119,7 +123,7 @@ import torch, mixpol_kernels
 from mixpol_kernels.library import library
 assert not library.loaded
 table, ids = torch.empty(5, 8, device="meta"), torch.empty(3, dtype=torch.long, device="meta")
-out = torch.ops.mixpol.polarity_embedding_fwd(ids, ids, table, table[:2], None, None, None)
+out = torch.ops.mixpol.polarity_embedding_fwd(ids, ids, table, table[:2], *[None] * 5)
 assert out.shape == (3, 8) and out.device.type == "meta", out
 """
     environment = {**os.environ, "MIXPOL_SKIP_EXT": "1"}

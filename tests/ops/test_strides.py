@@ -53,10 +53,12 @@ VIEWS = [with_gaps, transposed, sliced, shifted]
 def test_views_of_every_input(
     op: str, layout: str, view: Callable[[Tensor], Tensor], generator: torch.Generator
 ) -> None:
-    for width, hidden, candidates in ((16, (36,), None), (7, (8, 5), 3)):
+    for width, hidden, candidates, more in (
+        (16, (36,), None, {}), (7, (8, 5), 3, {"gate_inputs": "full", "n_extra": 3}),
+    ):  # fmt: skip
         base = Config(
             op=op, layout=layout, width=width, hidden=hidden, candidates=candidates, activation="prelu",
-            normalize="softmax",
+            normalize="softmax", **more,
         )  # fmt: skip
         case = make(base, generator)
         where = case.place(generator)
@@ -78,7 +80,7 @@ def test_views_of_every_input(
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("op", OPS)
 def test_reference_takes_views(op: str, view: Callable[[Tensor], Tensor], generator: torch.Generator) -> None:
-    case = make(Config(op=op, layout="mask_holes", activation="silu"), generator)
+    case = make(Config(op=op, layout="mask_holes", activation="silu", gate_inputs="full", n_extra=3), generator)
     where = case.place(generator)
     expected = case.run("reference", where, torch.float64)
     for name, value in case.run("reference", where, torch.float64, view=lambda _, t: view(t)).items():
@@ -110,9 +112,11 @@ EXPANSIONS = {
     "history": [(0,), (1,), (-1,), (0, 1, 2)],
     "item_ids": [(0,), (1,), (0, 1)],
     "polarity": [(0,), (1,), (0, 1)],
+    "extra_ids": [(0,), (1,), (0, 1)],
     "mask": [(0,), (1,)],
     "item_table": [(0,), (1,)],
     "polarity_table": [(0,), (1,), (0, 1)],
+    "extra_table": [(0,), (1,), (0, 1)],
     "weights": [(0,), (1,)],
     "biases": [(0,)],
     "slopes": [(0,)],
@@ -124,14 +128,14 @@ EXPANSIONS = {
 @pytest.mark.parametrize("op", OPS)
 def test_expanded_inputs(op: str, generator: torch.Generator) -> None:
     """Broadcast views: one value for all users, all tokens, all units, ...; and the stride-0 grad of sum()."""
-    config = Config(op=op, layout="mask_holes", width=8, activation="prelu", candidates=None)
+    config = Config(op=op, layout="mask_holes", width=8, activation="prelu", gate_inputs="full", n_extra=2)
     case = make(config, generator)
     # No wild values in the pads: they would be what an expanded dimension repeats.
     arguments = {
         k: v.nan_to_num() if isinstance(v, Tensor) and v.is_floating_point() else v
         for k, v in case.arguments(case.place(generator)).items()
     }
-    for name in ("item_ids", "polarity"):
+    for name in ("item_ids", "polarity", "extra_ids"):
         if isinstance(arguments.get(name), Tensor):
             arguments[name] = arguments[name].clamp(0, 1)
 

@@ -109,14 +109,13 @@ void forward(const AttentionForward& a, ForwardUnit score, int64_t user_begin, i
             if (!ready) {
                 build_table(s.unit.table, a.packed_unit.token_t, a.packed_unit.product_t, target, a.width,
                             hp);
-                fusion_target(a.fusion, a.packed_fusion, target, false, s.fusion);
+                fusion_target(a.fusion, a.packed_fusion, target, in_group, false, s.fusion);
                 ready = true;
             }
             if (candidate + 1 == candidates)
                 prefetch_next(a.tokens, a.history, cursor, user, user_end, a.width);
             stage_rows(a.tokens, a.history, user, s.positions, n, a.width, s.tokens, s.rows);
-            fuse(a.fusion, a.packed_fusion, s.positions, n, row_of(s.fusion.pulls, in_group, wide), s.fusion,
-                 s.rows);
+            fuse(a.fusion, a.packed_fusion, s.positions, n, s.fusion, s.rows);
             score(a.unit, a.packed_unit, s.rows, n, row_of(s.unit.constants, in_group, hp), s.unit, s.scores,
                   a.bits ? s.bits : nullptr);
             const float* weights = s.scores;
@@ -156,14 +155,14 @@ MIXPOL_INLINE float weight_gradient(const AttentionBackward& a, int64_t at, cons
 
 // Σ w · dw over a history of several chunks. Not the pooled vector times its gradient, which is the same but
 // for rounding: where one weight is nearly 1, dw minus this must cancel to the last bit.
-double mean_gradient(const AttentionBackward& a, int64_t user, int candidate, const float* pull, Scratch& s) {
+double mean_gradient(const AttentionBackward& a, int64_t user, int candidate, Scratch& s) {
     const int wide = padded(a.width);
     double total = 0;
     int64_t positions[CHUNK];
     Cursor cursor(a.history, user);
     while (int n = cursor.fill(positions)) {
         stage_rows(a.tokens, a.history, user, positions, n, a.width, s.tokens, s.rows);
-        fuse(a.fusion, a.packed_fusion, positions, n, pull, s.fusion, s.rows);
+        fuse(a.fusion, a.packed_fusion, positions, n, s.fusion, s.rows);
         for (int i = 0; i < n; i++) {
             const int64_t at = positions[i] * a.candidates + candidate;
             total += double{a.attention[at]} * weight_gradient(a, at, s.rows[i], s.grad_pooled, wide);
@@ -189,7 +188,6 @@ void backward(const AttentionBackward& a, RecomputeSignal recompute, int64_t use
         fusion_group(a.fusion, a.packed_fusion, s.group.rows, n, s.fusion);
         zero(s.grad_targets, GROUP * wide);
         zero(s.unit.grad_constants, GROUP * hp);
-        if (s.fusion.grad_pulls) zero(s.fusion.grad_pulls, GROUP * wide);
     };
     auto one = [&](int64_t user, int candidate, int in_group, const float* target) {
         if (candidate == 0) fill_pads(a.history, user, a.grad_tokens, a.width, 0.0f);
@@ -197,7 +195,6 @@ void backward(const AttentionBackward& a, RecomputeSignal recompute, int64_t use
         Cursor cursor(a.history, user);
         float *grad_target = s.grad_targets + in_group * wide,
               *grad_constant = s.unit.grad_constants + in_group * hp;
-        const float* pull = row_of(s.fusion.pulls, in_group, wide);
         double average = 0;  // softmax: Σ w · dw
         bool first = true;
         while (int n = cursor.fill(s.positions)) {
@@ -211,13 +208,13 @@ void backward(const AttentionBackward& a, RecomputeSignal recompute, int64_t use
                 build_table_n(s.unit.table_n, a.packed_unit.token_n, a.packed_unit.product_n, target, hidden,
                               wide);
                 copy_padded(s.unit.table_n + hidden * wide, s.grad_pooled, wide, wide);
-                fusion_target(a.fusion, a.packed_fusion, target, true, s.fusion);
-                if (softmax && !last) average = mean_gradient(a, user, candidate, pull, s);
+                fusion_target(a.fusion, a.packed_fusion, target, in_group, true, s.fusion);
+                if (softmax && !last) average = mean_gradient(a, user, candidate, s);
             }
             if (candidate + 1 == candidates)
                 prefetch_next(a.tokens, a.history, cursor, user, user_end, a.width);
             stage_rows(a.tokens, a.history, user, s.positions, n, a.width, s.tokens, s.rows);
-            fuse(a.fusion, a.packed_fusion, s.positions, n, pull, s.fusion, s.rows);
+            fuse(a.fusion, a.packed_fusion, s.positions, n, s.fusion, s.rows);
 
             for (int i = 0; i < n; i++) s.weights[i] = a.attention[s.positions[i] * candidates + candidate];
             for (int i = 0; i < n; i++)
@@ -249,8 +246,8 @@ void backward(const AttentionBackward& a, RecomputeSignal recompute, int64_t use
             const bool in_place = direct && candidate == 0 && s.positions[n - 1] - s.positions[0] == n - 1;
             float* grad_tokens = in_place ? a.grad_tokens + s.positions[0] * wide : s.grad_tokens;
             multiply(s.unit.rows, n, hidden + 1, s.unit.table_n, wide, wide, nullptr, 0, grad_tokens, wide);
-            fuse_backward(a.fusion, a.packed_fusion, s.positions, n, target, pull, first, last, grad_tokens,
-                          grad_target, row_of(s.fusion.grad_pulls, in_group, wide), s.fusion, fusion_sums);
+            fuse_backward(a.fusion, a.packed_fusion, s.positions, n, target, first, last, grad_tokens,
+                          grad_target, s.fusion, fusion_sums);
             for (int i = 0; i < n && !in_place; i++) {
                 float* out = a.grad_tokens + s.positions[i] * a.width;
                 const float* grad = s.grad_tokens + i * wide;

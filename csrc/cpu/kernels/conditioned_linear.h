@@ -1,6 +1,6 @@
 // The target-conditioned linear (DESIGN, "The one idea"): x · G(t) with G(t) = tokenᵀ + diag(t) productᵀ, one
-// small table per target. The activation unit's first layer has both blocks; the TAPF gate has the product
-// only.
+// small table per target. The activation unit's first layer and the full TAPF gate have both blocks; the
+// plain TAPF gate has the product only.
 #pragma once
 
 #include "cpu/kernels/tokens.h"

@@ -1,5 +1,7 @@
 // Polarity fusion of a chunk of tokens (DESIGN: x' = x + P[s] + sign_s * g * (Wt t), g = σ(Wg (x * t) + bg)),
 // and its backward. The gate is the target-conditioned linear with only the product block: x · diag(t) Wgᵀ.
+// In its full form σ(Wg [x ; t ; x * t] + bg) it has all blocks: x · (Wxᵀ + diag(t) Wpᵀ) + (Wt' t + bg), and
+// the constant is computed in groups of targets. An extra table adds one more row, E[r], to x'.
 #pragma once
 
 #include "cpu/kernels/conditioned_linear.h"
@@ -7,13 +9,18 @@
 namespace mixpol::cpu::MIXPOL_ISA {
 
 struct FusionScratch {
-    float* gate_table;    // diag(t) Wgᵀ [D][Dp]
-    float* gate_table_n;  // its transpose [D][Dp]
-    float* pulls;         // Wt t for a group of targets, [GROUP][Dp]
-    float* fused;         // x' [CHUNK][Dp]
-    float* gates;         // g, then dz [CHUNK][Dp]
-    float* gate_sum;      // Σ dz xᵀ [D][Dp]
-    float* grad_pulls;    // [GROUP][Dp]
+    float* gate_table;      // the gate's table of one target [D][Dp]
+    float* gate_table_n;    // its transpose [D][Dp]
+    float* pulls;           // Wt t for a group of targets, [GROUP][Dp]
+    float* constants;       // the full gate's constants for a group of targets, [GROUP][Dp]
+    float* fused;           // x' [CHUNK][Dp]
+    float* gates;           // g, then dz [CHUNK][Dp]
+    float* gate_sum;        // Σ dz xᵀ [D][Dp]
+    float* grad_pulls;      // [GROUP][Dp]
+    float* grad_constants;  // [GROUP][Dp], full gate only
+    // Of the target that is worked on: set by fusion_target.
+    const float *pull, *constant;
+    float *grad_pull, *grad_constant;
     const float* raw[CHUNK];
 };
 
@@ -26,34 +33,47 @@ static inline FusionScratch carve_scratch(const PolarityFusion& fusion, bool bac
     s.gate_table = arena.take(d * dp);
     s.pulls = arena.take(GROUP * dp);
     s.gates = arena.take(CHUNK * dp);
+    if (fusion.full_gate) s.constants = arena.take(GROUP * dp);
     if (backward) {
         s.gate_table_n = arena.take(d * dp);
         s.gate_sum = arena.take(d * dp);
         s.grad_pulls = arena.take(GROUP * dp);
+        if (fusion.full_gate) s.grad_constants = arena.take(GROUP * dp);
     }
     return s;
 }
 
-// Once per group of targets (padded rows [n][Dp]): their pulls Wt t.
+// Once per group of targets (padded rows [n][Dp]): their pulls Wt t and gate constants; clears their
+// gradients.
 MIXPOL_INLINE void fusion_group(const PolarityFusion& fusion, const PackedFusion& packed,
                                 const float* const* targets, int n, FusionScratch& s) {
     if (fusion.kind != Fusion::tapf) return;
     int wide = padded(fusion.width);
     multiply(targets, n, fusion.width, packed.target_t, wide, wide, nullptr, 0, s.pulls, wide);
+    if (fusion.full_gate)
+        multiply(targets, n, fusion.width, packed.gate_constant_t, wide, wide, packed.bias, 0, s.constants,
+                 wide);
+    if (s.grad_pulls) zero(s.grad_pulls, GROUP * wide);
+    if (s.grad_constants) zero(s.grad_constants, GROUP * wide);
 }
 
-// Once per target: its gate tables.
+// Once per target, before its first chunk: its gate tables, and where its rows of the group are.
 MIXPOL_INLINE void fusion_target(const PolarityFusion& fusion, const PackedFusion& packed,
-                                 const float* target, bool backward, FusionScratch& s) {
+                                 const float* target, int in_group, bool backward, FusionScratch& s) {
     if (fusion.kind != Fusion::tapf) return;
     int d = fusion.width, wide = padded(d);
-    build_table(s.gate_table, nullptr, packed.gate_t, target, d, wide);
-    if (backward) build_table_n(s.gate_table_n, nullptr, packed.gate_n, target, d, wide);
+    s.pull = s.pulls + in_group * wide;
+    s.constant = fusion.full_gate ? s.constants + in_group * wide : packed.bias;
+    build_table(s.gate_table, packed.gate_token_t, packed.gate_t, target, d, wide);
+    if (!backward) return;
+    s.grad_pull = s.grad_pulls + in_group * wide;
+    s.grad_constant = row_of(s.grad_constants, in_group, wide);
+    build_table_n(s.gate_table_n, packed.gate_token_n, packed.gate_n, target, d, wide);
 }
 
 // Replaces rows by the fused tokens; keeps the raw rows and the gate values for the backward.
 MIXPOL_INLINE void fuse(const PolarityFusion& fusion, const PackedFusion& packed, const int64_t* positions,
-                        int n, const float* pull, FusionScratch& s, const float** rows) {
+                        int n, FusionScratch& s, const float** rows) {
     if (fusion.kind == Fusion::none) return;
     int wide = padded(fusion.width);
     for (int i = 0; i < n; i++) s.raw[i] = rows[i];
@@ -64,7 +84,7 @@ MIXPOL_INLINE void fuse(const PolarityFusion& fusion, const PackedFusion& packed
                 store(s.fused + i * wide + c, load(rows[i] + c) + load(polarity + c));
         }
     } else {
-        multiply(s.raw, n, fusion.width, s.gate_table, wide, wide, packed.bias, 0, s.gates, wide);
+        multiply(s.raw, n, fusion.width, s.gate_table, wide, wide, s.constant, 0, s.gates, wide);
         for (int i = 0; i < n; i++) {
             int64_t row = fusion.polarity[positions[i]];
             vec sign = broadcast(fusion.sign[row]);
@@ -72,27 +92,31 @@ MIXPOL_INLINE void fuse(const PolarityFusion& fusion, const PackedFusion& packed
                 vec gate = math::sigmoid<Simd>(load(s.gates + i * wide + c));
                 store(s.gates + i * wide + c, gate);
                 vec token = load(s.raw[i] + c) + load(packed.table + row * wide + c);
-                store(s.fused + i * wide + c, fma(sign * gate, load(pull + c), token));
+                store(s.fused + i * wide + c, fma(sign * gate, load(s.pull + c), token));
             }
         }
     }
+    for (int i = 0; i < n && fusion.extra_rows; i++)
+        axpy(s.fused + i * wide, 1.0f, packed.extra + fusion.extra[positions[i]] * wide, wide);
     for (int i = 0; i < n; i++) rows[i] = s.fused + i * wide;
 }
 
 // Turns the gradient of the fused tokens [n][Dp], in place, into that of the raw tokens; adds to the block's
-// sums and, with TAPF, to the gradients of the target and of its pull. Call with `last` on a target's last
-// chunk.
+// sums and, with TAPF, to the gradients of the target, of its pull and of its gate constant. Call with `last`
+// on a target's last chunk.
 MIXPOL_INLINE void fuse_backward(const PolarityFusion& fusion, const PackedFusion& packed,
-                                 const int64_t* positions, int n, const float* target, const float* pull,
-                                 bool first, bool last, float* grad, float* grad_target, float* grad_pull,
-                                 FusionScratch& s, const FusionSums& sums) {
+                                 const int64_t* positions, int n, const float* target, bool first, bool last,
+                                 float* grad, float* grad_target, FusionScratch& s, const FusionSums& sums) {
     if (fusion.kind == Fusion::none) return;
     int d = fusion.width, wide = padded(d);
+    for (int i = 0; i < n && fusion.extra_rows; i++)
+        axpy(sums.extra + fusion.extra[positions[i]] * wide, 1.0f, grad + i * wide, wide);
     if (fusion.kind == Fusion::bias) {
         for (int i = 0; i < n; i++)
             axpy(sums.table + fusion.polarity[positions[i]] * wide, 1.0f, grad + i * wide, wide);
         return;
     }
+    float* constant_sum = s.grad_constant ? s.grad_constant : sums.bias;
     for (int c = 0; c < wide; c += W) {
         vec pulled{}, biased{};
         for (int i = 0; i < n; i++) {
@@ -101,21 +125,22 @@ MIXPOL_INLINE void fuse_backward(const PolarityFusion& fusion, const PackedFusio
             vec g = load(grad + i * wide + c), gate = load(dz), moved = broadcast(fusion.sign[row]) * g;
             store(table, load(table) + g);
             pulled = fma(moved, gate, pulled);
-            vec z = moved * load(pull + c) * gate * (1.0f - gate);
+            vec z = moved * load(s.pull + c) * gate * (1.0f - gate);
             store(dz, z);
             biased += z;
         }
-        store(grad_pull + c, load(grad_pull + c) + pulled);
-        store(sums.bias + c, load(sums.bias + c) + biased);
+        store(s.grad_pull + c, load(s.grad_pull + c) + pulled);
+        store(constant_sum + c, load(constant_sum + c) + biased);
     }
     const float* rows[CHUNK];
     for (int i = 0; i < n; i++) rows[i] = s.gates + i * wide;
     multiply(rows, n, d, s.gate_table_n, wide, wide, grad, wide, grad, wide);
-    Outer outer{s.gate_sum, packed.gate_n, nullptr, sums.gate, grad_target};
+    Outer outer{s.gate_sum, packed.gate_n, sums.gate_token, sums.gate, grad_target};
     add_outer(outer, s.gates, wide, d, s.raw, n, wide, target, first, last);
 }
 
-// Once per group: what the pulls' gradients mean for Wt and for the targets (padded rows [n][Dp]).
+// Once per group: what the gradients of pulls and gate constants mean for the parameters and for the targets
+// (padded rows [n][Dp]).
 MIXPOL_INLINE void fusion_group_backward(const PolarityFusion& fusion, const PackedFusion& packed,
                                          const float* const* targets, int n, float* grad_targets,
                                          FusionScratch& s, const FusionSums& sums) {
@@ -125,6 +150,11 @@ MIXPOL_INLINE void fusion_group_backward(const PolarityFusion& fusion, const Pac
     const float* rows[GROUP];
     for (int i = 0; i < n; i++) rows[i] = s.grad_pulls + i * wide;
     multiply(rows, n, d, packed.target_n, wide, wide, grad_targets, wide, grad_targets, wide);
+    if (!fusion.full_gate) return;
+    add_transposed(s.grad_constants, wide, d, targets, n, wide, sums.gate_constant, wide);
+    add_rows(sums.bias, s.grad_constants, wide, n, wide);
+    for (int i = 0; i < n; i++) rows[i] = s.grad_constants + i * wide;
+    multiply(rows, n, d, packed.gate_constant_n, wide, wide, grad_targets, wide, grad_targets, wide);
 }
 
 }  // namespace mixpol::cpu::MIXPOL_ISA

@@ -69,13 +69,23 @@ void pack_fusion(const PolarityFusion& fusion, bool backward, PackedFusion& p) {
     int d = fusion.width;
     if (fusion.kind == Fusion::none) return;
     copy_rows(p.table, fusion.table, fusion.rows, d, d);
+    if (fusion.extra_rows) copy_rows(p.extra, fusion.extra_table, fusion.extra_rows, d, d);
     if (fusion.kind != Fusion::tapf) return;
-    transpose(p.gate_t, fusion.gate_weight, d, d, d);
+    const int64_t ld = fusion.full_gate ? 3 * d : d;
+    const float *token = fusion.gate_weight, *constant = token + d, *product = token + ld - d;
+    transpose(p.gate_t, product, d, d, ld);
     transpose(p.target_t, fusion.target_weight, d, d, d);
     copy_padded(p.bias, fusion.gate_bias, d, padded(d));
+    if (fusion.full_gate) {
+        transpose(p.gate_token_t, token, d, d, ld);
+        transpose(p.gate_constant_t, constant, d, d, ld);
+    }
     if (!backward) return;
-    copy_rows(p.gate_n, fusion.gate_weight, d, d, d);
+    copy_rows(p.gate_n, product, d, d, ld);
     copy_rows(p.target_n, fusion.target_weight, d, d, d);
+    if (!fusion.full_gate) return;
+    copy_rows(p.gate_token_n, token, d, d, ld);
+    copy_rows(p.gate_constant_n, constant, d, d, ld);
 }
 
 namespace {
@@ -138,11 +148,18 @@ void unfold_fusion(const PolarityFusion& fusion, const FusionSums& sums, const F
     size_t bytes = sizeof(float) * d;
     int64_t wide = padded(d);
     if (fusion.kind == Fusion::none) return;
-    for (int r = 0; r < fusion.rows; r++) std::memcpy(grads.table + r * d, sums.table + r * wide, bytes);
+    auto copy = [&](float* to, int64_t ld, const float* from, int rows) {
+        for (int r = 0; r < rows; r++) std::memcpy(to + r * ld, from + r * wide, bytes);
+    };
+    copy(grads.table, d, sums.table, fusion.rows);
+    if (fusion.extra_rows) copy(grads.extra, d, sums.extra, fusion.extra_rows);
     if (fusion.kind != Fusion::tapf) return;
-    for (int r = 0; r < d; r++) {
-        std::memcpy(grads.gate_weight + r * d, sums.gate + r * wide, bytes);
-        std::memcpy(grads.target_weight + r * d, sums.target + r * wide, bytes);
+    const int64_t ld = fusion.full_gate ? 3 * d : d;
+    copy(grads.gate_weight + ld - d, ld, sums.gate, d);
+    copy(grads.target_weight, d, sums.target, d);
+    if (fusion.full_gate) {
+        copy(grads.gate_weight, ld, sums.gate_token, d);
+        copy(grads.gate_weight + d, ld, sums.gate_constant, d);
     }
     std::memcpy(grads.gate_bias, sums.bias, bytes);
 }

@@ -47,11 +47,10 @@ void fusion_forward(const FusionForward& a, int64_t user_begin, int64_t user_end
         Cursor cursor(a.history, user);
         bool ready = false;
         while (int n = cursor.fill(s.positions)) {
-            if (!ready) fusion_target(a.fusion, a.packed_fusion, target, false, s.fusion);
+            if (!ready) fusion_target(a.fusion, a.packed_fusion, target, in_group, false, s.fusion);
             ready = true;
             stage_rows(a.tokens, a.history, user, s.positions, n, a.width, s.tokens, s.rows);
-            fuse(a.fusion, a.packed_fusion, s.positions, n, row_of(s.fusion.pulls, in_group, wide), s.fusion,
-                 s.rows);
+            fuse(a.fusion, a.packed_fusion, s.positions, n, s.fusion, s.rows);
             for (int i = 0; i < n; i++)
                 std::memcpy(a.fused + s.positions[i] * a.width, s.rows[i], sizeof(float) * a.width);
         }
@@ -67,23 +66,20 @@ void fusion_backward(const FusionBackward& a, int64_t user_begin, int64_t user_e
     auto group = [&](int n) {
         fusion_group(a.fusion, a.packed_fusion, s.group.rows, n, s.fusion);
         zero(s.grad_targets, GROUP * wide);
-        if (s.fusion.grad_pulls) zero(s.fusion.grad_pulls, GROUP * wide);
     };
     auto one = [&](int64_t user, int, int in_group, const float* target) {
         fill_pads(a.history, user, a.grad_tokens, a.width, 0.0f);
         Cursor cursor(a.history, user);
-        const float* pull = row_of(s.fusion.pulls, in_group, wide);
         bool first = true;
         while (int n = cursor.fill(s.positions)) {
-            if (first) fusion_target(a.fusion, a.packed_fusion, target, true, s.fusion);
+            if (first) fusion_target(a.fusion, a.packed_fusion, target, in_group, true, s.fusion);
             stage_rows(a.tokens, a.history, user, s.positions, n, a.width, s.tokens, s.rows);
-            fuse(a.fusion, a.packed_fusion, s.positions, n, pull, s.fusion, s.rows);
+            fuse(a.fusion, a.packed_fusion, s.positions, n, s.fusion, s.rows);
             for (int i = 0; i < n; i++)
                 copy_padded(s.grad_tokens + i * wide,
                             token_row(a.grad_fused, a.history, user, s.positions[i]), a.width, wide);
-            fuse_backward(a.fusion, a.packed_fusion, s.positions, n, target, pull, first, cursor.done(),
-                          s.grad_tokens, s.grad_targets + in_group * wide,
-                          row_of(s.fusion.grad_pulls, in_group, wide), s.fusion, sums);
+            fuse_backward(a.fusion, a.packed_fusion, s.positions, n, target, first, cursor.done(),
+                          s.grad_tokens, s.grad_targets + in_group * wide, s.fusion, sums);
             for (int i = 0; i < n; i++)
                 std::memcpy(a.grad_tokens + s.positions[i] * a.width, s.grad_tokens + i * wide,
                             sizeof(float) * a.width);

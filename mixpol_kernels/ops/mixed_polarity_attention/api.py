@@ -29,6 +29,8 @@ def mixed_polarity_attention(
     fusion: str = "tapf",
     gate: Sequence[Tensor] = (),
     sign: Tensor | None = None,
+    extra_ids: Tensor | None = None,
+    extra_table: Tensor | None = None,
     activation: str = "relu",
     slopes: Sequence[Tensor] = (),
     negative_slope: float = 0.01,
@@ -55,7 +57,7 @@ def mixed_polarity_attention(
         polarity_table: [P, D]; None with fusion "none".
         weights, biases, activation, slopes, negative_slope, normalize, scale, blocks: the activation unit, as in
             `target_attention`; x is the token after the fusion.
-        fusion, gate, sign: as in `polarity_fusion`.
+        fusion, gate, sign, extra_ids, extra_table: as in `polarity_fusion`.
         offsets: [B + 1] int32 or int64; user b owns tokens offsets[b] ... offsets[b + 1] - 1.
         lengths: [B] int32 or int64; the first lengths[b] positions are kept.
         mask: [B, L]; nonzero positions are kept, on any side.
@@ -70,7 +72,8 @@ def mixed_polarity_attention(
     Raises:
         ValueError: contradicting or misshapen arguments, or a backend that cannot take them.
         TypeError: wrong dtypes.
-        RuntimeError: an id or polarity outside its table, offsets or lengths out of range. Nothing is computed.
+        RuntimeError: an id, polarity or extra id outside its table, offsets or lengths out of range. Nothing is
+            computed.
 
     Example:
         >>> import torch, mixpol_kernels as mk
@@ -93,7 +96,7 @@ def mixed_polarity_attention(
     where = layout(item_ids, target.shape[0], name="item_ids", trailing=0, offsets=offsets, lengths=lengths, mask=mask)
     if item_table.dim() != 2 or item_table.shape[1] != target.shape[-1]:
         raise ValueError(f"item_table has shape {list(item_table.shape)}; expected [V, {target.shape[-1]}]")
-    sign = check_fusion(target, fusion, polarity, where.token_shape, polarity_table, gate, sign)
+    sign = check_fusion(target, fusion, polarity, where.token_shape, polarity_table, gate, sign, extra_ids, extra_table)
     if fusion == "none":
         polarity = polarity_table = None
     candidates = target.shape[1] if target.dim() == 3 else 1
@@ -112,23 +115,28 @@ def mixed_polarity_attention(
             check_range("item_ids", item_ids, item_table.shape[0], keep)
             if polarity is not None and polarity_table is not None:
                 check_range("polarity", polarity, polarity_table.shape[0], keep)
+            if extra_ids is not None and extra_table is not None:
+                check_range("extra_ids", extra_ids, extra_table.shape[0], keep)
         pooled, attention = reference.mixed_polarity_attention(
             with_candidates(target), item_ids.reshape(-1), None if polarity is None else polarity.reshape(-1),
             user.to(target.device), keep, item_table, polarity_table, sign,
-            (gate[0], gate[1], gate[2]) if gate else None, weights, biases, slopes, activation, normalize, sparse,
+            (gate[0], gate[1], gate[2]) if gate else None,
+            None if extra_ids is None else extra_ids.reshape(-1), extra_table,
+            weights, biases, slopes, activation, normalize, sparse,
         )  # fmt: skip
         pooled = pooled.view(target.shape)
         attention = attention.reshape(*where.token_shape, candidates)
-    elif backends.needs_grad(target, item_table, polarity_table, *gate, *weights, *biases, *slopes):
+    elif backends.needs_grad(target, item_table, polarity_table, extra_table, *gate, *weights, *biases, *slopes):
         pooled, attention = MixedPolarityAttention.apply(
-            target, item_ids, polarity, item_table, polarity_table, sign, where.offsets, where.lengths, where.mask,
+            target, item_ids, polarity, item_table, polarity_table, sign, extra_ids, extra_table,
+            where.offsets, where.lengths, where.mask,
             (act, norm, len(weights), len(gate), sparse, keeps_bits(act, weights), return_weights),
             *gate, *weights, *biases, *slopes,
         )  # fmt: skip
     else:
         pooled, attention, _ = forward(
             target, item_ids, polarity, item_table, polarity_table, sign, gate,
-            *where.canonical(), weights, biases, slopes, act, norm, return_weights, False,
+            extra_ids, extra_table, *where.canonical(), weights, biases, slopes, act, norm, return_weights, False,
         )  # fmt: skip
     if not return_weights:
         return pooled

@@ -15,7 +15,7 @@ from mixpol_kernels.ops.target_attention.autograd import fake_outputs, split_par
 
 _INPUTS = (
     "Tensor target, Tensor item_ids, Tensor? polarity, Tensor item_table, Tensor? polarity_table, Tensor sign,"
-    " Tensor[] gate, Tensor? offsets, Tensor? lengths, Tensor? mask,"
+    " Tensor[] gate, Tensor? extra_ids, Tensor? extra_table, Tensor? offsets, Tensor? lengths, Tensor? mask,"
     " Tensor[] weights, Tensor[] biases, Tensor[] slopes, int activation, int normalize"
 )
 define(
@@ -25,8 +25,8 @@ define(
 define(
     "mixed_polarity_attention_bwd",
     f"(Tensor grad_pooled, Tensor? grad_attention, Tensor attention, Tensor bits, {_INPUTS})"
-    " -> (Tensor grad_target, Tensor grad_tokens, Tensor grad_polarity_table, Tensor[] grad_gate,"
-    " Tensor[] grad_parameters)",
+    " -> (Tensor grad_target, Tensor grad_tokens, Tensor grad_polarity_table, Tensor grad_extra_table,"
+    " Tensor[] grad_gate, Tensor[] grad_parameters)",
 )
 
 
@@ -39,6 +39,8 @@ def _(
     polarity_table: Tensor | None,
     sign: Tensor,
     gate: list[Tensor],
+    extra_ids: Tensor | None,
+    extra_table: Tensor | None,
     offsets: Tensor | None,
     lengths: Tensor | None,
     mask: Tensor | None,
@@ -66,6 +68,8 @@ def _(
     polarity_table: Tensor | None,
     sign: Tensor,
     gate: list[Tensor],
+    extra_ids: Tensor | None,
+    extra_table: Tensor | None,
     offsets: Tensor | None,
     lengths: Tensor | None,
     mask: Tensor | None,
@@ -74,11 +78,12 @@ def _(
     slopes: list[Tensor],
     activation: int,
     normalize: int,
-) -> tuple[Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:
     return (
         target.new_empty(target.shape),
         target.new_empty(*item_ids.shape, target.shape[-1]),
         target.new_empty(polarity_table.shape if polarity_table is not None else (0,)),
+        target.new_empty(extra_table.shape if extra_table is not None else (0,)),
         [g.new_empty(g.shape) for g in gate],
         [p.new_empty(p.shape) for p in (*weights, *biases, *slopes)],
     )
@@ -100,6 +105,8 @@ class MixedPolarityAttention(torch.autograd.Function):
         item_table: Tensor,
         polarity_table: Tensor | None,
         sign: Tensor,
+        extra_ids: Tensor | None,
+        extra_table: Tensor | None,
         offsets: Tensor | None,
         lengths: Tensor | None,
         mask: Tensor | None,
@@ -115,11 +122,12 @@ class MixedPolarityAttention(torch.autograd.Function):
         weights, biases, slopes = split_parameters(parameters[gates:], layers)
         pooled, attention, bits = forward(
             target, item_ids, polarity, item_table, polarity_table, sign, gate,
+            extra_ids, extra_table,
             *canonical(offsets, lengths, mask), weights, biases, slopes, activation, normalize, True, save_bits,
         )  # fmt: skip
         ctx.save_for_backward(
-            target, item_ids, polarity, item_table, polarity_table, sign, offsets, lengths, mask,
-            attention, bits, *parameters,
+            target, item_ids, polarity, item_table, polarity_table, sign, extra_ids, extra_table,
+            offsets, lengths, mask, attention, bits, *parameters,
         )  # fmt: skip
         ctx.config = config
         if not with_attention:
@@ -129,14 +137,15 @@ class MixedPolarityAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_pooled: Tensor, grad_attention: Tensor) -> tuple[Tensor | None, ...]:
-        target, item_ids, polarity, item_table, polarity_table, sign, *rest = ctx.saved_tensors
+        target, item_ids, polarity, item_table, polarity_table, sign, extra_ids, extra_table, *rest = ctx.saved_tensors
         offsets, lengths, mask, attention, bits, *parameters = rest
         activation, normalize, layers, gates, sparse, _, with_attention = ctx.config
         weights, biases, slopes = split_parameters(parameters[gates:], layers)
-        grad_target, grad_tokens, grad_table, grad_gate, grads = _bwd(
+        grad_target, grad_tokens, grad_table, grad_extra, grad_gate, grads = _bwd(
             grad_pooled, grad_attention if with_attention else None, attention, bits,
             target, item_ids, polarity, item_table, polarity_table, sign,
-            parameters[:gates], *canonical(offsets, lengths, mask), weights, biases, slopes, activation, normalize,
+            parameters[:gates], extra_ids, extra_table,
+            *canonical(offsets, lengths, mask), weights, biases, slopes, activation, normalize,
         )  # fmt: skip
         grad_items = None
         if ctx.needs_input_grad[3]:
@@ -144,4 +153,8 @@ class MixedPolarityAttention(torch.autograd.Function):
                 item_ids, grad_tokens, *canonical(offsets, lengths, mask), item_table.shape[0], sparse
             )
         grad_polarity = grad_table if polarity_table is not None else None
-        return grad_target, None, None, grad_items, grad_polarity, *[None] * 5, *grad_gate, *grads
+        grad_extra = grad_extra if extra_table is not None else None
+        return (
+            grad_target, None, None, grad_items, grad_polarity, None, None, grad_extra,
+            *[None] * 4, *grad_gate, *grads,
+        )  # fmt: skip

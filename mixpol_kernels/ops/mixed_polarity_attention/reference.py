@@ -22,6 +22,8 @@ def mixed_polarity_attention(
     polarity_table: Tensor | None,
     sign: Tensor,
     gate: tuple[Tensor, Tensor, Tensor] | None,
+    extra_ids: Tensor | None,
+    extra_table: Tensor | None,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     slopes: Sequence[Tensor],
@@ -29,10 +31,10 @@ def mixed_polarity_attention(
     normalize: str,
     sparse: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Target [B, M, D] and item_ids, polarity [T] to pooled [B, M, D] and attention weights [T, M]."""
+    """Target [B, M, D] and item_ids, polarity, extra_ids [T] to pooled [B, M, D] and attention weights [T, M]."""
     ids = item_ids.long()
     if keep is not None:
         ids = torch.where(keep, ids, torch.zeros_like(ids))
     tokens = F.embedding(ids, item_table, sparse=sparse)
-    fused = polarity_fusion(target, tokens, polarity, user, keep, polarity_table, sign, gate)
+    fused = polarity_fusion(target, tokens, polarity, user, keep, polarity_table, sign, gate, extra_ids, extra_table)
     return target_attention(target, fused, user, keep, weights, biases, slopes, activation, normalize)

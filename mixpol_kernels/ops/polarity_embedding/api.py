@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mixpol_kernels import backend as backends
-from mixpol_kernels.checks import check_float, check_ids, check_range, check_shape
+from mixpol_kernels.checks import check_extra, check_float, check_ids, check_range, check_shape
 from mixpol_kernels.history import Layout, layout
 from mixpol_kernels.ops.polarity_embedding import reference
 from mixpol_kernels.ops.polarity_embedding.autograd import PolarityEmbedding
@@ -18,6 +18,8 @@ def polarity_embedding(
     item_table: Tensor,
     polarity_table: Tensor,
     *,
+    extra_ids: Tensor | None = None,
+    extra_table: Tensor | None = None,
     offsets: Tensor | None = None,
     lengths: Tensor | None = None,
     mask: Tensor | None = None,
@@ -26,7 +28,8 @@ def polarity_embedding(
 ) -> Tensor:
     """Looks up tokens of a mixed-polarity history: item_table[item_id] + polarity_table[polarity].
 
-    The polarity bias of "Beyond Positive Signals" (arXiv 2606.15252). The gradients of both tables are summed
+    With an extra table, of recency buckets or positions say, extra_table[extra_id] is added too. The polarity
+    bias is that of "Beyond Positive Signals" (arXiv 2606.15252). The gradients of the tables are summed
     over sorted segments in order of position: the same bits for any number of threads.
 
     Args:
@@ -34,6 +37,8 @@ def polarity_embedding(
         polarity: like `item_ids`, rows of `polarity_table`.
         item_table: [V, D].
         polarity_table: [P, D].
+        extra_ids: like `item_ids`, rows of `extra_table`; None without one.
+        extra_table: [R, D]; None without one.
         offsets: [B + 1] int32 or int64; validated, otherwise not needed for jagged ids.
         lengths: [B] int32 or int64, for padded ids; the first lengths[b] positions are kept.
         mask: [B, L], for padded ids; nonzero positions are kept, on any side.
@@ -46,7 +51,7 @@ def polarity_embedding(
     Raises:
         ValueError: contradicting or misshapen arguments, or a backend that cannot take them.
         TypeError: wrong dtypes.
-        RuntimeError: an id or polarity outside its table, offsets or lengths out of range.
+        RuntimeError: an id, polarity or extra id outside its table, offsets or lengths out of range.
 
     Example:
         >>> import torch, mixpol_kernels as mk
@@ -56,6 +61,7 @@ def polarity_embedding(
     """
     check_float(item_table, "item_table", polarity_table=polarity_table)
     check_tables(item_ids, polarity, item_table, polarity_table)
+    check_extra(item_table, "item_table", extra_ids, tuple(item_ids.shape), extra_table)
     if item_ids.dim() == 1 and offsets is None and lengths is None and mask is None:
         where = Layout(1, (item_ids.shape[0],), None, None, None)
     else:
@@ -72,13 +78,17 @@ def polarity_embedding(
             where.check_values()
             check_range("item_ids", item_ids, item_table.shape[0], keep)
             check_range("polarity", polarity, polarity_table.shape[0], keep)
+            if extra_ids is not None and extra_table is not None:
+                check_range("extra_ids", extra_ids, extra_table.shape[0], keep)
         tokens = reference.polarity_embedding(
-            item_ids.reshape(-1), polarity.reshape(-1), keep, item_table, polarity_table, sparse
-        )
+            item_ids.reshape(-1), polarity.reshape(-1), keep, item_table, polarity_table,
+            None if extra_ids is None else extra_ids.reshape(-1), extra_table, sparse,
+        )  # fmt: skip
         return tokens.reshape(*item_ids.shape, item_table.shape[1])
     out: Tensor = PolarityEmbedding.apply(
-        item_ids, polarity, item_table, polarity_table, where.offsets, where.lengths, where.mask, sparse
-    )
+        item_ids, polarity, item_table, polarity_table, extra_ids, extra_table,
+        where.offsets, where.lengths, where.mask, sparse,
+    )  # fmt: skip
     return out
 
 

@@ -15,7 +15,8 @@ from mixpol_kernels.ops.table_grad import table_grad
 _LAYOUT = "Tensor? offsets, Tensor? lengths, Tensor? mask"
 define(
     "polarity_embedding_fwd",
-    f"(Tensor item_ids, Tensor polarity, Tensor item_table, Tensor polarity_table, {_LAYOUT}) -> Tensor",
+    f"(Tensor item_ids, Tensor polarity, Tensor item_table, Tensor polarity_table,"
+    f" Tensor? extra_ids, Tensor? extra_table, {_LAYOUT}) -> Tensor",
 )
 
 
@@ -25,6 +26,8 @@ def _(
     polarity: Tensor,
     item_table: Tensor,
     polarity_table: Tensor,
+    extra_ids: Tensor | None,
+    extra_table: Tensor | None,
     offsets: Tensor | None,
     lengths: Tensor | None,
     mask: Tensor | None,
@@ -45,28 +48,34 @@ class PolarityEmbedding(torch.autograd.Function):
         polarity: Tensor,
         item_table: Tensor,
         polarity_table: Tensor,
+        extra_ids: Tensor | None,
+        extra_table: Tensor | None,
         offsets: Tensor | None,
         lengths: Tensor | None,
         mask: Tensor | None,
         sparse: bool,
     ) -> Tensor:
-        ctx.save_for_backward(item_ids, polarity, offsets, lengths, mask)
-        ctx.config = (item_table.shape[0], polarity_table.shape[0], sparse)
-        tokens: Tensor = _fwd(item_ids, polarity, item_table, polarity_table, *canonical(offsets, lengths, mask))
+        ctx.save_for_backward(item_ids, polarity, extra_ids, offsets, lengths, mask)
+        extras = 0 if extra_table is None else extra_table.shape[0]
+        ctx.config = (item_table.shape[0], polarity_table.shape[0], extras, sparse)
+        tokens: Tensor = _fwd(
+            item_ids, polarity, item_table, polarity_table, extra_ids, extra_table, *canonical(offsets, lengths, mask)
+        )
         return tokens
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_tokens: Tensor) -> tuple[Tensor | None, ...]:
-        item_ids, polarity, offsets, lengths, mask = ctx.saved_tensors
-        items, polarities, sparse = ctx.config
-        _, _, item_grad, polarity_grad = ctx.needs_input_grad[:4]
+        item_ids, polarity, extra_ids, offsets, lengths, mask = ctx.saved_tensors
+        items, polarities, extras, sparse = ctx.config
+        _, _, item_grad, polarity_grad, _, extra_grad = ctx.needs_input_grad[:6]
+        where = canonical(offsets, lengths, mask)
         return (
             None,
             None,
-            table_grad(item_ids, grad_tokens, *canonical(offsets, lengths, mask), items, sparse) if item_grad else None,
-            table_grad(polarity, grad_tokens, *canonical(offsets, lengths, mask), polarities, False)
-            if polarity_grad
-            else None,
+            table_grad(item_ids, grad_tokens, *where, items, sparse) if item_grad else None,
+            table_grad(polarity, grad_tokens, *where, polarities, False) if polarity_grad else None,
+            None,
+            table_grad(extra_ids, grad_tokens, *where, extras, False) if extra_grad else None,
             *[None] * 4,
         )

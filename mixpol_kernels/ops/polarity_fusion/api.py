@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mixpol_kernels import backend as backends
-from mixpol_kernels.checks import check_choice, check_float, check_ids, check_range, check_shape
+from mixpol_kernels.checks import check_choice, check_extra, check_float, check_ids, check_range, check_shape
 from mixpol_kernels.history import layout
 from mixpol_kernels.ops.polarity_fusion import reference
 from mixpol_kernels.ops.polarity_fusion.autograd import FUSIONS, PolarityFusion
@@ -23,6 +23,8 @@ def polarity_fusion(
     fusion: str = "tapf",
     gate: Sequence[Tensor] = (),
     sign: Tensor | None = None,
+    extra_ids: Tensor | None = None,
+    extra_table: Tensor | None = None,
     offsets: Tensor | None = None,
     lengths: Tensor | None = None,
     mask: Tensor | None = None,
@@ -36,9 +38,13 @@ def polarity_fusion(
         bias   x' = x + P[s]
         tapf   g = σ(W_g (x * t) + b_g),  x' = x + P[s] + sign_s · g * (W_t t)
 
+    With W_g [D, 3 D] the gate sees token and target too: g = σ(W_g [x ; t ; x * t] + b_g). With an extra table E,
+    of recency buckets or positions say, "bias" and "tapf" also add E[r] to x', r the token's entry of `extra_ids`.
+
     TAPF is Target-Aware Polarity Fusion of "Beyond Positive Signals" (arXiv 2606.15252). The paper's formula is
     not public: this is our reading of its description in words, a gate from the product of target and token,
-    then a signed residual that moves positives towards the target and negatives away.
+    then a signed residual that moves positives towards the target and negatives away. The compiled [D, 3 D] form
+    adds the blocks of W_g that meet x, so an infinite token can give 0 or 1 where the concatenated form gives NaN.
 
     Args:
         target: [B, D].
@@ -46,8 +52,10 @@ def polarity_fusion(
         polarity: [N] or [B, L], integer rows of `polarity_table` (uint8 ... int64); unused with "none".
         polarity_table: [P, D]; by convention row 0 is negative and row 1 positive; unused with "none".
         fusion: "none", "bias" or "tapf".
-        gate: for "tapf", (W_g [D, D], b_g [D], W_t [D, D]).
-        sign: for "tapf", [P]; default -1 for row 0 and +1 for the others. No gradient.
+        gate: for "tapf", (W_g [D, D] or [D, 3 D], b_g [D], W_t [D, D]).
+        sign: for "tapf", [P], any values, 0 included; default -1 for row 0 and +1 for the others. No gradient.
+        extra_ids: like `polarity`, rows of `extra_table`.
+        extra_table: [R, D]; None without one. Not with "none".
         offsets: [B + 1] int32 or int64; user b owns tokens offsets[b] ... offsets[b + 1] - 1.
         lengths: [B] int32 or int64; the first lengths[b] positions are kept.
         mask: [B, L]; nonzero positions are kept, on any side.
@@ -59,7 +67,7 @@ def polarity_fusion(
     Raises:
         ValueError: contradicting or misshapen arguments, or a backend that cannot take them.
         TypeError: wrong dtypes.
-        RuntimeError: a polarity outside the table, offsets or lengths out of range. Nothing is computed.
+        RuntimeError: a polarity or extra id outside its table, offsets or lengths out of range. Nothing is computed.
 
     Example:
         >>> import torch, mixpol_kernels as mk
@@ -73,7 +81,7 @@ def polarity_fusion(
     where = layout(tokens, target.shape[0], name="tokens", trailing=1, offsets=offsets, lengths=lengths, mask=mask)
     if tokens.shape[-1] != target.shape[-1]:
         raise ValueError(f"tokens are {tokens.shape[-1]} wide and target {target.shape[-1]}; expected the same D")
-    sign = check_fusion(target, fusion, polarity, where.token_shape, polarity_table, gate, sign)
+    sign = check_fusion(target, fusion, polarity, where.token_shape, polarity_table, gate, sign, extra_ids, extra_table)
     if fusion == "none":
         backends.choose("polarity_fusion", backend, target, lambda: 0)
         return tokens
@@ -86,14 +94,18 @@ def polarity_fusion(
         user, keep = where.assignment()
         if not torch.compiler.is_compiling():
             check_range("polarity", polarity, polarity_table.shape[0], keep)
+            if extra_ids is not None and extra_table is not None:
+                check_range("extra_ids", extra_ids, extra_table.shape[0], keep)
         fused = reference.polarity_fusion(
             target[:, None, :], tokens.reshape(-1, tokens.shape[-1]), polarity.reshape(-1),
             user.to(target.device), keep, polarity_table, sign, (gate[0], gate[1], gate[2]) if gate else None,
+            None if extra_ids is None else extra_ids.reshape(-1), extra_table,
         )  # fmt: skip
         return fused.reshape(tokens.shape)
     out: Tensor = PolarityFusion.apply(
-        target, tokens, polarity, polarity_table, sign, where.offsets, where.lengths, where.mask, *gate
-    )
+        target, tokens, polarity, polarity_table, sign, extra_ids, extra_table,
+        where.offsets, where.lengths, where.mask, *gate,
+    )  # fmt: skip
     return out
 
 
@@ -112,15 +124,23 @@ def check_fusion(
     polarity_table: Tensor | None,
     gate: Sequence[Tensor],
     sign: Tensor | None,
+    extra_ids: Tensor | None,
+    extra_table: Tensor | None,
 ) -> Tensor:
     """Validates what the fusion needs; returns the sign per polarity row."""
     check_choice("fusion", fusion, FUSIONS)
+    check_extra(target, "target", extra_ids, token_shape, extra_table)
+    if fusion == "none" and extra_table is not None:
+        raise ValueError(
+            "extra_table was given with fusion='none', which adds nothing to the tokens; use fusion='bias' or "
+            "'tapf', or pass neither extra_ids nor extra_table"
+        )
     width = target.shape[-1]
     expected = 3 if fusion == "tapf" else 0
     if len(gate) != expected:
         raise ValueError(
             f"gate has {len(gate)} entries; fusion={fusion!r} expects {expected}"
-            + (": W_g [D, D], b_g [D], W_t [D, D]" if expected else "")
+            + (": W_g [D, D] or [D, 3 D], b_g [D], W_t [D, D]" if expected else "")
         )
     if fusion == "none":
         return target.new_ones(1)
@@ -139,6 +159,13 @@ def check_fusion(
         strict=False,
     ):
         check_float(target, "target", **{name: tensor})
+        if tensor is gate[0] and tuple(tensor.shape) != shape:
+            if tuple(tensor.shape) != (width, 3 * width):
+                raise ValueError(
+                    f"{name} has shape {list(tensor.shape)}; expected [{width}, {width}] for the gate inputs x * t, or "
+                    f"[{width}, {3 * width}] for [x ; t ; x * t] (D = the width of target)"
+                )
+            continue
         check_shape(name, tensor, shape, "D = the width of target")
     if sign is None:
         return default_sign(polarity_table.shape[0], target)

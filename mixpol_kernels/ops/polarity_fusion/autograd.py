@@ -12,16 +12,18 @@ from mixpol_kernels.history import canonical
 from mixpol_kernels.library import define
 
 FUSIONS = ("none", "bias", "tapf")
+GATE_INPUTS = ("product", "full")
 
 _INPUTS = (
     "Tensor target, Tensor tokens, Tensor polarity, Tensor polarity_table, Tensor sign, Tensor[] gate,"
-    " Tensor? offsets, Tensor? lengths, Tensor? mask"
+    " Tensor? extra_ids, Tensor? extra_table, Tensor? offsets, Tensor? lengths, Tensor? mask"
 )
 define("polarity_fusion_fwd", f"({_INPUTS}) -> Tensor")
 define(
     "polarity_fusion_bwd",
     f"(Tensor grad_fused, {_INPUTS})"
-    " -> (Tensor grad_target, Tensor grad_tokens, Tensor grad_polarity_table, Tensor[] grad_gate)",
+    " -> (Tensor grad_target, Tensor grad_tokens, Tensor grad_polarity_table, Tensor grad_extra_table,"
+    " Tensor[] grad_gate)",
 )
 
 
@@ -33,6 +35,8 @@ def _(
     polarity_table: Tensor,
     sign: Tensor,
     gate: list[Tensor],
+    extra_ids: Tensor | None,
+    extra_table: Tensor | None,
     offsets: Tensor | None,
     lengths: Tensor | None,
     mask: Tensor | None,
@@ -49,14 +53,17 @@ def _(
     polarity_table: Tensor,
     sign: Tensor,
     gate: list[Tensor],
+    extra_ids: Tensor | None,
+    extra_table: Tensor | None,
     offsets: Tensor | None,
     lengths: Tensor | None,
     mask: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
     return (
         target.new_empty(target.shape),
         tokens.new_empty(tokens.shape),
         polarity_table.new_empty(polarity_table.shape),
+        target.new_empty(extra_table.shape if extra_table is not None else (0,)),
         [g.new_empty(g.shape) for g in gate],
     )
 
@@ -76,22 +83,30 @@ class PolarityFusion(torch.autograd.Function):
         polarity: Tensor,
         polarity_table: Tensor,
         sign: Tensor,
+        extra_ids: Tensor | None,
+        extra_table: Tensor | None,
         offsets: Tensor | None,
         lengths: Tensor | None,
         mask: Tensor | None,
         *gate: Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(target, tokens, polarity, polarity_table, sign, offsets, lengths, mask, *gate)
-        fused: Tensor = _fwd(
-            target, tokens, polarity, polarity_table, sign, list(gate), *canonical(offsets, lengths, mask)
+        ctx.save_for_backward(
+            target, tokens, polarity, polarity_table, sign, extra_ids, extra_table, offsets, lengths, mask, *gate
         )
+        fused: Tensor = _fwd(
+            target, tokens, polarity, polarity_table, sign, list(gate), extra_ids, extra_table,
+            *canonical(offsets, lengths, mask),
+        )  # fmt: skip
         return fused
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_fused: Tensor) -> tuple[Tensor | None, ...]:
-        target, tokens, polarity, polarity_table, sign, offsets, lengths, mask, *gate = ctx.saved_tensors
-        grad_target, grad_tokens, grad_table, grad_gate = _bwd(
-            grad_fused, target, tokens, polarity, polarity_table, sign, gate, *canonical(offsets, lengths, mask)
-        )
-        return grad_target, grad_tokens, None, grad_table, None, None, None, None, *grad_gate
+        target, tokens, polarity, polarity_table, sign, extra_ids, extra_table, *rest = ctx.saved_tensors
+        offsets, lengths, mask, *gate = rest
+        grad_target, grad_tokens, grad_table, grad_extra, grad_gate = _bwd(
+            grad_fused, target, tokens, polarity, polarity_table, sign, gate, extra_ids, extra_table,
+            *canonical(offsets, lengths, mask),
+        )  # fmt: skip
+        grad_extra = grad_extra if extra_table is not None else None
+        return grad_target, grad_tokens, None, grad_table, None, None, grad_extra, *[None] * 3, *grad_gate

@@ -16,6 +16,8 @@ def polarity_fusion(
     polarity_table: Tensor | None,
     sign: Tensor | None,
     gate: tuple[Tensor, Tensor, Tensor] | None,
+    extra_ids: Tensor | None,
+    extra_table: Tensor | None,
 ) -> Tensor:
     """Fused tokens, [T, M, D].
 
@@ -27,7 +29,9 @@ def polarity_fusion(
         keep: [T] bool, or None; pads come out as zeros.
         polarity_table: [P, D] for "bias" and "tapf".
         sign: [P] for "tapf".
-        gate: (W_g [D, D], b_g [D], W_t [D, D]) for "tapf".
+        gate: (W_g [D, D] or [D, 3 D], b_g [D], W_t [D, D]) for "tapf".
+        extra_ids: [T] integer rows of the extra table, or None.
+        extra_table: [R, D], or None.
     """
     x = tokens[:, None, :]
     if keep is not None:
@@ -40,8 +44,16 @@ def polarity_fusion(
         fused = fused + polarity_table[rows][:, None, :]
         if gate is not None and sign is not None:
             gate_weight, gate_bias, target_weight = gate
-            g = torch.sigmoid(F.linear(x * target[user], gate_weight, gate_bias))
+            t = target[user]
+            inputs = x * t
+            if gate_weight.shape[1] != t.shape[-1]:
+                inputs = torch.cat([x.expand_as(t), t, inputs], dim=-1)
+            g = torch.sigmoid(F.linear(inputs, gate_weight, gate_bias))
             fused = fused + sign[rows][:, None, None] * g * F.linear(target, target_weight)[user]
+    if extra_table is not None and extra_ids is not None:
+        if keep is not None:
+            extra_ids = torch.where(keep, extra_ids, torch.zeros_like(extra_ids))
+        fused = fused + extra_table[extra_ids.long()][:, None, :]
     if keep is not None:
         fused = torch.where(keep[:, None, None], fused, torch.zeros_like(fused))
     return fused

@@ -137,41 +137,50 @@ def attention_case(
     hidden: int = 64,
     items: int = 10_000,
     activation: str = "relu",
+    fusion: str = "tapf",
+    gate_inputs: str = "product",
+    num_extra: int = 0,
     seed: int = 0,
 ) -> Case:
-    """`mixed_polarity_attention` with "tapf", from padded ids to pooled, dense gradient of the item table."""
+    """`mixed_polarity_attention` from padded ids to pooled, dense gradient of the item table."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        layer = MixedPolarityAttention(items, width, [hidden], "tapf", activation)
-        _wake(layer.fusion)
+        layer = MixedPolarityAttention(
+            items, width, [hidden], fusion, activation, gate_inputs=gate_inputs, num_extra=num_extra
+        )
+        if fusion == "tapf":
+            _wake(layer.fusion)
         # Rows as long as the targets are, so that both halves of the score matter.
         nn.init.normal_(layer.item_embedding.weight)
         padding = pad_right(torch.randint(1, length + 1, (batch,)), length)
         lengths = padding.lengths
         target, upstream = torch.randn(batch, width), short(torch.randn(batch, width))
         polarity = torch.randint(2, (batch, length))
+        extra_ids = torch.randint(num_extra, (batch, length)) if num_extra else None
         exact = _double(layer)
-        ids = _settled_ids(exact, target, polarity, padding.mask, items)
+        ids = _settled_ids(exact, target, polarity, extra_ids, padding.mask, items)
     eager, refactored = Composed(layer, EagerFusion, Concat), Composed(layer, RefactoredFusion, PerTarget)
     fused, reference = _with_backend(layer, "cpu"), _with_backend(layer, "reference")
     inputs = {"target": target.requires_grad_()}
-    arguments = (target, ids, polarity, padding)
+    arguments = (target, ids, polarity, padding, extra_ids)
     forms = {
         "eager": lambda: eager(*arguments),
         "eager+compile": _compiled(eager, *arguments),
         "refactored": lambda: refactored(*arguments),
         "refactored+compile": _compiled(refactored, *arguments),
-        "fused": lambda: fused(target, ids, polarity, lengths=lengths),
-        "reference": lambda: reference(target, ids, polarity, lengths=lengths),
+        "fused": lambda: fused(target, ids, polarity, lengths=lengths, extra_ids=extra_ids),
+        "reference": lambda: reference(target, ids, polarity, lengths=lengths, extra_ids=extra_ids),
     }
     wide = _double_leaves(inputs)
     return Case(
-        f"mixed_polarity_attention tapf B={batch} L={length} D={width} H={hidden} V={items} {activation}",
+        f"mixed_polarity_attention {fusion} B={batch} L={length} D={width} H={hidden} V={items} {activation}"
+        + (" full gate" if gate_inputs == "full" else "")
+        + (f" R={num_extra}" if num_extra else ""),
         forms,
         {**inputs, **dict(layer.named_parameters())},
         upstream,
         _exact(
-            lambda: exact(wide["target"], ids, polarity, lengths=lengths),
+            lambda: exact(wide["target"], ids, polarity, lengths=lengths, extra_ids=extra_ids),
             {**wide, **dict(exact.named_parameters())},
             upstream,
         ),
@@ -184,7 +193,14 @@ def _popular(items: int, *shape: int) -> Tensor:
     return (torch.rand(*shape).pow(3) * items).long()
 
 
-def _settled_ids(layer: MixedPolarityAttention, target: Tensor, polarity: Tensor, mask: Tensor, items: int) -> Tensor:
+def _settled_ids(
+    layer: MixedPolarityAttention,
+    target: Tensor,
+    polarity: Tensor,
+    extra_ids: Tensor | None,
+    mask: Tensor,
+    items: int,
+) -> Tensor:
     """Ids [B, L] with no kept token near a kink of the activation unit; 0 at pads."""
     ids = torch.zeros_like(polarity)
     user, position = mask.nonzero(as_tuple=True)
@@ -192,7 +208,7 @@ def _settled_ids(layer: MixedPolarityAttention, target: Tensor, polarity: Tensor
     while user.numel():
         ids[user, position] = _popular(items, user.numel())
         with torch.no_grad():
-            tokens = layer.fusion(wide, layer.item_embedding(ids), polarity)[user, position]
+            tokens = layer.fusion(wide, layer.item_embedding(ids), polarity, extra_ids=extra_ids)[user, position]
         again = near_kink(layer.attention, wide[user], tokens)
         user, position = user[again], position[again]
     return ids

@@ -11,17 +11,21 @@ from mixpol_models.bench import GateError
 from mixpol_models.bench.gate import check
 from mixpol_models.bench.polarity_cases import Case, attention_case, embedding_case, fusion_case
 
-CASES = {
-    embedding_case: {"batch": 5, "length": 6, "width": 8, "items": 20},
-    fusion_case: {"batch": 5, "length": 6, "width": 8},
-    attention_case: {"batch": 5, "length": 6, "width": 8, "hidden": 7, "items": 20},
-}
+ATTENTION = {"batch": 5, "length": 6, "width": 8, "hidden": 7, "items": 20}
+CASES: list[tuple[Any, dict[str, Any]]] = [
+    (embedding_case, {"batch": 5, "length": 6, "width": 8, "items": 20}),
+    (fusion_case, {"batch": 5, "length": 6, "width": 8}),
+    (attention_case, ATTENTION),
+    (attention_case, {**ATTENTION, "gate_inputs": "full", "num_extra": 3}),
+    (attention_case, {**ATTENTION, "fusion": "bias", "num_extra": 3}),
+]
 
 
-@pytest.fixture(params=CASES, ids=lambda make: make.__name__)
+@pytest.fixture(params=CASES, ids=[f"{make.__name__}{i}" for i, (make, _) in enumerate(CASES)])
 def case(request: pytest.FixtureRequest) -> Case:
-    make: Any = request.param
-    return make(**CASES[make])
+    make, options = request.param
+    made: Case = make(**options)
+    return made
 
 
 @pytest.mark.parametrize("form", ["eager", "refactored", "fused"])

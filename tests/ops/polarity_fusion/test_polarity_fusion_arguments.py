@@ -29,7 +29,14 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], Any], type[Exception], str]] = {
     "no gate": (lambda a: {"gate": []}, ValueError, r"gate has 0.*'tapf'.*3.*W_g"),
     "gate too long": (lambda a: {"gate": a["gate"] * 2}, ValueError, r"gate has 6.*3"),
     "gate with bias": (lambda a: {"fusion": "bias"}, ValueError, r"gate has 3.*'bias'.*0"),
-    "W_g shape": (gate(0, lambda t: t[1:]), ValueError, r"gate\[0\].*W_g.*\[5, 6\].*\[6, 6\]"),
+    "W_g shape": (gate(0, lambda t: t[1:]), ValueError, r"gate\[0\].*W_g.*\[5, 6\].*\[6, 6\].*\[6, 18\]"),
+    "W_g too wide": (
+        gate(0, lambda t: t.repeat(1, 2)), ValueError, r"gate\[0\].*W_g.*\[6, 12\].*\[6, 6\].*x \* t.*\[6, 18\]",
+    ),
+    "full W_g too short": (
+        gate(0, lambda t: t.repeat(1, 3)[1:]), ValueError, r"gate\[0\].*W_g.*\[5, 18\].*\[6, 6\].*\[6, 18\]",
+    ),
+    "W_g 3-D": (gate(0, lambda t: t[None]), ValueError, r"gate\[0\].*W_g.*\[1, 6, 6\].*\[6, 6\].*\[6, 18\]"),
     "b_g shape": (gate(1, lambda t: t[1:]), ValueError, r"gate\[1\].*b_g.*\[5\].*\[6\]"),
     "W_t shape": (gate(2, lambda t: t[None]), ValueError, r"gate\[2\].*W_t.*\[1, 6, 6\].*\[6, 6\]"),
     "W_t dtype": (gate(2, lambda t: t.double()), TypeError, r"gate\[2\].*float64.*float32"),
