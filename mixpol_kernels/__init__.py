@@ -3,6 +3,7 @@
 from mixpol_kernels import nn
 from mixpol_kernels.backend import Explanation, explain
 from mixpol_kernels.library import library as _library
+from mixpol_kernels.ops.dot_target_attention.api import dot_target_attention
 from mixpol_kernels.ops.mixed_polarity_attention.api import mixed_polarity_attention
 from mixpol_kernels.ops.polarity_embedding.api import polarity_embedding
 from mixpol_kernels.ops.polarity_fusion.api import polarity_fusion
@@ -13,6 +14,7 @@ _library.load()
 __all__ = [
     "Explanation",
     "__version__",
+    "dot_target_attention",
     "explain",
     "mixed_polarity_attention",
     "nn",
