@@ -236,6 +236,10 @@ struct FusionGradients {
 
 constexpr int DOT_ROWS = 24;  // query rows that are worked on together: with a chunk of tokens they share L1
 
+// What the forward keeps for a row: the largest score, the sum of exp(score - largest), and with top_k the
+// bits of the key of the last score that is chosen and how many scores with that key are.
+constexpr int DOT_STATS = 4;
+
 // Softmax dot-product attention: rows of queries, one per candidate and head, against raw tokens. Without
 // `sliced` every row reads whole tokens; with it, head h reads the columns h * query_width ... only.
 struct DotPass {
@@ -249,6 +253,7 @@ struct DotPass {
     const float* queries;                                // [B, M, H, query_width] at these strides, scaled
     int64_t user_stride, candidate_stride, head_stride;  // floats
     int64_t longest;                                     // tokens of the longest history
+    int64_t top_k;  // a row attends to its best so many tokens; 0: to all
 };
 
 // Rows that read the same columns, and the parts of at most DOT_ROWS rows that a user's rows are cut into.
@@ -260,7 +265,7 @@ static inline int64_t user_parts(const DotPass& a) { return (a.sliced ? a.heads 
 
 struct DotForward : DotPass {
     float* pooled;     // [B, M, H, query_width]
-    float* stats;      // [B, M, H, 2]: the largest score, and the sum of exp(score - largest)
+    float* stats;      // [B, M, H, DOT_STATS]
     float* attention;  // weights [tokens, M, H] or null
 };
 

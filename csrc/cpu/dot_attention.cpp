@@ -19,7 +19,7 @@ struct Inputs {
 };
 
 Inputs read(const Tensor& queries, const Tensor& history, const OptionalTensor& offsets,
-            const OptionalTensor& lengths, const OptionalTensor& mask, bool sliced) {
+            const OptionalTensor& lengths, const OptionalTensor& mask, bool sliced, int64_t top_k) {
     Inputs in;
     DotPass& pass = in.pass;
     if (queries.dim() != 4) fail("queries has ", queries.dim(), " dimensions; expected [B, M, H, D]");
@@ -41,6 +41,8 @@ Inputs read(const Tensor& queries, const Tensor& history, const OptionalTensor& 
     pass.candidates = static_cast<int>(in.row_shape[1]);
     pass.heads = static_cast<int>(heads);
     pass.sliced = sliced;
+    if (top_k < 0) fail("top_k was ", top_k, "; expected at least 1, or 0 for all tokens");
+    pass.top_k = top_k;
     pass.queries = static_cast<const float*>(rows.const_data_ptr());
     pass.user_stride = rows.stride(0), pass.candidate_stride = rows.stride(1),
     pass.head_stride = rows.stride(2);
@@ -67,12 +69,12 @@ std::vector<int64_t> cut(const Layout& layout, int64_t parts, int64_t rows) {
 
 std::tuple<Tensor, Tensor, Tensor> dot_attention_fwd(Tensor queries, Tensor history, OptionalTensor offsets,
                                                      OptionalTensor lengths, OptionalTensor mask, bool sliced,
-                                                     bool save_attention) {
-    Inputs in = read(queries, history, offsets, lengths, mask, sliced);
+                                                     int64_t top_k, bool save_attention) {
+    Inputs in = read(queries, history, offsets, lengths, mask, sliced, top_k);
     DotForward args{in.pass, nullptr, nullptr, nullptr};
     Tensor pooled = new_floats(in.row_shape);
     std::vector<int64_t> shape = in.row_shape;
-    shape.back() = 2;
+    shape.back() = DOT_STATS;
     Tensor stats = new_floats(shape);
     shape = in.token_shape;
     shape.insert(shape.end(), {in.row_shape[1], in.row_shape[2]});
@@ -92,12 +94,12 @@ std::tuple<Tensor, Tensor, Tensor> dot_attention_fwd(Tensor queries, Tensor hist
 
 std::tuple<Tensor, Tensor> dot_attention_bwd(Tensor grad_pooled, Tensor stats, Tensor queries, Tensor history,
                                              OptionalTensor offsets, OptionalTensor lengths,
-                                             OptionalTensor mask, bool sliced) {
-    Inputs in = read(queries, history, offsets, lengths, mask, sliced);
+                                             OptionalTensor mask, bool sliced, int64_t top_k) {
+    Inputs in = read(queries, history, offsets, lengths, mask, sliced, top_k);
     DotBackward args{in.pass, nullptr, nullptr, nullptr, nullptr};
     const std::vector<int64_t>& rows = in.row_shape;
     Tensor grad = floats(grad_pooled, "grad_pooled", {rows[0], rows[1], rows[2], rows[3]});
-    Tensor saved = floats(stats, "stats", {rows[0], rows[1], rows[2], 2});
+    Tensor saved = floats(stats, "stats", {rows[0], rows[1], rows[2], DOT_STATS});
     Tensor grad_queries = new_floats(rows);
     std::vector<int64_t> shape = in.token_shape;
     shape.push_back(args.width);

@@ -9,10 +9,10 @@ namespace mixpol::cpu {
 
 std::tuple<Tensor, Tensor, Tensor> dot_attention_fwd(Tensor queries, Tensor history, OptionalTensor offsets,
                                                      OptionalTensor lengths, OptionalTensor mask, bool sliced,
-                                                     bool save_attention);
+                                                     int64_t top_k, bool save_attention);
 
 std::tuple<Tensor, Tensor> dot_attention_bwd(Tensor grad_pooled, Tensor stats, Tensor queries, Tensor history,
                                              OptionalTensor offsets, OptionalTensor lengths,
-                                             OptionalTensor mask, bool sliced);
+                                             OptionalTensor mask, bool sliced, int64_t top_k);
 
 }  // namespace mixpol::cpu

@@ -18,13 +18,15 @@ class MultiHeadTargetAttention(nn.Module):
         num_heads: number of heads H.
         use_scale: divide the dot products by the square root of A / H.
         use_projections: have W_q, W_k, W_v and W_o; without them a head sees its part of target and tokens.
+        top_k: attend to the best so many tokens only; default all.
         backend: "auto", "cpu" or "reference".
 
     Attributes:
         W_q, W_k, W_v: `nn.Linear` from D to A without bias; W_o: from A to D. None without `use_projections`.
 
     Raises:
-        ValueError: `num_heads` does not divide A, or `attention_dim` differs from D without projections.
+        ValueError: `num_heads` does not divide A, `attention_dim` differs from D without projections, or `top_k` is
+            below 1.
 
     Example:
         >>> import torch
@@ -41,12 +43,15 @@ class MultiHeadTargetAttention(nn.Module):
         num_heads: int = 1,
         use_scale: bool = True,
         use_projections: bool = True,
+        top_k: int | None = None,
         backend: str = "auto",
     ) -> None:
         super().__init__()
         width = embedding_dim if attention_dim is None else attention_dim
         if num_heads < 1 or width % num_heads:
             raise ValueError(f"num_heads was {num_heads}; expected a divisor of attention_dim={width}")
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k was {top_k}; expected at least 1, or None for all tokens")
         if not use_projections and width != embedding_dim:
             raise ValueError(f"attention_dim was {width}; without projections expected embedding_dim={embedding_dim}")
         self.embedding_dim = embedding_dim
@@ -54,6 +59,7 @@ class MultiHeadTargetAttention(nn.Module):
         self.num_heads = num_heads
         self.use_scale = use_scale
         self.use_projections = use_projections
+        self.top_k = top_k
         self.backend = backend
 
         def projection(inputs: int, outputs: int) -> nn.Linear | None:
@@ -80,9 +86,9 @@ class MultiHeadTargetAttention(nn.Module):
         )
         return dot_target_attention(
             target, history, num_heads=self.num_heads, w_q=w_q, w_k=w_k, w_v=w_v, w_o=w_o,
-            scale=None if self.use_scale else 1.0, offsets=offsets, lengths=lengths, mask=mask,
+            scale=None if self.use_scale else 1.0, top_k=self.top_k, offsets=offsets, lengths=lengths, mask=mask,
             return_weights=return_weights, backend=self.backend,
         )  # fmt: skip
 
     def extra_repr(self) -> str:
-        return f"num_heads={self.num_heads}, use_scale={self.use_scale}, backend={self.backend!r}"
+        return f"num_heads={self.num_heads}, use_scale={self.use_scale}, top_k={self.top_k}, backend={self.backend!r}"

@@ -27,7 +27,7 @@ def test_state_dict() -> None:
 @pytest.mark.parametrize("heads", [1, 2, 4])
 def test_is_multi_head_attention(heads: int, use_projections: bool, use_scale: bool, backend: str) -> None:
     """What projections and PyTorch's own scaled dot-product attention give."""
-    layer = MultiHeadTargetAttention(8, None, heads, use_scale, use_projections, backend)
+    layer = MultiHeadTargetAttention(8, None, heads, use_scale, use_projections, backend=backend)
     target, history = torch.randn(3, 5, 8), torch.randn(3, 60, 8)
     mask = torch.rand(3, 60) < 0.7
 
@@ -46,13 +46,14 @@ def test_is_multi_head_attention(heads: int, use_projections: bool, use_scale: b
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_is_the_function(backend: str) -> None:
-    layer = MultiHeadTargetAttention(6, 8, 2, backend=backend)
+@pytest.mark.parametrize("top_k", [None, 2])
+def test_is_the_function(top_k: int | None, backend: str) -> None:
+    layer = MultiHeadTargetAttention(6, 8, 2, top_k=top_k, backend=backend)
     target, history, lengths = torch.randn(3, 6), torch.randn(3, 4, 6), torch.tensor([4, 0, 2])
     got = layer(target, history, lengths=lengths, return_weights=True)
     expected = mixpol_kernels.dot_target_attention(
         target, history, num_heads=2, w_q=layer.W_q.weight, w_k=layer.W_k.weight, w_v=layer.W_v.weight,
-        w_o=layer.W_o.weight, lengths=lengths, return_weights=True, backend=backend,
+        w_o=layer.W_o.weight, top_k=top_k, lengths=lengths, return_weights=True, backend=backend,
     )  # fmt: skip
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
     mask = torch.arange(4) < lengths[:, None]
@@ -95,6 +96,7 @@ def test_explain_and_double() -> None:
     [
         ({"num_heads": 4}, "num_heads was 4; expected a divisor of attention_dim=6"),
         ({"num_heads": 0}, "num_heads was 0"),
+        ({"top_k": 0}, "top_k was 0; expected at least 1"),
         ({"attention_dim": 8, "num_heads": 3}, "num_heads was 3; expected a divisor of attention_dim=8"),
         ({"attention_dim": 8, "use_projections": False}, "attention_dim was 8.*expected embedding_dim=6"),
     ],
@@ -105,6 +107,6 @@ def test_wrong_arguments(arguments: dict[str, object], message: str) -> None:
 
 
 def test_repr() -> None:
-    text = repr(MultiHeadTargetAttention(6, 8, 2, use_scale=False, backend="cpu"))
-    for word in ("num_heads=2", "use_scale=False", "backend='cpu'", "out_features=8, bias=False"):
+    text = repr(MultiHeadTargetAttention(6, 8, 2, use_scale=False, top_k=5, backend="cpu"))
+    for word in ("top_k=5", "num_heads=2", "use_scale=False", "backend='cpu'", "out_features=8, bias=False"):
         assert word in text

@@ -35,13 +35,16 @@ Part part_of(const DotPass& a, int64_t user, int64_t index) {
 }
 
 struct Scratch {
-    float* queries;      // [DOT_ROWS][Dp]; in the backward behind the gradients of the pooled rows
-    float* grad_pooled;  // [DOT_ROWS][Dp], and `queries` follows the last row in use
-    float* sums;         // pooled vectors, or gradients of the queries [DOT_ROWS][Dp]
-    float* tokens;       // staged rows [CHUNK][Dp]
-    float* grad_tokens;  // [CHUNK][Dp], where they cannot be written in place
-    float* scores;       // of each chunk: weights [rows][CHUNK]; in the backward then those of `grad`
-    float highest[DOT_ROWS], totals[DOT_ROWS];
+    float* queries;          // [DOT_ROWS][Dp]; in the backward behind the gradients of the pooled rows
+    float* grad_pooled;      // [DOT_ROWS][Dp], and `queries` follows the last row in use
+    float* sums;             // pooled vectors, or gradients of the queries [DOT_ROWS][Dp]
+    float* tokens;           // staged rows [CHUNK][Dp]
+    float* grad_tokens;      // [CHUNK][Dp], where they cannot be written in place
+    float* scores;           // of each chunk: weights [rows][CHUNK]; in the backward then those of `grad`
+    int32_t* keys;           // top_k: of one row's scores
+    int32_t last[DOT_ROWS];  // top_k: the key of the last score that is chosen,
+    int64_t ties[DOT_ROWS];  // and how many with that key are still to be chosen
+    float highest[DOT_ROWS], totals[DOT_ROWS], kept[DOT_ROWS];
     double total[DOT_ROWS], mean[DOT_ROWS];
     int64_t positions[CHUNK];
     const float* rows[CHUNK];
@@ -59,7 +62,8 @@ Scratch carve(const DotPass& a, bool backward, Arena& arena) {
     s.tokens = arena.take(CHUNK * wide);
     if (backward) s.grad_tokens = arena.take(CHUNK * wide);
     const int64_t chunks = (a.longest + CHUNK - 1) / CHUNK;
-    s.scores = arena.take((backward ? 2 * chunks : 1) * rows * CHUNK);
+    s.scores = arena.take((backward ? 2 * chunks : a.top_k ? chunks : 1) * rows * CHUNK);
+    if (a.top_k && !backward) s.keys = reinterpret_cast<int32_t*>(arena.take(chunks * CHUNK));
     return s;
 }
 
@@ -151,10 +155,10 @@ MIXPOL_INLINE float shift_of(float highest) { return highest == -INFINITY ? 0.0f
 
 // A chunk's scores [rows][CHUNK] to exp(score - largest so far), under a running softmax; rescales what was
 // pooled.
-__attribute__((noinline)) void weigh(Scratch& s, int rows, int n, int wide) {
+__attribute__((noinline)) void weigh(Scratch& s, float* scores, int rows, int n, int wide) {
     const int filled = whole_vectors(n);
     for (int r = 0; r < rows; r++) {
-        float *p = s.scores + r * CHUNK, *pooled = s.sums + r * int64_t{wide};
+        float *p = scores + r * CHUNK, *pooled = s.sums + r * int64_t{wide};
         for (int i = n; i < filled; i++) p[i] = -INFINITY;
         vec largest = broadcast(s.highest[r]);
         for (int i = 0; i < filled; i += W) {
@@ -198,6 +202,52 @@ void finish(const DotForward& a, const Part& part, Scratch& s) {
         }
 }
 
+// A whole number that orders scores as they compare; NaN counts as the largest, and -0 as 0.
+MIXPOL_INLINE int32_t key_of(float score) {
+    score = score == score ? score + 0.0f : INFINITY;
+    int32_t bits;
+    std::memcpy(&bits, &score, sizeof bits);
+    return bits < 0 ? bits ^ 0x7fffffff : bits;
+}
+
+MIXPOL_INLINE int64_t count_from(const int32_t* keys, int64_t padded_n, int32_t least) {
+    ivec count{}, limit = least - ivec{};
+    for (int64_t i = 0; i < padded_n; i += W) {
+        ivec key;
+        std::memcpy(&key, keys + i, sizeof key);
+        count -= key >= limit;
+    }
+    int64_t total = 0;
+    for (int i = 0; i < W; i++) total += count[i];
+    return total;
+}
+
+// The k-th largest of a row's n scores, which lie `step` floats apart from chunk to chunk: its key, bit by
+// bit, and how many of those that equal it belong to the best k. With k >= n: a key below all others.
+__attribute__((noinline)) void choose(Scratch& s, int r, const float* scores, int64_t step, int64_t n,
+                                      int64_t k) {
+    for (int64_t i = 0; i < n; i++) s.keys[i] = key_of(scores[i / CHUNK * step + i % CHUNK]);
+    const int64_t whole = (n + W - 1) / W * W;
+    for (int64_t i = n; i < whole; i++) s.keys[i] = INT32_MIN;
+    uint32_t found = 0;
+    for (uint32_t bit = 1u << 31; bit && k < n; bit >>= 1) {
+        const uint32_t trial = found | bit;
+        if (count_from(s.keys, whole, static_cast<int32_t>(trial ^ 0x80000000u)) >= k) found = trial;
+    }
+    s.last[r] = static_cast<int32_t>(found ^ 0x80000000u);
+    s.ties[r] = found ? k - count_from(s.keys, whole, s.last[r] + 1) : 0;
+}
+
+// Scores that a row does not attend to become -inf. Of equal scores the earlier are chosen.
+__attribute__((noinline)) void mask_rest(Scratch& s, float* scores, int rows, int n) {
+    for (int r = 0; r < rows; r++)
+        for (int i = 0; i < n; i++) {
+            float& score = scores[r * CHUNK + i];
+            const int32_t key = key_of(score);
+            if (key < s.last[r] || (key == s.last[r] && s.ties[r]-- <= 0)) score = -INFINITY;
+        }
+}
+
 MIXPOL_INLINE const float* query_row(const DotPass& a, const Part& part, int r) {
     const int64_t row = part.row(r);
     return a.queries + part.user * a.user_stride + row / a.heads * a.candidate_stride +
@@ -214,6 +264,24 @@ MIXPOL_INLINE TokenRows columns_of(const DotPass& a, const Part& part) {
     return tokens;
 }
 
+// The scores of all chunks, and what is chosen of them for each row.
+void choose_all(const DotForward& a, const Part& part, const TokenRows& tokens, Scratch& s) {
+    const int width = a.query_width, wide = padded(width), rows = part.rows;
+    int64_t total = 0;
+    float* scores = s.scores;
+    Cursor cursor(a.history, part.user);
+    while (int n = cursor.fill(s.positions)) {
+        stage_rows(tokens, a.history, part.user, s.positions, n, width, s.tokens, s.rows);
+        dots(s.queries, rows, s.rows, n, wide, scores);
+        scores += rows * CHUNK;
+        total += n;
+    }
+    for (int r = 0; r < rows; r++) {
+        choose(s, r, s.scores + r * CHUNK, rows * CHUNK, total, a.top_k);
+        s.kept[r] = static_cast<float>(s.ties[r]);
+    }
+}
+
 void forward_part(const DotForward& a, const Part& part, int64_t user_end, Scratch& s) {
     const int width = a.query_width, wide = padded(width), rows = part.rows;
     const int64_t stride = int64_t{a.candidates} * a.heads;
@@ -224,17 +292,24 @@ void forward_part(const DotForward& a, const Part& part, int64_t user_end, Scrat
         s.total[r] = 0;
     }
     zero(s.sums, int64_t{rows} * wide);
+    float* scores = s.scores;
+    if (a.top_k) choose_all(a, part, tokens, s);
     Cursor cursor(a.history, part.user);
     bool any = false;
     while (int n = cursor.fill(s.positions)) {
         prefetch_next(tokens, a.history, cursor, part.user, user_end, width);
         stage_rows(tokens, a.history, part.user, s.positions, n, width, s.tokens, s.rows);
-        dots(s.queries, rows, s.rows, n, wide, s.scores);
+        if (a.top_k) {
+            mask_rest(s, scores, rows, n);
+        } else {
+            dots(s.queries, rows, s.rows, n, wide, scores);
+        }
         for (int r = 0; a.attention && r < rows; r++)
             for (int i = 0; i < n; i++)
-                a.attention[s.positions[i] * stride + part.row(r)] = s.scores[r * CHUNK + i];
-        weigh(s, rows, n, wide);
-        pool(s.scores, rows, s.rows, n, wide, s.sums);
+                a.attention[s.positions[i] * stride + part.row(r)] = scores[r * CHUNK + i];
+        weigh(s, scores, rows, n, wide);
+        pool(scores, rows, s.rows, n, wide, s.sums);
+        if (a.top_k) scores += rows * CHUNK;
         any = true;
     }
     for (int r = 0; r < rows; r++) {
@@ -243,7 +318,9 @@ void forward_part(const DotForward& a, const Part& part, int64_t user_end, Scrat
         for (int c = 0; any && c < wide; c += W) store(pooled + c, load(pooled + c) / broadcast(s.totals[r]));
         const int64_t row = flat_row(a, part, r);
         std::memcpy(a.pooled + row * width, pooled, sizeof(float) * width);
-        a.stats[2 * row] = s.highest[r], a.stats[2 * row + 1] = s.totals[r];
+        float* stats = a.stats + DOT_STATS * row;
+        stats[0] = s.highest[r], stats[1] = s.totals[r], stats[2] = stats[3] = 0;
+        if (a.top_k) std::memcpy(stats + 2, &s.last[r], sizeof(float)), stats[3] = s.kept[r];
     }
     if (any && a.attention) finish(a, part, s);
 }
@@ -269,7 +346,10 @@ void backward_part(const DotBackward& a, const Part& part, int64_t user_end, boo
         const int64_t row = flat_row(a, part, r);
         copy_padded(s.queries + r * wide, query_row(a, part, r), width, wide);
         copy_padded(s.grad_pooled + r * wide, a.grad_pooled + row * width, width, wide);
-        s.highest[r] = a.stats[2 * row], s.totals[r] = a.stats[2 * row + 1];
+        const float* stats = a.stats + DOT_STATS * row;
+        s.highest[r] = stats[0], s.totals[r] = stats[1];
+        std::memcpy(&s.last[r], stats + 2, sizeof(float));
+        s.ties[r] = static_cast<int64_t>(stats[3]);
         s.mean[r] = 0;
     }
     for (int r = 0; r < 2 * rows; r++) s.pairs[r] = s.grad_pooled + r * wide;
@@ -283,6 +363,7 @@ void backward_part(const DotBackward& a, const Part& part, int64_t user_end, boo
         float* grads = weights + rows * CHUNK;
         dots(s.queries, rows, s.rows, n, wide, weights);
         dots(s.grad_pooled, rows, s.rows, n, wide, grads);
+        if (a.top_k) mask_rest(s, weights, rows, n);
         for (int r = 0; r < rows; r++) {
             float* w = weights + r * CHUNK;
             for (int i = n; i < whole_vectors(n); i++) w[i] = grads[r * CHUNK + i] = 0;

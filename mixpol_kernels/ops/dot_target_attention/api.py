@@ -10,7 +10,7 @@ from mixpol_kernels import backend as backends
 from mixpol_kernels.checks import check_float
 from mixpol_kernels.history import Layout, layout
 from mixpol_kernels.ops.dot_target_attention import reference
-from mixpol_kernels.ops.dot_target_attention.autograd import DotAttention, forward
+from mixpol_kernels.ops.dot_target_attention.autograd import STATS, DotAttention, forward
 
 
 def dot_target_attention(
@@ -23,6 +23,7 @@ def dot_target_attention(
     w_v: Tensor | None = None,
     w_o: Tensor | None = None,
     scale: float | None = None,
+    top_k: int | None = None,
     offsets: Tensor | None = None,
     lengths: Tensor | None = None,
     mask: Tensor | None = None,
@@ -35,6 +36,7 @@ def dot_target_attention(
 
         s_l = scale * q · k_l,  head_h = Σ softmax(s)_l v_l,  out = W_o [head_1 ; ... ; head_H]
 
+    with the softmax over the user's tokens, or with `top_k` over the best of them, as models of long histories do
     (Attention Is All You Need, arXiv 1706.03762, section 3.2, with one query; names and bias-free projections of
     FuxiCTR's MultiHeadTargetAttention.) A projection that is None is the identity. The fused form projects no token:
     W_k goes into the query, q · W_k x = (W_kᵀ q) · x, and W_v meets the pooled token, Σ w W_v x = W_v Σ w x. So an
@@ -51,6 +53,8 @@ def dot_target_attention(
         w_v: [V, D], the values' projection; V is D without it. With several heads it comes with `w_k` or not at all.
         w_o: [O, V], the output's projection; O is V without it.
         scale: factor of the dot products; default (A / H) ** -0.5.
+        top_k: attend to the best so many tokens only, chosen by score for each target and head; of equal scores the
+            earlier tokens come first, and a history of fewer tokens is attended to whole. Default: all tokens.
         offsets: [B + 1] int32 or int64; user b owns tokens offsets[b] ... offsets[b + 1] - 1.
         lengths: [B] int32 or int64; the first lengths[b] positions are kept.
         mask: [B, L]; nonzero positions are kept, on any side.
@@ -66,6 +70,8 @@ def dot_target_attention(
         TypeError: wrong dtypes.
         RuntimeError: offsets or lengths out of range. Nothing is computed.
 
+    With `top_k`, which tokens of a history that holds a NaN are chosen is not defined.
+
     Example:
         >>> import torch, mixpol_kernels as mk
         >>> target, history = torch.randn(2, 8), torch.randn(2, 5, 8)
@@ -79,6 +85,8 @@ def dot_target_attention(
     if history.shape[-1] != target.shape[-1]:
         raise ValueError(f"history is {history.shape[-1]} wide and target {target.shape[-1]}; expected the same D")
     width = check_projections(target.shape[-1], num_heads, w_q, w_k, w_v, w_o)
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k was {top_k}; expected at least 1, or None for all tokens")
     scale = (width // num_heads) ** -0.5 if scale is None else float(scale)
     wide = target if target.dim() == 3 else target.unsqueeze(1)
     chosen = backends.choose(
@@ -90,11 +98,11 @@ def dot_target_attention(
         user, keep = where.assignment()
         out, weights = reference.dot_target_attention(
             wide, history.reshape(-1, history.shape[-1]), user.to(target.device), keep,
-            w_q, w_k, w_v, w_o, num_heads, scale,
+            w_q, w_k, w_v, w_o, num_heads, scale, top_k,
         )  # fmt: skip
         weights = weights.detach().reshape(*where.token_shape, *weights.shape[1:])
     else:
-        out, weights = _fused(wide, history, where, num_heads, w_q, w_k, w_v, w_o, scale, return_weights)
+        out, weights = _fused(wide, history, where, num_heads, w_q, w_k, w_v, w_o, scale, top_k or 0, return_weights)
     if target.dim() == 2:
         out = out.squeeze(1)
     if not return_weights:
@@ -112,6 +120,7 @@ def _fused(
     w_v: Tensor | None,
     w_o: Tensor | None,
     scale: float,
+    top_k: int,
     return_weights: bool,
 ) -> tuple[Tensor, Tensor]:
     """The compiled op between projections that touch no token: target [B, M, D] to [B, M, O]."""
@@ -123,10 +132,10 @@ def _fused(
     sliced = heads > 1 and w_k is None
     if backends.needs_grad(rows, history):
         pooled, weights = DotAttention.apply(
-            rows, history, where.offsets, where.lengths, where.mask, sliced, return_weights
+            rows, history, where.offsets, where.lengths, where.mask, sliced, top_k, return_weights
         )
     else:
-        pooled, _, weights = forward(rows, history, *where.canonical(), sliced, return_weights)
+        pooled, _, weights = forward(rows, history, *where.canonical(), sliced, top_k, return_weights)
     if w_v is not None:
         pooled = torch.einsum("bmhd,hvd->bmhv", pooled, w_v.unflatten(0, (heads, w_v.shape[0] // heads)))
     out = pooled.flatten(2)
@@ -144,7 +153,7 @@ def saved_bytes(
 ) -> int:
     """Bytes kept for backward beyond the inputs, when all of them need a gradient: a few rows a target."""
     width = target.shape[-1]
-    floats = 2 * num_heads  # the largest scores and the totals
+    floats = STATS * num_heads
     if w_k is not None:
         floats += num_heads * width  # the query rows
     if w_q is not None or scale != 1:

@@ -11,7 +11,8 @@ from torch.autograd.function import once_differentiable
 from mixpol_kernels.history import canonical
 from mixpol_kernels.library import define
 
-_INPUTS = "Tensor queries, Tensor history, Tensor? offsets, Tensor? lengths, Tensor? mask, bool sliced"
+_LAYOUT = "Tensor? offsets, Tensor? lengths, Tensor? mask"
+_INPUTS = f"Tensor queries, Tensor history, {_LAYOUT}, bool sliced, int top_k"
 define(
     "dot_attention_fwd",
     f"({_INPUTS}, bool save_attention) -> (Tensor pooled, Tensor stats, Tensor attention)",
@@ -30,11 +31,12 @@ def _(
     lengths: Tensor | None,
     mask: Tensor | None,
     sliced: bool,
+    top_k: int,
     save_attention: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     rows = queries.shape[:-1]
     attention = (*history.shape[:-1], *rows[1:]) if save_attention else (0,)
-    return queries.new_empty(queries.shape), queries.new_empty((*rows, 2)), queries.new_empty(attention)
+    return queries.new_empty(queries.shape), queries.new_empty((*rows, STATS)), queries.new_empty(attention)
 
 
 @torch.library.register_fake("mixpol::dot_attention_bwd")
@@ -47,10 +49,12 @@ def _(
     lengths: Tensor | None,
     mask: Tensor | None,
     sliced: bool,
+    top_k: int,
 ) -> tuple[Tensor, Tensor]:
     return queries.new_empty(queries.shape), history.new_empty(history.shape)
 
 
+STATS = 4  # floats that the forward keeps a row
 forward = torch.ops.mixpol.dot_attention_fwd.default
 _bwd = torch.ops.mixpol.dot_attention_bwd.default
 
@@ -59,7 +63,8 @@ class DotAttention(torch.autograd.Function):
     """softmax(q · x) over the tokens x of each user, and the mean of x under it, for every query row.
 
     Queries [B, M, H, D] to pooled of that shape. With `sliced`, the queries are [B, M, H, D / H] and those of head h
-    see the h-th part of each token only. Saves the inputs and two numbers a row: nothing for a token.
+    see the h-th part of each token only. With `top_k` > 0 a row attends to its best so many tokens. Saves the inputs
+    and a few numbers a row, nothing for a token.
     """
 
     @staticmethod
@@ -71,11 +76,13 @@ class DotAttention(torch.autograd.Function):
         lengths: Tensor | None,
         mask: Tensor | None,
         sliced: bool,
+        top_k: int,
         return_weights: bool,
     ) -> tuple[Tensor, Tensor]:
-        pooled, stats, attention = forward(queries, history, *canonical(offsets, lengths, mask), sliced, return_weights)
+        layout = canonical(offsets, lengths, mask)
+        pooled, stats, attention = forward(queries, history, *layout, sliced, top_k, return_weights)
         ctx.save_for_backward(queries, history, offsets, lengths, mask, stats)
-        ctx.sliced = sliced
+        ctx.config = (sliced, top_k)
         ctx.mark_non_differentiable(attention)
         return pooled, attention
 
@@ -84,5 +91,5 @@ class DotAttention(torch.autograd.Function):
     def backward(ctx: Any, grad_pooled: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         queries, history, offsets, lengths, mask, stats = ctx.saved_tensors
         layout = canonical(offsets, lengths, mask)
-        grad_queries, grad_history = _bwd(grad_pooled, stats, queries, history, *layout, ctx.sliced)
-        return grad_queries, grad_history, *[None] * 5
+        grad_queries, grad_history = _bwd(grad_pooled, stats, queries, history, *layout, *ctx.config)
+        return grad_queries, grad_history, *[None] * 6

@@ -28,6 +28,7 @@ class Config:
         heads: H.
         candidates: M for a target [B, M, D]; None for [B, D].
         scale: of the dot products; None for the default.
+        top_k: tokens that are attended to; None for all.
         only: the projections that are there; None for all of them.
         spread: factor of the query's values: how peaked the softmax is.
     """
@@ -42,6 +43,7 @@ class Config:
     heads: int = 1
     candidates: int | None = None
     scale: float | None = None
+    top_k: int | None = None
     only: tuple[str, ...] | None = None
     spread: float = 1.0
     index_dtype: torch.dtype = torch.int64
@@ -86,7 +88,7 @@ class Case:
         for name, tensor in self.floats.items():
             tensor = where.spread(tensor) if name == "history" else tensor.clone()
             arguments[name] = view(name, tensor.to(dtype)).detach().requires_grad_(requires_grad)
-        return arguments | {"num_heads": self.config.heads, "scale": self.config.scale}
+        return arguments | {"num_heads": self.config.heads, "scale": self.config.scale, "top_k": self.config.top_k}
 
     def call(self, arguments: dict[str, Any], backend: str = "auto", **more: Any) -> Any:
         """The public function on `arguments`."""
@@ -129,8 +131,31 @@ class Case:
         return replace(self, floats=floats)
 
 
+# Two scores at the edge of the best k that are closer than this may be told apart by rounding.
+_EDGE = 1e-4
+
+
 def make(config: Config, generator: torch.Generator) -> Case:
-    """Draws a case."""
+    """Draws a case, with `top_k` one whose choice does not hang on rounding."""
+    for _ in range(200):
+        case = _draw(config, generator)
+        if config.top_k is None or edge(case, config.top_k) > _EDGE:
+            return case
+    raise RuntimeError(f"no inputs found for {config} whose best tokens are clear")
+
+
+def edge(case: Case, top_k: int) -> float:
+    """How much the last chosen weight of a row exceeds the next, at least, relative to it."""
+    weights, start, closest = formula(replace(case, config=replace(case.config, top_k=None)))[1], 0, torch.inf
+    for count in case.counts:
+        if count > top_k and weights.shape[1:].numel():
+            best = weights[start : start + count].topk(top_k + 1, 0).values
+            closest = min(closest, float((1 - best[top_k] / best[top_k - 1]).min()))
+        start += count
+    return closest
+
+
+def _draw(config: Config, generator: torch.Generator) -> Case:
 
     def normal(*shape: int, scale: float = 1.0) -> Tensor:
         return torch.randn(shape, generator=generator) * scale
@@ -167,6 +192,9 @@ def formula(case: Case) -> tuple[Tensor, Tensor]:
             for h in range(config.heads):
                 scores = scale * (keys[h] @ queries[h])
                 e = (scores - scores.max()).exp() if count else scores
+                if config.top_k is not None:
+                    best = sorted(range(count), key=lambda i, s=scores: (-float(s[i]), i))
+                    e[best[config.top_k :]] = 0
                 per_candidate[:, m, h] = e / e.sum()
                 heads.append(per_candidate[:, m, h] @ values[h])
             outputs.append(project(torch.cat(heads), "w_o"))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,6 +17,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import mixpol_kernels
+from mixpol_kernels.library import ISA_LEVELS
 from mixpol_kernels.testing import budget
 from mixpol_kernels.testing.layouts import LAYOUTS
 
@@ -46,10 +50,16 @@ VARIANTS = {
     "negative scale": Config(scale=-0.4, heads=2),
     "peaked": Config(spread=30.0, heads=2, counts=COUNTS),
     "rows around a tile": Config(counts=COUNTS, heads=2),
+    "best of one": Config(top_k=1, heads=2, counts=COUNTS),
+    "best three": Config(top_k=3, heads=4, layout="mask_holes", width=24, attention=40),
+    "best 50": Config(top_k=50, heads=2, counts=COUNTS, layout="lengths", candidates=2),
+    "best 50, no projections": Config(top_k=50, heads=2, counts=COUNTS, layout="mask_left", attention=None),
+    "best of many candidates": Config(top_k=7, candidates=31, heads=2, counts=(3, 100, 0), width=7),
+    "best of few": Config(top_k=200, heads=2),
     "one very long row": Config(counts=(2, 4000, 0, 1), heads=2),
 }  # fmt: skip
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
-SOME = ("one head", "four heads", "narrow heads, no projections", "three candidates")
+SOME = ("best 50", "one head", "four heads", "narrow heads, no projections", "three candidates")
 some_variants = pytest.mark.parametrize("variant", SOME)
 
 
@@ -152,12 +162,15 @@ def test_layouts_agree(case: Case, generator: torch.Generator) -> None:
                 assert torch.equal(got[name], value), (layout, length, name)
 
 
+@pytest.mark.parametrize("top_k", [None, 5])
 @pytest.mark.parametrize("heads", [1, 2])
 @pytest.mark.parametrize("candidates", [None, 3, 31])
 @pytest.mark.parametrize("width", [64, 24, 7 * 2])
-def test_batch_invariance(width: int, candidates: int | None, heads: int, generator: torch.Generator) -> None:
+def test_batch_invariance(
+    width: int, candidates: int | None, heads: int, top_k: int | None, generator: torch.Generator
+) -> None:
     """Alone or in any batch a user gets the same bits. Without projections: those are PyTorch's."""
-    config = Config(attention=None, width=width, heads=heads, candidates=candidates, counts=COUNTS)
+    config = Config(attention=None, width=width, heads=heads, candidates=candidates, counts=COUNTS, top_k=top_k)
     case = make(config, generator)
     whole = case.run("cpu", case.place(generator))
     starts = [sum(COUNTS[:b]) for b in range(len(COUNTS))]
@@ -174,19 +187,20 @@ def test_batch_invariance(width: int, candidates: int | None, heads: int, genera
             at += COUNTS[b]
 
 
+@pytest.mark.parametrize("top_k", [0, 20])
 @pytest.mark.parametrize("heads", [1, 2])
-def test_query_rows_do_not_see_the_batch_or_each_other(heads: int, generator: torch.Generator) -> None:
+def test_query_rows_do_not_see_the_batch_or_each_other(heads: int, top_k: int, generator: torch.Generator) -> None:
     """The op between the projections, on rows that read whole tokens: bitwise the same among any others."""
     queries = torch.randn(len(COUNTS), 13, heads, 24, generator=generator)
     case = make(Config(width=24, counts=COUNTS), generator)
     history, offsets = case.floats["history"], case.place(generator).arguments["offsets"]
     op = torch.ops.mixpol.dot_attention_fwd
-    whole = op(queries, history, offsets, None, None, False, False)
+    whole = op(queries, history, offsets, None, None, False, top_k, False)
     for rows in ([0], [12, 4], [7, 7, 2, 1, 0]):
-        some = op(queries[:, rows], history, offsets, None, None, False, False)
+        some = op(queries[:, rows], history, offsets, None, None, False, top_k, False)
         for got, expected in zip(some[:2], whole[:2], strict=True):
             assert torch.equal(got, expected[:, rows])
-    alone = op(queries[5:6], history[case_slice(5)], torch.tensor([0, COUNTS[5]]), None, None, False, False)
+    alone = op(queries[5:6], history[case_slice(5)], torch.tensor([0, COUNTS[5]]), None, None, False, top_k, False)
     assert torch.equal(alone[0][0], whole[0][5])
 
 
@@ -202,6 +216,7 @@ def case_slice(user: int) -> slice:
         Config(heads=4, width=24, attention=None, counts=(60, 3, 0, 41, 22) * 5, candidates=40, layout="lengths"),
         Config(heads=1, width=40, attention=None, counts=(3, 5000, 0, 2), candidates=2),
         Config(heads=2, width=40, counts=(60, 3, 0, 41, 22) * 20),
+        Config(heads=2, width=40, attention=None, counts=(60, 3, 0, 41, 22) * 4, top_k=5),
     ],
 )
 def test_any_number_of_threads(config: Config, generator: torch.Generator) -> None:
@@ -214,8 +229,8 @@ def test_any_number_of_threads(config: Config, generator: torch.Generator) -> No
     grad = torch.randn(queries.shape, generator=generator)
 
     def run() -> list[Tensor]:
-        results = list(torch.ops.mixpol.dot_attention_fwd(queries, history, *layout, False, True))
-        back = torch.ops.mixpol.dot_attention_bwd(grad, results[1], queries, history, *layout, False)
+        results = list(torch.ops.mixpol.dot_attention_fwd(queries, history, *layout, False, config.top_k or 0, True))
+        back = torch.ops.mixpol.dot_attention_bwd(grad, results[1], queries, history, *layout, False, config.top_k or 0)
         whole = case.run("cpu", where) if config.attention is None else {}
         return [*results, *back, *whole.values()]
 
@@ -264,6 +279,42 @@ def test_one_token_is_copied(backend: str, generator: torch.Generator) -> None:
     case = make(Config(counts=(1, 1), heads=4, attention=None), generator)
     out = case.call(case.arguments(case.place(generator)), backend)
     assert torch.equal(out, case.floats["history"])
+
+
+@pytest.mark.parametrize("layout", ["jagged", "mask_holes"])
+@pytest.mark.parametrize("top_k", [1, 4, 50, 100])
+def test_ties(top_k: int, layout: str, backend: str, generator: torch.Generator) -> None:
+    """Of equal scores the earlier tokens are chosen: small whole numbers, of which many are equal, 0 and -0 too."""
+    case = make(Config(attention=None, heads=2, width=8, candidates=3, scale=1.0, counts=(0, 120, 49, 3)), generator)
+    case = replace(case, config=replace(case.config, top_k=top_k, layout=layout))
+    for name in ("target", "history"):
+        case.floats[name].copy_(torch.randint(-1, 2, case.floats[name].shape, generator=generator))
+    where = case.place(generator)
+    _, expected = formula(case)
+    arguments = case.arguments(where, requires_grad=True)
+    out, weights = case.call(arguments, backend, return_weights=True)
+    weights = where.gather(weights)
+    assert torch.equal(weights > 0, expected > 0)
+    assert weights.count_nonzero() == 3 * 2 * sum(min(top_k, n) for n in case.counts)
+    torch.testing.assert_close(weights.double(), expected, rtol=1e-5, atol=0)
+    out.sum().backward()
+    unseen = ~(expected > 0).any(1).repeat_interleave(4, 1)  # by no candidate, in the columns of a head
+    grad = where.gather(arguments["history"].grad)
+    assert not grad[unseen].count_nonzero()
+    assert grad[~unseen].count_nonzero()
+
+
+def test_best_of_negative_infinity(backend: str) -> None:
+    """Scores of -inf are worth less than any other, and of those the earlier come first."""
+    history = torch.zeros(1, 60, 2)
+    history[0, :, 1] = torch.arange(60.0)
+    history[0, :57, 0] = -1e38
+    target = torch.tensor([[1e38, 0.0]])
+    out, weights = mixpol_kernels.dot_target_attention(
+        target, history, scale=1.0, top_k=5, return_weights=True, backend=backend
+    )
+    torch.testing.assert_close(out, torch.tensor([[0.0, 58.0]]))
+    assert weights.count_nonzero() == 3
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
@@ -354,6 +405,16 @@ def test_users_far_apart() -> None:
     assert torch.equal(far, near)
 
 
+@pytest.mark.parametrize("level", ISA_LEVELS)
+def test_every_level_is_within_the_budget(level: str) -> None:
+    """MIXPOL_CPU_ISA lowers the level of another process, never raises it."""
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__, "-k", "test_budget or test_ties"],
+        env={**os.environ, "MIXPOL_CPU_ISA": level}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
 class Recorder(TorchDispatchMode):
     """Notes the calls of the ops between the projections."""
 
@@ -385,9 +446,9 @@ def test_opcheck(case: Case, generator: torch.Generator) -> None:
     [
         ("cpu", Config(heads=4, width=24, attention=40)),
         ("cpu", Config(heads=2, attention=None, layout="mask_left")),
-        ("cpu", Config(heads=2, candidates=3, layout="lengths")),
+        ("cpu", Config(heads=2, candidates=3, layout="lengths", top_k=3)),
         ("reference", Config(heads=2, candidates=3)),
-        ("reference", Config(layout="lengths", attention=None)),
+        ("reference", Config(layout="lengths", attention=None, top_k=3)),
     ],
     ids=str,
 )
@@ -460,9 +521,11 @@ def test_changed_in_place_is_noticed(generator: torch.Generator) -> None:
 
 
 @pytest.mark.parametrize("layout", ["jagged", "mask_holes"])
-@pytest.mark.parametrize("attention", [None, 4])
-def test_gradcheck(attention: int | None, layout: str, generator: torch.Generator) -> None:
-    config = Config(counts=(3, 0, 2), width=4, attention=attention, outputs=2, heads=2, candidates=2, layout=layout)
+@pytest.mark.parametrize(("attention", "top_k"), [(None, None), (4, None), (4, 2)])
+def test_gradcheck(attention: int | None, top_k: int | None, layout: str, generator: torch.Generator) -> None:
+    config = Config(
+        counts=(3, 0, 2), width=4, top_k=top_k, attention=attention, outputs=2, heads=2, candidates=2, layout=layout
+    )
     case = make(config, generator)
     arguments = case.arguments(case.place(generator), torch.float64)
     inputs = [arguments[name].nan_to_num().requires_grad_() for name in case.floats]

@@ -42,6 +42,7 @@ BAD: dict[str, tuple[Change, type[Exception], str]] = {
     "values that heads do not divide": (
         lambda a: {"w_v": a["w_v"][:7], "w_o": None}, ValueError, r"values are 7 wide.*num_heads=2",
     ),
+    "top_k 0": (lambda a: {"top_k": 0}, ValueError, r"top_k was 0; expected at least 1"),
     "no rows": (
         lambda a: {"w_q": a["w_q"][:0], "w_k": a["w_k"][:0]}, ValueError, r"queries and keys are 0 wide.*num_heads=2",
     ),
@@ -96,13 +97,20 @@ def test_lengths_out_of_range(at: int, value: int, backend: str, generator: torc
 def test_the_op_checks_for_itself(queries: Tensor, sliced: bool, pattern: str) -> None:
     history = torch.randn(2, 5, 8)
     with pytest.raises(RuntimeError, match=pattern):
-        torch.ops.mixpol.dot_attention_fwd(queries, history, None, None, None, sliced, False)
+        torch.ops.mixpol.dot_attention_fwd(queries, history, None, None, None, sliced, 0, False)
+
+
+def test_the_op_checks_top_k() -> None:
+    with pytest.raises(RuntimeError, match="top_k was -1; expected at least 1, or 0"):
+        torch.ops.mixpol.dot_attention_fwd(
+            torch.randn(2, 1, 1, 8), torch.randn(2, 5, 8), None, None, None, False, -1, False
+        )
 
 
 def test_the_backward_op_checks_what_was_saved() -> None:
     queries, history = torch.randn(2, 1, 2, 8), torch.randn(2, 5, 8)
     op = torch.ops.mixpol.dot_attention_bwd
-    with pytest.raises(RuntimeError, match=r"stats has shape \[2, 1, 2\]; expected \[2, 1, 2, 2\]"):
-        op(queries, torch.randn(2, 1, 2), queries, history, None, None, None, False)
+    with pytest.raises(RuntimeError, match=r"stats has shape \[2, 1, 2\]; expected \[2, 1, 2, 4\]"):
+        op(queries, torch.randn(2, 1, 2), queries, history, None, None, None, False, 0)
     with pytest.raises(RuntimeError, match=r"grad_pooled has shape \[2, 8\]; expected \[2, 1, 2, 8\]"):
-        op(torch.randn(2, 8), torch.randn(2, 1, 2, 2), queries, history, None, None, None, False)
+        op(torch.randn(2, 8), torch.randn(2, 1, 2, 4), queries, history, None, None, None, False, 0)
