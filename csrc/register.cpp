@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "cpu/attention.h"
+#include "cpu/dot_attention.h"
 #include "cpu/interleave.h"
 #include "cpu/polarity_embedding.h"
 #include "cpu/polarity_fusion.h"
@@ -28,4 +29,6 @@ STABLE_TORCH_LIBRARY_IMPL(mixpol, CPU, m) {
     m.impl("unit_statistics_bwd", TORCH_BOX(&mixpol::cpu::unit_statistics_bwd));
     m.impl("mixed_polarity_attention_fwd", TORCH_BOX(&mixpol::cpu::mixed_polarity_attention_fwd));
     m.impl("mixed_polarity_attention_bwd", TORCH_BOX(&mixpol::cpu::mixed_polarity_attention_bwd));
+    m.impl("dot_attention_fwd", TORCH_BOX(&mixpol::cpu::dot_attention_fwd));
+    m.impl("dot_attention_bwd", TORCH_BOX(&mixpol::cpu::dot_attention_bwd));
 }

@@ -3,6 +3,7 @@
 from mixpol_kernels import nn
 from mixpol_kernels.backend import Explanation, explain
 from mixpol_kernels.library import library as _library
+from mixpol_kernels.ops.dot_target_attention.api import dot_target_attention
 from mixpol_kernels.ops.interleave.api import Interleaved, interleave
 from mixpol_kernels.ops.mixed_polarity_attention.api import mixed_polarity_attention
 from mixpol_kernels.ops.polarity_embedding.api import polarity_embedding
@@ -17,6 +18,7 @@ __all__ = [
     "Interleaved",
     "Statistics",
     "__version__",
+    "dot_target_attention",
     "explain",
     "interleave",
     "mixed_polarity_attention",

@@ -277,6 +277,48 @@ struct FusionGradients {
     float *table, *extra, *gate_weight, *gate_bias, *target_weight;
 };
 
+constexpr int DOT_ROWS = 24;  // query rows that are worked on together: with a chunk of tokens they share L1
+
+// What the forward keeps for a row: the largest score, the sum of exp(score - largest), and with top_k the
+// bits of the key of the last score that is chosen and how many scores with that key are.
+constexpr int DOT_STATS = 4;
+
+// Softmax dot-product attention: rows of queries, one per candidate and head, against raw tokens. Without
+// `sliced` every row reads whole tokens; with it, head h reads the columns h * query_width ... only.
+struct DotPass {
+    History history;
+    TokenRows tokens;
+    int width;        // D
+    int query_width;  // D, or D / heads when sliced
+    int candidates;   // M
+    int heads;        // H
+    bool sliced;
+    const float* queries;                                // [B, M, H, query_width] at these strides, scaled
+    int64_t user_stride, candidate_stride, head_stride;  // floats
+    int64_t longest;                                     // tokens of the longest history
+    int64_t top_k;  // a row attends to its best so many tokens; 0: to all
+};
+
+// Rows that read the same columns, and the parts of at most DOT_ROWS rows that a user's rows are cut into.
+static inline int64_t group_rows(const DotPass& a) {
+    return a.sliced ? a.candidates : int64_t{a.candidates} * a.heads;
+}
+static inline int64_t group_parts(const DotPass& a) { return (group_rows(a) + DOT_ROWS - 1) / DOT_ROWS; }
+static inline int64_t user_parts(const DotPass& a) { return (a.sliced ? a.heads : 1) * group_parts(a); }
+
+struct DotForward : DotPass {
+    float* pooled;     // [B, M, H, query_width]
+    float* stats;      // [B, M, H, DOT_STATS]
+    float* attention;  // weights [tokens, M, H] or null
+};
+
+struct DotBackward : DotPass {
+    const float* grad_pooled;  // [B, M, H, query_width]
+    const float* stats;
+    float* grad_queries;  // [B, M, H, query_width]
+    float* grad_tokens;   // [tokens, D]
+};
+
 // The kernels of one instruction set level. `sums` is the block's own part of a zeroed buffer.
 struct Kernels {
     void (*pack_unit)(const ActivationUnit&, bool scaled, PackedUnit&);
@@ -296,6 +338,9 @@ struct Kernels {
                             const FusionSums&);
     void (*unfold_unit)(const ActivationUnit&, const UnitSums&, bool scaled, const UnitGradients&);
     void (*unfold_fusion)(const PolarityFusion&, const FusionSums&, const FusionGradients&);
+    int64_t (*dot_scratch_floats)(const DotPass&, bool backward);
+    void (*dot_forward)(const DotForward&, int64_t part_begin, int64_t part_end, float* scratch);
+    void (*dot_backward)(const DotBackward&, int64_t user_begin, int64_t user_end, float* scratch);
     void (*add)(float* to, const float* from, int64_t floats);
     void (*gather_sum)(float* out, const float* a, const float* b, int width);         // out = a + b
     void (*sum_rows)(float* out, const float* const* rows, int64_t count, int width);  // in order

@@ -28,6 +28,7 @@ constexpr int MAX_COLUMNS = 2;
 constexpr int MAX_ROWS = 6;
 
 typedef float vec __attribute__((vector_size(W * 4)));
+typedef float quad __attribute__((vector_size(16)));
 typedef int32_t ivec __attribute__((vector_size(W * 4)));
 
 MIXPOL_INLINE vec load(const float* p) {
@@ -87,6 +88,26 @@ MIXPOL_INLINE vec spread(uint32_t bits, float x) {
     return on ? broadcast(x) : vec{};
 }
 #endif
+
+// Four lanes whose sum is that of all lanes.
+MIXPOL_INLINE quad fold(vec v) {
+#if defined(MIXPOL_ISA_avx512)
+    __m256 half = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+    return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+#elif defined(MIXPOL_ISA_avx2)
+    return _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+#else
+    return v;
+#endif
+}
+
+// The sums of four vectors.
+MIXPOL_INLINE quad sums(vec a, vec b, vec c, vec d) {
+    quad p = fold(a), q = fold(b), r = fold(c), s = fold(d);
+    quad pq = __builtin_shufflevector(p, q, 0, 4, 1, 5) + __builtin_shufflevector(p, q, 2, 6, 3, 7);
+    quad rs = __builtin_shufflevector(r, s, 0, 4, 1, 5) + __builtin_shufflevector(r, s, 2, 6, 3, 7);
+    return __builtin_shufflevector(pq, rs, 0, 1, 4, 5) + __builtin_shufflevector(pq, rs, 2, 3, 6, 7);
+}
 
 MIXPOL_INLINE vec where_positive(vec x, vec a, vec b) { return x <= vec{} ? b : a; }
 

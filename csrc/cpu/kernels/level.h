@@ -22,6 +22,9 @@ void fusion_backward(const FusionBackward&, int64_t user_begin, int64_t user_end
                      const FusionSums&);
 void unfold_unit(const ActivationUnit&, const UnitSums&, bool scaled, const UnitGradients&);
 void unfold_fusion(const PolarityFusion&, const FusionSums&, const FusionGradients&);
+int64_t dot_scratch_floats(const DotPass&, bool backward);
+void dot_forward(const DotForward&, int64_t part_begin, int64_t part_end, float* scratch);
+void dot_backward(const DotBackward&, int64_t user_begin, int64_t user_end, float* scratch);
 void add(float* to, const float* from, int64_t floats);
 void gather_sum(float* out, const float* a, const float* b, int width);
 void sum_rows(float* out, const float* const* rows, int64_t count, int width);

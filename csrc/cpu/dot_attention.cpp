@@ -1,0 +1,125 @@
+#include "cpu/dot_attention.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace mixpol::cpu {
+
+namespace {
+
+constexpr int64_t BLOCKS = 128;           // for load balance only: no result depends on its block
+constexpr int64_t MIN_BLOCK_COST = 4096;  // tokens times rows
+constexpr int64_t ROW_COST = 6;           // what a row costs beyond its tokens, in tokens
+
+struct Inputs {
+    DotPass pass{};
+    Layout layout;
+    std::vector<Tensor> alive;
+    std::vector<int64_t> token_shape, row_shape;
+};
+
+Inputs read(const Tensor& queries, const Tensor& history, const OptionalTensor& offsets,
+            const OptionalTensor& lengths, const OptionalTensor& mask, bool sliced, int64_t top_k) {
+    Inputs in;
+    DotPass& pass = in.pass;
+    if (queries.dim() != 4) fail("queries has ", queries.dim(), " dimensions; expected [B, M, H, D]");
+    in.row_shape = sizes_of(queries);
+    const int64_t users = in.row_shape[0], heads = in.row_shape[2], query_width = in.row_shape[3];
+    const int64_t width = sliced ? heads * query_width : query_width;
+    Tensor rows = float_rows(queries, "queries", query_width);
+    Tensor tokens = float_rows(history, "history", width);
+    in.token_shape = sizes_of(tokens);
+    in.token_shape.pop_back();
+    in.layout = read_layout(users, in.token_shape, offsets, lengths, mask);
+    in.alive = {rows, tokens};
+    pass.history = in.layout.history;
+    pass.tokens.base = static_cast<const float*>(tokens.const_data_ptr());
+    pass.tokens.row_stride = tokens.stride(tokens.dim() - 2);
+    pass.tokens.user_stride = tokens.dim() == 3 ? tokens.stride(0) : 0;
+    pass.width = static_cast<int>(width);
+    pass.query_width = static_cast<int>(query_width);
+    pass.candidates = static_cast<int>(in.row_shape[1]);
+    pass.heads = static_cast<int>(heads);
+    pass.sliced = sliced;
+    if (top_k < 0) fail("top_k was ", top_k, "; expected at least 1, or 0 for all tokens");
+    pass.top_k = top_k;
+    pass.queries = static_cast<const float*>(rows.const_data_ptr());
+    pass.user_stride = rows.stride(0), pass.candidate_stride = rows.stride(1),
+    pass.head_stride = rows.stride(2);
+    for (int64_t count : in.layout.counts) pass.longest = std::max(pass.longest, count);
+    return in;
+}
+
+// Contiguous ranges of items, of which every user has `parts` of `rows` rows, of about equal cost.
+std::vector<int64_t> cut(const Layout& layout, int64_t parts, int64_t rows) {
+    int64_t total = 0;
+    for (int64_t n : layout.counts) total += (n + ROW_COST) * parts;
+    const int64_t blocks = std::clamp<int64_t>(total * rows / MIN_BLOCK_COST, 1, BLOCKS);
+    std::vector<int64_t> bounds{0};
+    int64_t cost = 0, item = 0;
+    for (int64_t n : layout.counts)
+        for (int64_t part = 0; part < parts; part++) {
+            cost += n + ROW_COST, item++;
+            if (cost * blocks >= total * static_cast<int64_t>(bounds.size())) bounds.push_back(item);
+        }
+    return bounds;
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor> dot_attention_fwd(Tensor queries, Tensor history, OptionalTensor offsets,
+                                                     OptionalTensor lengths, OptionalTensor mask, bool sliced,
+                                                     int64_t top_k, bool save_attention) {
+    Inputs in = read(queries, history, offsets, lengths, mask, sliced, top_k);
+    DotForward args{in.pass, nullptr, nullptr, nullptr};
+    Tensor pooled = new_floats(in.row_shape);
+    std::vector<int64_t> shape = in.row_shape;
+    shape.back() = DOT_STATS;
+    Tensor stats = new_floats(shape);
+    shape = in.token_shape;
+    shape.insert(shape.end(), {in.row_shape[1], in.row_shape[2]});
+    Tensor attention = save_attention ? new_floats(shape) : new_floats({0});
+    args.pooled = static_cast<float*>(pooled.mutable_data_ptr());
+    args.stats = static_cast<float*>(stats.mutable_data_ptr());
+    args.attention = save_attention ? static_cast<float*>(attention.mutable_data_ptr()) : nullptr;
+    const std::vector<int64_t> bounds =
+        cut(in.layout, user_parts(args), std::min<int64_t>(group_rows(args), DOT_ROWS));
+    const Kernels& k = kernels();
+    run_blocks(static_cast<int64_t>(bounds.size()) - 1, k.dot_scratch_floats(args, false),
+               [&](int64_t block, float* scratch) {
+                   k.dot_forward(args, bounds[block], bounds[block + 1], scratch);
+               });
+    return {pooled, stats, attention};
+}
+
+std::tuple<Tensor, Tensor> dot_attention_bwd(Tensor grad_pooled, Tensor stats, Tensor queries, Tensor history,
+                                             OptionalTensor offsets, OptionalTensor lengths,
+                                             OptionalTensor mask, bool sliced, int64_t top_k) {
+    Inputs in = read(queries, history, offsets, lengths, mask, sliced, top_k);
+    DotBackward args{in.pass, nullptr, nullptr, nullptr, nullptr};
+    const std::vector<int64_t>& rows = in.row_shape;
+    Tensor grad = floats(grad_pooled, "grad_pooled", {rows[0], rows[1], rows[2], rows[3]});
+    Tensor saved = floats(stats, "stats", {rows[0], rows[1], rows[2], DOT_STATS});
+    Tensor grad_queries = new_floats(rows);
+    std::vector<int64_t> shape = in.token_shape;
+    shape.push_back(args.width);
+    Tensor grad_tokens = new_floats(shape);
+    args.grad_pooled = static_cast<const float*>(grad.const_data_ptr());
+    args.stats = static_cast<const float*>(saved.const_data_ptr());
+    args.grad_queries = static_cast<float*>(grad_queries.mutable_data_ptr());
+    args.grad_tokens = static_cast<float*>(grad_tokens.mutable_data_ptr());
+    // Tokens without a query have no gradient, and no kernel visits them.
+    if (user_parts(args) == 0) {
+        std::memset(args.grad_tokens, 0, sizeof(float) * grad_tokens.numel());
+        return {grad_queries, grad_tokens};
+    }
+    const std::vector<int64_t> bounds = cut(in.layout, 1, rows[1] * rows[2]);
+    const Kernels& k = kernels();
+    run_blocks(static_cast<int64_t>(bounds.size()) - 1, k.dot_scratch_floats(args, true),
+               [&](int64_t block, float* scratch) {
+                   k.dot_backward(args, bounds[block], bounds[block + 1], scratch);
+               });
+    return {grad_queries, grad_tokens};
+}
+
+}  // namespace mixpol::cpu

@@ -1,0 +1,18 @@
+// Softmax dot-product attention of query rows over raw tokens: the launchers.
+#pragma once
+
+#include <tuple>
+
+#include "cpu/launch.h"
+
+namespace mixpol::cpu {
+
+std::tuple<Tensor, Tensor, Tensor> dot_attention_fwd(Tensor queries, Tensor history, OptionalTensor offsets,
+                                                     OptionalTensor lengths, OptionalTensor mask, bool sliced,
+                                                     int64_t top_k, bool save_attention);
+
+std::tuple<Tensor, Tensor> dot_attention_bwd(Tensor grad_pooled, Tensor stats, Tensor queries, Tensor history,
+                                             OptionalTensor offsets, OptionalTensor lengths,
+                                             OptionalTensor mask, bool sliced, int64_t top_k);
+
+}  // namespace mixpol::cpu

@@ -1,0 +1,1 @@
+"""Softmax dot-product target attention with heads."""

@@ -1,0 +1,192 @@
+"""The public function `dot_target_attention`: validation, projections and choice of implementation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mixpol_kernels import backend as backends
+from mixpol_kernels.checks import check_float
+from mixpol_kernels.history import Layout, layout
+from mixpol_kernels.ops.dot_target_attention import reference
+from mixpol_kernels.ops.dot_target_attention.autograd import STATS, DotAttention, forward
+
+
+def dot_target_attention(
+    target: Tensor,
+    history: Tensor,
+    *,
+    num_heads: int = 1,
+    w_q: Tensor | None = None,
+    w_k: Tensor | None = None,
+    w_v: Tensor | None = None,
+    w_o: Tensor | None = None,
+    scale: float | None = None,
+    top_k: int | None = None,
+    offsets: Tensor | None = None,
+    lengths: Tensor | None = None,
+    mask: Tensor | None = None,
+    return_weights: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Softmax dot-product attention of each target over its user's history, with heads.
+
+    For target t and tokens x_l, with q, k_l, v_l of head h the h-th of H equal parts of W_q t, W_k x_l, W_v x_l:
+
+        s_l = scale * q · k_l,  head_h = Σ softmax(s)_l v_l,  out = W_o [head_1 ; ... ; head_H]
+
+    with the softmax over the user's tokens, or with `top_k` over the best of them, as models of long histories do
+    (Attention Is All You Need, arXiv 1706.03762, section 3.2, with one query; names and bias-free projections of
+    FuxiCTR's MultiHeadTargetAttention.) A projection that is None is the identity. The fused form projects no token:
+    W_k goes into the query, q · W_k x = (W_kᵀ q) · x, and W_v meets the pooled token, Σ w W_v x = W_v Σ w x. So an
+    infinite entry of W_v can give inf where the projected tokens cancel to NaN. What the projections add around the
+    fused op are ordinary matrix products of PyTorch: whether their last bits depend on the batch is up to its BLAS.
+
+    Args:
+        target: [B, D], or [B, M, D] when M candidates share each user's history.
+        history: [N, D] with `offsets`, or [B, L, D] with `lengths`, `mask` or neither (every position kept).
+            Any strides.
+        num_heads: H; divides the width of queries and values.
+        w_q: [A, D], the queries' projection; A is D without it.
+        w_k: [A, D], the keys' projection.
+        w_v: [V, D], the values' projection; V is D without it. With several heads it comes with `w_k` or not at all.
+        w_o: [O, V], the output's projection; O is V without it.
+        scale: factor of the dot products; default (A / H) ** -0.5.
+        top_k: attend to the best so many tokens only, chosen by score for each target and head; of equal scores the
+            earlier tokens come first, and a history of fewer tokens is attended to whole. Default: all tokens.
+        offsets: [B + 1] int32 or int64; user b owns tokens offsets[b] ... offsets[b + 1] - 1.
+        lengths: [B] int32 or int64; the first lengths[b] positions are kept.
+        mask: [B, L]; nonzero positions are kept, on any side.
+        return_weights: also return the attention weights, without gradient.
+        backend: "auto", "cpu" (compiled, float32) or "reference" (plain PyTorch).
+
+    Returns:
+        out, [B, O] or [B, M, O], in the dtype of `target`; an empty history gives zeros. With `return_weights` also
+        softmax(s), [N, H] or [B, L, H], with a dimension M before the last if the target has one; pads are 0.
+
+    Raises:
+        ValueError: contradicting or misshapen arguments, or a backend that cannot take them.
+        TypeError: wrong dtypes.
+        RuntimeError: offsets or lengths out of range. Nothing is computed.
+
+    With `top_k`, which tokens of a history that holds a NaN are chosen is not defined.
+
+    Example:
+        >>> import torch, mixpol_kernels as mk
+        >>> target, history = torch.randn(2, 8), torch.randn(2, 5, 8)
+        >>> mk.dot_target_attention(target, history, num_heads=2, lengths=torch.tensor([5, 0])).shape
+        torch.Size([2, 8])
+    """
+    if target.dim() not in (2, 3):
+        raise ValueError(f"target has shape {list(target.shape)}; expected [B, D] or [B, M, D]")
+    check_float(target, "target", history=history, w_q=w_q, w_k=w_k, w_v=w_v, w_o=w_o)
+    where = layout(history, target.shape[0], name="history", trailing=1, offsets=offsets, lengths=lengths, mask=mask)
+    if history.shape[-1] != target.shape[-1]:
+        raise ValueError(f"history is {history.shape[-1]} wide and target {target.shape[-1]}; expected the same D")
+    width = check_projections(target.shape[-1], num_heads, w_q, w_k, w_v, w_o)
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k was {top_k}; expected at least 1, or None for all tokens")
+    scale = (width // num_heads) ** -0.5 if scale is None else float(scale)
+    wide = target if target.dim() == 3 else target.unsqueeze(1)
+    chosen = backends.choose(
+        "dot_target_attention", backend, target, lambda: saved_bytes(wide, num_heads, w_q, w_k, w_v, w_o, scale)
+    )
+    if chosen == "reference":
+        if not torch.compiler.is_compiling():
+            where.check_values()
+        user, keep = where.assignment()
+        out, weights = reference.dot_target_attention(
+            wide, history.reshape(-1, history.shape[-1]), user.to(target.device), keep,
+            w_q, w_k, w_v, w_o, num_heads, scale, top_k,
+        )  # fmt: skip
+        weights = weights.detach().reshape(*where.token_shape, *weights.shape[1:])
+    else:
+        out, weights = _fused(wide, history, where, num_heads, w_q, w_k, w_v, w_o, scale, top_k or 0, return_weights)
+    if target.dim() == 2:
+        out = out.squeeze(1)
+    if not return_weights:
+        return out
+    return out, weights.squeeze(-2) if target.dim() == 2 else weights
+
+
+def _fused(
+    target: Tensor,
+    history: Tensor,
+    where: Layout,
+    heads: int,
+    w_q: Tensor | None,
+    w_k: Tensor | None,
+    w_v: Tensor | None,
+    w_o: Tensor | None,
+    scale: float,
+    top_k: int,
+    return_weights: bool,
+) -> tuple[Tensor, Tensor]:
+    """The compiled op between projections that touch no token: target [B, M, D] to [B, M, O]."""
+    queries = target if w_q is None else F.linear(target, w_q)
+    queries = queries if scale == 1 else queries * scale
+    rows = queries.unflatten(-1, (heads, queries.shape[-1] // heads))
+    if w_k is not None:  # [B, M, A] to [B, M, H, D]
+        rows = torch.einsum("bmha,had->bmhd", rows, w_k.unflatten(0, (heads, w_k.shape[0] // heads)))
+    sliced = heads > 1 and w_k is None
+    if backends.needs_grad(rows, history):
+        pooled, weights = DotAttention.apply(
+            rows, history, where.offsets, where.lengths, where.mask, sliced, top_k, return_weights
+        )
+    else:
+        pooled, _, weights = forward(rows, history, *where.canonical(), sliced, top_k, return_weights)
+    if w_v is not None:
+        pooled = torch.einsum("bmhd,hvd->bmhv", pooled, w_v.unflatten(0, (heads, w_v.shape[0] // heads)))
+    out = pooled.flatten(2)
+    return out if w_o is None else F.linear(out, w_o), weights
+
+
+def saved_bytes(
+    target: Tensor,
+    num_heads: int,
+    w_q: Tensor | None,
+    w_k: Tensor | None,
+    w_v: Tensor | None,
+    w_o: Tensor | None,
+    scale: float,
+) -> int:
+    """Bytes kept for backward beyond the inputs, when all of them need a gradient: a few rows a target."""
+    width = target.shape[-1]
+    floats = STATS * num_heads
+    if w_k is not None:
+        floats += num_heads * width  # the query rows
+    if w_q is not None or scale != 1:
+        floats += width if w_k is None else w_k.shape[0]  # the queries before they meet W_k
+    if w_v is not None:
+        floats += num_heads * width  # the pooled rows
+    if w_o is not None:
+        floats += w_o.shape[1]
+    return 4 * floats * target.shape[0] * target.shape[1]
+
+
+def check_projections(
+    width: int, num_heads: int, w_q: Tensor | None, w_k: Tensor | None, w_v: Tensor | None, w_o: Tensor | None
+) -> int:
+    """Validates heads and projections for vectors `width` wide; returns the width of queries and keys."""
+    if num_heads < 1:
+        raise ValueError(f"num_heads was {num_heads}; expected at least 1")
+    if num_heads > 1 and (w_k is None) != (w_v is None):
+        given, missing = ("w_k", "w_v") if w_v is None else ("w_v", "w_k")
+        raise ValueError(f"{given} came without {missing}; with num_heads={num_heads} expected both or neither")
+    for name, weight in (("w_q", w_q), ("w_k", w_k), ("w_v", w_v)):
+        if weight is not None and (weight.dim() != 2 or weight.shape[1] != width):
+            raise ValueError(f"{name} has shape {list(weight.shape)}; expected [outputs, {width}] (outputs, D)")
+    queries = width if w_q is None else w_q.shape[0]
+    keys = width if w_k is None else w_k.shape[0]
+    values = width if w_v is None else w_v.shape[0]
+    if queries != keys:
+        raise ValueError(
+            f"queries are {queries} wide and keys {keys}, of w_q and w_k where given, else D; expected the same A"
+        )
+    for name, size in (("queries and keys", keys), ("values", values)):
+        if size % num_heads or not size:
+            raise ValueError(f"{name} are {size} wide; expected a multiple of num_heads={num_heads}")
+    if w_o is not None and (w_o.dim() != 2 or w_o.shape[1] != values):
+        raise ValueError(f"w_o has shape {list(w_o.shape)}; expected [outputs, {values}] (outputs, V)")
+    return keys
