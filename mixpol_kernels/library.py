@@ -17,6 +17,11 @@ def define(name: str, schema: str) -> None:
 
 
 def _find() -> Path | None:
+    named = os.environ.get("MIXPOL_LIBRARY")
+    if named:
+        if not Path(named).is_file():
+            raise ValueError(f"MIXPOL_LIBRARY was {named!r}; expected the path of a compiled library, or unset")
+        return Path(named)
     # An editable install keeps the library in site-packages and the sources elsewhere: look in every folder.
     import mixpol_kernels
 

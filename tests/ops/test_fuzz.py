@@ -107,11 +107,15 @@ def all_finite(results: dict[str, Tensor]) -> bool:
 
 
 def safe(case: Case, where: Placement, dtype: torch.dtype) -> bool:
-    """Whether no step comes near the largest number: the reference is finite for larger inputs too."""
-    larger = dict.fromkeys(groups(case), HEADROOM)
-    return all_finite(case.run("reference", where, dtype)) and all(
-        all_finite(scaled(case, {name: factor}).run("reference", where, dtype)) for name, factor in larger.items()
-    )
+    """Whether no step comes near the largest number (the reference is finite for larger inputs too), and plain
+    PyTorch gets two digits right: a softmax of scores that are off by 1 says nothing."""
+    plain, truth = case.run("reference", where, dtype), case.run("reference", where, torch.float64)
+    larger = (scaled(case, {name: HEADROOM}).run("reference", where, dtype) for name in groups(case))
+    return all_finite(plain) and all(map(all_finite, larger)) and all(
+        bool(((plain[name] - value).abs() <= 0.01 * value.abs().max() + torch.finfo(dtype).tiny).all())
+        for name, value in truth.items()
+        if value.numel() and not name.startswith("grad biases")  # that of a softmax's output is 0
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
