@@ -166,12 +166,14 @@ Gradients backward(const Inputs& in, const Tensor& grad_pooled, const Tensor& at
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor> target_attention_fwd(
-    Tensor target, Tensor history, OptionalTensor offsets, OptionalTensor lengths, OptionalTensor mask,
-    std::vector<Tensor> weights, std::vector<Tensor> biases, std::vector<Tensor> slopes, int64_t activation,
-    int64_t normalize, bool save_attention, bool save_bits) {
-    Inputs in =
-        read_tokens(target, history, offsets, lengths, mask, weights, biases, slopes, activation, normalize);
+std::tuple<Tensor, Tensor, Tensor> target_attention_fwd(Tensor target, Tensor history, OptionalTensor offsets,
+                                                        OptionalTensor lengths, OptionalTensor mask,
+                                                        std::vector<Tensor> weights,
+                                                        std::vector<Tensor> biases, OptionalTensors slopes,
+                                                        int64_t activation, int64_t normalize,
+                                                        bool save_attention, bool save_bits) {
+    Inputs in = read_tokens(target, history, offsets, lengths, mask, weights, biases, list_of(slopes),
+                            activation, normalize);
     return forward(in, save_attention, save_bits);
 }
 
@@ -187,11 +189,11 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> target_attention_bwd(
 
 std::tuple<Tensor, Tensor, Tensor> mixed_polarity_attention_fwd(
     Tensor target, Tensor item_ids, OptionalTensor polarity, Tensor item_table, OptionalTensor polarity_table,
-    Tensor sign, std::vector<Tensor> gate, OptionalTensor offsets, OptionalTensor lengths,
-    OptionalTensor mask, std::vector<Tensor> weights, std::vector<Tensor> biases, std::vector<Tensor> slopes,
-    int64_t activation, int64_t normalize, bool save_attention, bool save_bits) {
-    Inputs in = read_ids(target, item_ids, polarity, item_table, polarity_table, sign, gate, offsets, lengths,
-                         mask, weights, biases, slopes, activation, normalize);
+    Tensor sign, OptionalTensors gate, OptionalTensor offsets, OptionalTensor lengths, OptionalTensor mask,
+    std::vector<Tensor> weights, std::vector<Tensor> biases, OptionalTensors slopes, int64_t activation,
+    int64_t normalize, bool save_attention, bool save_bits) {
+    Inputs in = read_ids(target, item_ids, polarity, item_table, polarity_table, sign, list_of(gate), offsets,
+                         lengths, mask, weights, biases, list_of(slopes), activation, normalize);
     return forward(in, save_attention, save_bits);
 }
 

@@ -119,8 +119,8 @@ def mixed_polarity_attention(
         )  # fmt: skip
     else:
         pooled, attention, _ = forward(
-            with_candidates(target), item_ids, polarity, item_table, polarity_table, sign, gate,
-            *where.canonical(), weights, biases, slopes, act, norm, return_weights, False,
+            with_candidates(target), item_ids, polarity, item_table, polarity_table, sign, gate or None,
+            *where.canonical(), weights, biases, slopes or None, act, norm, return_weights, False,
         )  # fmt: skip
     if pooled.dim() != target.dim():
         pooled = pooled.squeeze(1)

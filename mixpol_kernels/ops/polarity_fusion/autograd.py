@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mixpol_kernels.history import canonical
-from mixpol_kernels.library import define
+from mixpol_kernels.library import define, may_be_empty
 
 FUSIONS = ("none", "bias", "tapf")
 
@@ -17,7 +17,7 @@ _INPUTS = (
     "Tensor target, Tensor tokens, Tensor polarity, Tensor polarity_table, Tensor sign, Tensor[] gate,"
     " Tensor? offsets, Tensor? lengths, Tensor? mask"
 )
-define("polarity_fusion_fwd", f"({_INPUTS}) -> Tensor")
+define("polarity_fusion_fwd", f"({may_be_empty(_INPUTS, 'gate')}) -> Tensor")
 define(
     "polarity_fusion_bwd",
     f"(Tensor grad_fused, {_INPUTS})"
@@ -32,7 +32,7 @@ def _(
     polarity: Tensor,
     polarity_table: Tensor,
     sign: Tensor,
-    gate: list[Tensor],
+    gate: list[Tensor] | None,
     offsets: Tensor | None,
     lengths: Tensor | None,
     mask: Tensor | None,
@@ -83,7 +83,7 @@ class PolarityFusion(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(target, tokens, polarity, polarity_table, sign, offsets, lengths, mask, *gate)
         fused: Tensor = _fwd(
-            target, tokens, polarity, polarity_table, sign, list(gate), *canonical(offsets, lengths, mask)
+            target, tokens, polarity, polarity_table, sign, list(gate) or None, *canonical(offsets, lengths, mask)
         )
         return fused
 

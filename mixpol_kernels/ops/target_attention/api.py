@@ -107,7 +107,7 @@ def target_attention(
         )  # fmt: skip
     else:
         pooled, attention, _ = forward(
-            with_candidates(target), history, *where.canonical(), weights, biases, slopes, act, norm,
+            with_candidates(target), history, *where.canonical(), weights, biases, slopes or None, act, norm,
             return_weights, False,
         )  # fmt: skip
     if pooled.dim() != target.dim():
