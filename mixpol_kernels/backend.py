@@ -82,6 +82,7 @@ def choose(op: str, requested: str, like: Tensor, saved_bytes: Callable[[], int]
 
     Raises:
         ValueError: unknown name, or the named implementation cannot take the inputs.
+        RuntimeError: the compiled kernels would run inside a transform of torch.func.
     """
     name = "backend"
     if requested == "auto" and os.environ.get("MIXPOL_BACKEND"):
@@ -100,6 +101,15 @@ def choose(op: str, requested: str, like: Tensor, saved_bytes: Callable[[], int]
     if _explaining and threading.get_ident() in _explaining:
         kept = saved_bytes() if chosen == "cpu" else None
         raise _Explaining(Explanation(op, chosen, reason, rejected, kept))
+    if (
+        chosen == "cpu"
+        and not torch.compiler.is_compiling()
+        and torch._C._functorch.peek_interpreter_stack() is not None
+    ):
+        raise RuntimeError(
+            f"{op}: the compiled kernels have no rules for torch.vmap and the other transforms of torch.func; pass a "
+            "whole batch (several targets per history as [B, M, D]), or use backend='reference'"
+        )
     if rejected and not torch.compiler.is_compiling():
         message = f"{op}: using the PyTorch reference, since the cpu backend cannot run: {rejected['cpu']}"
         if message not in _said:

@@ -108,7 +108,7 @@ def test_package_from_python(model: Model, package: str) -> None:
 
 @pytest.mark.slow
 def test_package_from_a_program_without_python(model: Model, package: str, tmp_path: Path) -> None:
-    """`mixpol_host.so` brings the schemas and the kernels; `_C.so` alone has no schemas, and the program says so."""
+    """`libmixpol.so` brings the schemas and the kernels; `_C.so` alone has no schemas, and the program says so."""
     assert library.path is not None
     program = tmp_path / "host"
     subprocess.run(
@@ -126,15 +126,14 @@ def test_package_from_a_program_without_python(model: Model, package: str, tmp_p
     batch = inputs(SIZES[1])
     torch.save(list(batch), tmp_path / "inputs.pt")
 
-    def run(name: str) -> subprocess.CompletedProcess[str]:
-        assert library.path is not None
-        command = [program, package, library.path.with_name(name), tmp_path / "inputs.pt", tmp_path / "output.pt"]
+    def run(loaded: Path) -> subprocess.CompletedProcess[str]:
+        command = [program, package, loaded, tmp_path / "inputs.pt", tmp_path / "output.pt"]
         return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
-    done = run("mixpol_host.so")
+    done = run(library.path.parent / "lib" / "libmixpol.so")
     assert done.returncode == 0, done.stdout + done.stderr
     with torch.no_grad():
         torch.testing.assert_close(torch.load(tmp_path / "output.pt"), model(*batch))
-    alone = run(library.path.name)
+    alone = run(library.path)
     assert alone.returncode != 0
     assert "schema" in alone.stderr

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mixpol_kernels import backend as backends
+from mixpol_kernels.autocast import in_float32
 from mixpol_kernels.checks import check_float, check_ids, check_range
 from mixpol_kernels.history import layout
 from mixpol_kernels.ops.mixed_polarity_attention import reference
@@ -17,6 +18,7 @@ from mixpol_kernels.ops.target_attention.api import check_activation_unit, saved
 from mixpol_kernels.ops.target_attention.autograd import ACTIVATIONS, NORMALIZERS, keeps_bits, with_candidates
 
 
+@in_float32
 def mixed_polarity_attention(
     target: Tensor,
     item_ids: Tensor,

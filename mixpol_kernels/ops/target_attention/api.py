@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mixpol_kernels import backend as backends
+from mixpol_kernels.autocast import in_float32
 from mixpol_kernels.checks import check_choice, check_float, check_shape
 from mixpol_kernels.history import layout
 from mixpol_kernels.ops.target_attention import reference
@@ -22,6 +23,7 @@ from mixpol_kernels.ops.target_attention.autograd import (
 )
 
 
+@in_float32
 def target_attention(
     target: Tensor,
     history: Tensor,
