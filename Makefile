@@ -9,9 +9,9 @@ PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint const
 # Real logs beside the checkout, when there are any; MIXPOL_DATA overrides.
 export MIXPOL_DATA ?= $(wildcard ../shared/data)
 
-.PHONY: help setup demo test bench lint format clean
+.PHONY: help setup demo test test-asan test-abi bench lint format schemas clean
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/'
 
 $(VENV)/.toolchain: constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -34,6 +34,17 @@ demo: $(VENV)/.built ## the main job: train DIN four ways, print and save tables
 test: $(VENV)/.built lint ## every test
 	$(BIN)/python -m pytest
 
+# Also NaN into every fresh buffer. Left out: what needs address space or compilers of its own.
+SANITIZERS = $$(for f in libasan libubsan libstdc++; do $(CXX) -print-file-name=$$f.so; done | tr '\n' ' ')
+test-asan: $(VENV)/.built ## the op tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B build/asan -G Ninja -DCMAKE_BUILD_TYPE= -DMIXPOL_SANITIZE=ON \
+		-DPython_EXECUTABLE=$(abspath $(BIN))/python > build/asan.log || { cat build/asan.log; exit 1; }
+	PATH="$(abspath $(BIN)):$$PATH" cmake --build build/asan
+	MIXPOL_LIBRARY=build/asan/_C.so LD_PRELOAD="$(SANITIZERS)" \
+	ASAN_OPTIONS=detect_leaks=0:malloc_fill_byte=255:max_malloc_fill_size=16777216 UBSAN_OPTIONS=print_stacktrace=1 \
+		$(BIN)/python -m pytest tests/ops -p no:cacheprovider $(ASAN_SKIP) $(TESTS)
+ASAN_SKIP := $(foreach name,large compile export,--ignore=tests/ops/test_$(name).py)
+
 bench: $(VENV)/.built ## kernel microbenchmarks (pytest-benchmark)
 	$(BIN)/python -m pytest benchmarks --benchmark-only
 
@@ -47,6 +58,9 @@ format: $(VENV)/.built ## rewrite with ruff and clang-format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(find csrc -name '*.cpp' -o -name '*.h')
+
+schemas: ## pin the ops' signatures after a change that is meant
+	$(BIN)/python -m mixpol_kernels.testing.schemas > csrc/schemas.new && mv csrc/schemas.new csrc/schemas.inc
 
 clean: ## remove the environment and build output
 	rm -rf $(VENV) build

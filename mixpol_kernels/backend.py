@@ -90,6 +90,7 @@ def choose(
 
     Raises:
         ValueError: unknown name, or the named implementation cannot take the inputs.
+        RuntimeError: the compiled kernels would run inside a transform of torch.func.
     """
     name = "backend"
     if requested == "auto" and os.environ.get("MIXPOL_BACKEND"):
@@ -108,6 +109,15 @@ def choose(
     if _explaining and threading.get_ident() in _explaining:
         kept = saved_bytes() if chosen == "cpu" else None
         raise _Explaining(Explanation(op, chosen, reason, rejected, kept))
+    if (
+        chosen == "cpu"
+        and not torch.compiler.is_compiling()
+        and torch._C._functorch.peek_interpreter_stack() is not None
+    ):
+        raise RuntimeError(
+            f"{op}: the compiled kernels have no rules for torch.vmap and the other transforms of torch.func; pass a "
+            "whole batch (several targets per history as [B, M, D]), or use backend='reference'"
+        )
     if rejected and not torch.compiler.is_compiling():
         message = f"{op}: using the PyTorch reference, since the cpu backend cannot run: {rejected['cpu']}"
         if message not in _said:

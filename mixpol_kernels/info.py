@@ -15,6 +15,7 @@ from mixpol_kernels.library import ISA_LEVELS, library
 ENVIRONMENT = {
     "MIXPOL_BACKEND": "implementation that 'auto' stands for: cpu or reference (default: the first that can run)",
     "MIXPOL_CPU_ISA": "highest instruction set of the CPU kernels: base, avx2 or avx512 (default: the CPU's best)",
+    "MIXPOL_LIBRARY": "path of the compiled library (default: the one in the package)",
     "MIXPOL_SKIP_EXT": "1: do not load the compiled library",
 }
 

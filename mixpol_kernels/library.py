@@ -16,7 +16,22 @@ def define(name: str, schema: str) -> None:
     torch.library.define(f"{NAMESPACE}::{name}", schema)
 
 
+def may_be_empty(schema: str, *lists: str) -> str:
+    """Makes these tensor lists of a schema optional, for callers to pass None instead of an empty one.
+
+    AOTInductor's executor of custom ops loses empty lists (torch 2.13), but not None.
+    """
+    for name in lists:
+        schema = schema.replace(f"Tensor[] {name}", f"Tensor[]? {name}")
+    return schema
+
+
 def _find() -> Path | None:
+    named = os.environ.get("MIXPOL_LIBRARY")
+    if named:
+        if not Path(named).is_file():
+            raise ValueError(f"MIXPOL_LIBRARY was {named!r}; expected the path of a compiled library, or unset")
+        return Path(named)
     # An editable install keeps the library in site-packages and the sources elsewhere: look in every folder.
     import mixpol_kernels
 

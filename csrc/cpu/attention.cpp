@@ -189,12 +189,14 @@ Gradients backward(const Inputs& in, const Tensor& grad_pooled, const OptionalTe
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor> target_attention_fwd(
-    Tensor target, Tensor history, OptionalTensor offsets, OptionalTensor lengths, OptionalTensor mask,
-    std::vector<Tensor> weights, std::vector<Tensor> biases, std::vector<Tensor> slopes, int64_t activation,
-    int64_t normalize, bool save_attention, bool save_bits) {
-    Inputs in =
-        read_tokens(target, history, offsets, lengths, mask, weights, biases, slopes, activation, normalize);
+std::tuple<Tensor, Tensor, Tensor> target_attention_fwd(Tensor target, Tensor history, OptionalTensor offsets,
+                                                        OptionalTensor lengths, OptionalTensor mask,
+                                                        std::vector<Tensor> weights,
+                                                        std::vector<Tensor> biases, OptionalTensors slopes,
+                                                        int64_t activation, int64_t normalize,
+                                                        bool save_attention, bool save_bits) {
+    Inputs in = read_tokens(target, history, offsets, lengths, mask, weights, biases, list_of(slopes),
+                            activation, normalize);
     return forward(in, save_attention, save_bits);
 }
 
@@ -211,18 +213,19 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> target_attention_bwd(
 
 std::tuple<Tensor, Tensor, Tensor> mixed_polarity_attention_fwd(
     Tensor target, Tensor item_ids, OptionalTensor polarity, Tensor item_table, OptionalTensor polarity_table,
-    Tensor sign, std::vector<Tensor> gate, OptionalTensor extra_ids, OptionalTensor extra_table,
+    Tensor sign, OptionalTensors gate, OptionalTensor extra_ids, OptionalTensor extra_table,
     OptionalTensor offsets, OptionalTensor lengths, OptionalTensor mask, std::vector<Tensor> weights,
-    std::vector<Tensor> biases, std::vector<Tensor> slopes, int64_t activation, int64_t normalize,
+    std::vector<Tensor> biases, OptionalTensors slopes, int64_t activation, int64_t normalize,
     bool save_attention, bool save_bits) {
-    Inputs in = read_ids(target, item_ids, polarity, item_table, polarity_table, sign, gate, extra_ids,
-                         extra_table, offsets, lengths, mask, weights, biases, slopes, activation, normalize);
+    Inputs in = read_ids(target, item_ids, polarity, item_table, polarity_table, sign, list_of(gate),
+                         extra_ids, extra_table, offsets, lengths, mask, weights, biases, list_of(slopes),
+                         activation, normalize);
     return forward(in, save_attention, save_bits);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>, std::vector<Tensor>>
-mixed_polarity_attention_bwd(Tensor grad_pooled, OptionalTensor grad_attention, Tensor attention, Tensor bits, Tensor target,
-                             Tensor item_ids, OptionalTensor polarity, Tensor item_table,
+mixed_polarity_attention_bwd(Tensor grad_pooled, OptionalTensor grad_attention, Tensor attention, Tensor bits,
+                             Tensor target, Tensor item_ids, OptionalTensor polarity, Tensor item_table,
                              OptionalTensor polarity_table, Tensor sign, std::vector<Tensor> gate,
                              OptionalTensor extra_ids, OptionalTensor extra_table, OptionalTensor offsets,
                              OptionalTensor lengths, OptionalTensor mask, std::vector<Tensor> weights,

@@ -21,6 +21,12 @@ namespace mixpol::cpu {
 
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
+// A list that may be empty: an exported model (AOTInductor) loses empty lists on the way, but not None.
+using OptionalTensors = std::optional<std::vector<Tensor>>;
+
+inline std::vector<Tensor> list_of(const OptionalTensors& tensors) {
+    return tensors ? *tensors : std::vector<Tensor>{};
+}
 
 template <class... Parts>
 [[noreturn]] void fail(const Parts&... parts) {

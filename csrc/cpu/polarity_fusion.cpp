@@ -54,10 +54,10 @@ Inputs read(const Tensor& target, const Tensor& tokens, const Tensor& polarity, 
 }  // namespace
 
 Tensor polarity_fusion_fwd(Tensor target, Tensor tokens, Tensor polarity, Tensor polarity_table, Tensor sign,
-                           std::vector<Tensor> gate, OptionalTensor extra_ids, OptionalTensor extra_table,
+                           OptionalTensors gate, OptionalTensor extra_ids, OptionalTensor extra_table,
                            OptionalTensor offsets, OptionalTensor lengths, OptionalTensor mask) {
-    Inputs in = read(target, tokens, polarity, polarity_table, sign, gate, extra_ids, extra_table, offsets,
-                     lengths, mask);
+    Inputs in = read(target, tokens, polarity, polarity_table, sign, list_of(gate), extra_ids, extra_table,
+                     offsets, lengths, mask);
     FusionForward args{};
     in.fill(args);
     Packed packed = pack(args, false, false);

@@ -6,12 +6,11 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
+from poison import poisoned
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -98,20 +97,6 @@ def test_no_token_sized_tensor_in_the_fused_forward(generator: torch.Generator) 
         case.call(arguments, "cpu")
     allocated = sum(max(0, e.self_cpu_memory_usage) for e in record.events())
     assert allocated < sum(case.counts) * 64 * 4 / 2
-
-
-@contextmanager
-def poisoned() -> Iterator[None]:
-    """NaN in every fresh floating-point buffer, the largest value in every integer one."""
-    before = torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    try:
-        assert torch.empty(3).isnan().all()
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
-        torch.utils.deterministic.fill_uninitialized_memory = before
 
 
 @pytest.mark.parametrize("op", OPS)

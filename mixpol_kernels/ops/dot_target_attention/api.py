@@ -7,12 +7,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mixpol_kernels import backend as backends
+from mixpol_kernels.autocast import in_float32
 from mixpol_kernels.checks import check_float
 from mixpol_kernels.history import Layout, layout
 from mixpol_kernels.ops.dot_target_attention import reference
 from mixpol_kernels.ops.dot_target_attention.autograd import STATS, DotAttention, forward
 
 
+@in_float32
 def dot_target_attention(
     target: Tensor,
     history: Tensor,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mixpol_kernels import backend as backends
+from mixpol_kernels.autocast import in_float32
 from mixpol_kernels.checks import check_float, check_ids, check_range
 from mixpol_kernels.history import layout
 from mixpol_kernels.ops.mixed_polarity_attention import reference
@@ -17,6 +18,7 @@ from mixpol_kernels.ops.target_attention.api import BLOCKS, canonical_unit, chec
 from mixpol_kernels.ops.target_attention.autograd import ACTIVATIONS, NORMALIZERS, keeps_bits, with_candidates
 
 
+@in_float32
 def mixed_polarity_attention(
     target: Tensor,
     item_ids: Tensor,
@@ -135,8 +137,9 @@ def mixed_polarity_attention(
         )  # fmt: skip
     else:
         pooled, attention, _ = forward(
-            target, item_ids, polarity, item_table, polarity_table, sign, gate,
-            extra_ids, extra_table, *where.canonical(), weights, biases, slopes, act, norm, return_weights, False,
+            target, item_ids, polarity, item_table, polarity_table, sign, gate or None,
+            extra_ids, extra_table, *where.canonical(), weights, biases, slopes or None, act, norm,
+            return_weights, False,
         )  # fmt: skip
     if not return_weights:
         return pooled

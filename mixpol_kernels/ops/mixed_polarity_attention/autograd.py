@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mixpol_kernels.history import canonical
-from mixpol_kernels.library import define
+from mixpol_kernels.library import define, may_be_empty
 from mixpol_kernels.ops.table_grad import table_grad
 from mixpol_kernels.ops.target_attention.autograd import fake_outputs, split_parameters
 
@@ -20,7 +20,8 @@ _INPUTS = (
 )
 define(
     "mixed_polarity_attention_fwd",
-    f"({_INPUTS}, bool save_attention, bool save_bits) -> (Tensor pooled, Tensor attention, Tensor bits)",
+    f"({may_be_empty(_INPUTS, 'gate', 'slopes')}, bool save_attention, bool save_bits)"
+    " -> (Tensor pooled, Tensor attention, Tensor bits)",
 )
 define(
     "mixed_polarity_attention_bwd",
@@ -38,7 +39,7 @@ def _(
     item_table: Tensor,
     polarity_table: Tensor | None,
     sign: Tensor,
-    gate: list[Tensor],
+    gate: list[Tensor] | None,
     extra_ids: Tensor | None,
     extra_table: Tensor | None,
     offsets: Tensor | None,
@@ -46,7 +47,7 @@ def _(
     mask: Tensor | None,
     weights: list[Tensor],
     biases: list[Tensor],
-    slopes: list[Tensor],
+    slopes: list[Tensor] | None,
     activation: int,
     normalize: int,
     save_attention: bool,

@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 
 from mixpol_kernels import backend as backends
+from mixpol_kernels.autocast import in_float32
 from mixpol_kernels.checks import check_extra, check_float, check_ids, check_range, check_shape
 from mixpol_kernels.history import Layout, layout
 from mixpol_kernels.ops.polarity_embedding import reference
 from mixpol_kernels.ops.polarity_embedding.autograd import PolarityEmbedding
 
 
+@in_float32
 def polarity_embedding(
     item_ids: Tensor,
     polarity: Tensor,

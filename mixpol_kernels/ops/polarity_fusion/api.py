@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from mixpol_kernels import backend as backends
+from mixpol_kernels.autocast import in_float32
 from mixpol_kernels.checks import check_choice, check_extra, check_float, check_ids, check_range, check_shape
 from mixpol_kernels.history import layout
 from mixpol_kernels.ops.polarity_fusion import reference
 from mixpol_kernels.ops.polarity_fusion.autograd import FUSIONS, PolarityFusion
 
 
+@in_float32
 def polarity_fusion(
     target: Tensor,
     tokens: Tensor,

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mixpol_kernels.history import canonical
-from mixpol_kernels.library import define
+from mixpol_kernels.library import define, may_be_empty
 
 FUSIONS = ("none", "bias", "tapf")
 GATE_INPUTS = ("product", "full")
@@ -18,7 +18,7 @@ _INPUTS = (
     "Tensor target, Tensor tokens, Tensor polarity, Tensor polarity_table, Tensor sign, Tensor[] gate,"
     " Tensor? extra_ids, Tensor? extra_table, Tensor? offsets, Tensor? lengths, Tensor? mask"
 )
-define("polarity_fusion_fwd", f"({_INPUTS}) -> Tensor")
+define("polarity_fusion_fwd", f"({may_be_empty(_INPUTS, 'gate')}) -> Tensor")
 define(
     "polarity_fusion_bwd",
     f"(Tensor grad_fused, {_INPUTS})"
@@ -34,7 +34,7 @@ def _(
     polarity: Tensor,
     polarity_table: Tensor,
     sign: Tensor,
-    gate: list[Tensor],
+    gate: list[Tensor] | None,
     extra_ids: Tensor | None,
     extra_table: Tensor | None,
     offsets: Tensor | None,
@@ -94,7 +94,7 @@ class PolarityFusion(torch.autograd.Function):
             target, tokens, polarity, polarity_table, sign, extra_ids, extra_table, offsets, lengths, mask, *gate
         )
         fused: Tensor = _fwd(
-            target, tokens, polarity, polarity_table, sign, list(gate), extra_ids, extra_table,
+            target, tokens, polarity, polarity_table, sign, list(gate) or None, extra_ids, extra_table,
             *canonical(offsets, lengths, mask),
         )  # fmt: skip
         return fused

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mixpol_kernels import backend as backends
+from mixpol_kernels.autocast import in_float32
 from mixpol_kernels.checks import check_choice, check_float, check_shape
 from mixpol_kernels.history import layout
 from mixpol_kernels.ops.target_attention import reference
@@ -25,6 +26,7 @@ BLOCKS = ("t", "x", "t-x", "t*x")
 PUBLIC_ACTIVATIONS = (*ACTIVATIONS, "leaky_relu")
 
 
+@in_float32
 def target_attention(
     target: Tensor,
     history: Tensor,
@@ -122,7 +124,7 @@ def target_attention(
         )  # fmt: skip
     else:
         pooled, attention, _ = forward(
-            target, history, *where.canonical(), weights, biases, slopes, act, norm,
+            target, history, *where.canonical(), weights, biases, slopes or None, act, norm,
             return_weights, False,
         )  # fmt: skip
     if not return_weights:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mixpol_kernels.history import canonical
-from mixpol_kernels.library import define
+from mixpol_kernels.library import define, may_be_empty
 
 ACTIVATIONS = ("relu", "prelu", "sigmoid", "silu", "tanh", "gelu", "dice")
 NORMALIZERS = ("none", "softmax", "sigmoid")
@@ -19,7 +19,8 @@ _UNIT = "Tensor[] weights, Tensor[] biases, Tensor[] slopes, int activation, int
 _LAYOUT = "Tensor? offsets, Tensor? lengths, Tensor? mask"
 define(
     "target_attention_fwd",
-    f"(Tensor target, Tensor history, {_LAYOUT}, {_UNIT}, bool save_attention, bool save_bits)"
+    f"(Tensor target, Tensor history, {_LAYOUT}, {may_be_empty(_UNIT, 'slopes')},"
+    " bool save_attention, bool save_bits)"
     " -> (Tensor pooled, Tensor attention, Tensor bits)",
 )
 define(
@@ -61,7 +62,7 @@ def _(
     mask: Tensor | None,
     weights: list[Tensor],
     biases: list[Tensor],
-    slopes: list[Tensor],
+    slopes: list[Tensor] | None,
     activation: int,
     normalize: int,
     save_attention: bool,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mixpol_kernels import backend as backends
+from mixpol_kernels.autocast import in_float32
 from mixpol_kernels.checks import check_float
 from mixpol_kernels.history import Layout, layout
 from mixpol_kernels.ops.target_attention.api import BLOCKS, canonical_unit, check_layers
@@ -31,6 +32,7 @@ class Statistics(NamedTuple):
     rows: Tensor
 
 
+@in_float32
 def unit_statistics(
     target: Tensor,
     history: Tensor,

@@ -1,0 +1,16 @@
+// The schemas for programs without Python. In Python they are declared there, so that they exist without a
+// compiled library too; the dispatcher takes a schema once, so they cannot be part of _C.so. A C++ program
+// loads this file, which pulls in _C.so from its own folder.
+#include <torch/csrc/stable/library.h>
+
+namespace {
+
+constexpr const char* SCHEMAS[] = {
+#include "schemas.inc"
+};
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(mixpol, m) {
+    for (const char* schema : SCHEMAS) m.def(schema);
+}
