@@ -76,7 +76,7 @@ Segments sort_by_id(const Layout& layout, const int64_t* ids, int64_t rows) {
 
 // The [rows, D] sums of the segments' gradient rows, to out(segment).
 template <class Out>
-void sum_segments(const Segments& s, const Tensor& grad_tokens, const Layout& layout, const Out& out) {
+void sum_segments(const Segments& s, const Tensor& grad_tokens, const Out& out) {
     const int width = static_cast<int>(grad_tokens.size(grad_tokens.dim() - 1));
     Tensor grads = float_rows(grad_tokens, "grad_tokens", width);
     TokenRows rows;
@@ -191,7 +191,7 @@ Tensor table_grad_dense(Tensor ids, Tensor grad_tokens, OptionalTensor offsets, 
     torch::stable::parallel_for(0, table_rows, 4096, [&](int64_t begin, int64_t end) {
         std::memset(out + begin * width, 0, sizeof(float) * (end - begin) * width);
     });
-    sum_segments(s, grad_tokens, layout, [&](int64_t segment) { return out + s.ids[segment] * width; });
+    sum_segments(s, grad_tokens, [&](int64_t segment) { return out + s.ids[segment] * width; });
     return grad;
 }
 
@@ -205,7 +205,7 @@ std::tuple<Tensor, Tensor> table_grad_sparse(Tensor ids, Tensor grad_tokens, Opt
     Tensor index = new_tensor({unique}, ScalarType::Long), rows = new_floats({unique, width});
     if (unique) std::memcpy(index.mutable_data_ptr(), s.ids.data(), sizeof(int64_t) * unique);
     float* out = static_cast<float*>(rows.mutable_data_ptr());
-    sum_segments(s, grad_tokens, layout, [&](int64_t segment) { return out + segment * width; });
+    sum_segments(s, grad_tokens, [&](int64_t segment) { return out + segment * width; });
     return {index, rows};
 }
 

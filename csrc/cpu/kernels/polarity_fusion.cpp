@@ -40,7 +40,6 @@ int64_t fusion_scratch_floats(const Pass& pass, bool backward) {
 void fusion_forward(const FusionForward& a, int64_t user_begin, int64_t user_end, float* memory) {
     Arena arena(memory);
     Scratch s = carve(a, false, arena);
-    const int wide = padded(a.width);
     auto group = [&](int n) { fusion_group(a.fusion, a.packed_fusion, s.group.rows, n, s.fusion); };
     auto one = [&](int64_t user, int, int in_group, const float* target) {
         fill_pads(a.history, user, a.fused, a.width, 0.0f);
