@@ -55,7 +55,9 @@ def polarity_fusion(
         gate: for "tapf", (W_g [D, D] or [D, 3 D], b_g [D], W_t [D, D]).
         sign: for "tapf", [P], any values, 0 included; default -1 for row 0 and +1 for the others. No gradient.
         extra_ids: like `polarity`, rows of `extra_table`.
-        extra_table: [R, D]; None without one. Not with "none".
+        extra_table: [R, D]; None without one. Not with "none". Meant for small tables: the backward sums the whole
+            table's gradient once per block of users. Of a pass of `mixed_polarity_attention`, forward and backward
+            (B = 256, D = 64, L = 200), R = 64 took 4 to 5 % more and R = 1000 7 to 10 %.
         offsets: [B + 1] int32 or int64; user b owns tokens offsets[b] ... offsets[b + 1] - 1.
         lengths: [B] int32 or int64; the first lengths[b] positions are kept.
         mask: [B, L]; nonzero positions are kept, on any side.
