@@ -154,21 +154,16 @@ def check_fusion(
     check_shape("polarity", polarity, token_shape, "one per history token")
     if polarity_table.dim() != 2 or polarity_table.shape[1] != width:
         raise ValueError(f"polarity_table has shape {list(polarity_table.shape)}; expected [P, {width}]")
-    for name, tensor, shape in zip(
-        ("gate[0] (W_g)", "gate[1] (b_g)", "gate[2] (W_t)"),
-        gate,
-        ((width, width), (width,), (width, width)),
-        strict=False,
-    ):
+    names = ("gate[0] (W_g)", "gate[1] (b_g)", "gate[2] (W_t)")
+    for name, tensor, shape in zip(names, gate, ((width, width), (width,), (width, width)), strict=False):
         check_float(target, "target", **{name: tensor})
-        if tensor is gate[0] and tuple(tensor.shape) != shape:
-            if tuple(tensor.shape) != (width, 3 * width):
-                raise ValueError(
-                    f"{name} has shape {list(tensor.shape)}; expected [{width}, {width}] for the gate inputs x * t, or "
-                    f"[{width}, {3 * width}] for [x ; t ; x * t] (D = the width of target)"
-                )
-            continue
-        check_shape(name, tensor, shape, "D = the width of target")
+        if name == names[0] and tuple(tensor.shape) not in (shape, (width, 3 * width)):
+            raise ValueError(
+                f"{name} has shape {list(tensor.shape)}; expected [{width}, {width}] for the gate inputs x * t, or "
+                f"[{width}, {3 * width}] for [x ; t ; x * t] (D = the width of target)"
+            )
+        if name != names[0]:
+            check_shape(name, tensor, shape, "D = the width of target")
     if sign is None:
         return default_sign(polarity_table.shape[0], target)
     check_float(target, "target", sign=sign)
