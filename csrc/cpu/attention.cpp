@@ -12,7 +12,6 @@ namespace {
 
 constexpr int64_t FORWARD_BLOCKS =
     128;  // for load balance only: a user's result does not depend on its block
-constexpr int64_t BACKWARD_BLOCKS = 32;  // each has its own parameter sums
 
 // The inputs of either op, read and checked; `pass` points into it.
 struct Inputs {
@@ -171,7 +170,7 @@ Gradients backward(const Inputs& in, const Tensor& grad_pooled, const OptionalTe
     // Tokens without a candidate have no gradient, and no kernel visits them.
     if (in.candidates == 0) std::memset(args.grad_tokens, 0, sizeof(float) * result.tokens.numel());
 
-    const std::vector<int64_t> bounds = cut_blocks(in.layout, in.candidates, BACKWARD_BLOCKS);
+    const std::vector<int64_t> bounds = cut_blocks(in.layout, in.candidates, backward_blocks(args, true));
     const int64_t blocks = static_cast<int64_t>(bounds.size()) - 1;
     const BlockSums sums = new_sums(args, true, std::max<int64_t>(blocks, 1));
     if (blocks < 1) sums.clear(0);

@@ -19,6 +19,8 @@ constexpr int64_t MIN_BLOCK_COST = 1024;  // tokens; below, a block's own sums w
 constexpr uintptr_t HUGE_PAGE = 2 << 20;
 constexpr size_t HUGE_PAGES_FROM = 4 * HUGE_PAGE;
 constexpr int64_t TARGET_COST = 6;  // a target's tables and sums, in tokens
+constexpr int64_t BACKWARD_BLOCKS = 32;
+constexpr int64_t MAX_SUMS = 1 << 25;  // floats that the sums of several blocks may take
 
 std::string shape_text(const Tensor& tensor) {
     std::ostringstream text;
@@ -359,11 +361,21 @@ Packed pack(Pass& pass, bool with_unit, bool backward) {
     return packed;
 }
 
-BlockSums new_sums(const Pass& pass, bool with_unit, int64_t blocks) {
+static int64_t sum_floats(const Pass& pass, bool with_unit) {
     Arena arena(nullptr);
     carve_sums(pass.fusion, arena);
     if (with_unit) carve_sums(pass.unit, arena);
-    return {blocks, arena.used(), allocate(arena.used() * blocks)};
+    return arena.used();
+}
+
+int64_t backward_blocks(const Pass& pass, bool with_unit) {
+    return std::clamp<int64_t>(MAX_SUMS / std::max<int64_t>(sum_floats(pass, with_unit), 1), 1,
+                               BACKWARD_BLOCKS);
+}
+
+BlockSums new_sums(const Pass& pass, bool with_unit, int64_t blocks) {
+    const int64_t floats = sum_floats(pass, with_unit);
+    return {blocks, floats, allocate(floats * blocks)};
 }
 
 UnitSums BlockSums::unit(const Pass& pass, int64_t block) const {

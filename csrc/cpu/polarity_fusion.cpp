@@ -5,7 +5,6 @@ namespace mixpol::cpu {
 namespace {
 
 constexpr int64_t FORWARD_BLOCKS = 128;
-constexpr int64_t BACKWARD_BLOCKS = 32;
 
 struct Inputs {
     Layout layout;
@@ -89,7 +88,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> polarity_fusion_
     Tensor grad_extra, grad_table = in.fusion.new_gradients(gradients, grad_gate, grad_extra);
     args.grad_target = static_cast<float*>(grad_target.mutable_data_ptr());
     args.grad_tokens = static_cast<float*>(grad_tokens.mutable_data_ptr());
-    const std::vector<int64_t> bounds = cut_blocks(in.layout, 1, BACKWARD_BLOCKS);
+    const std::vector<int64_t> bounds = cut_blocks(in.layout, 1, backward_blocks(args, false));
     const int64_t blocks = static_cast<int64_t>(bounds.size()) - 1;
     const BlockSums sums = new_sums(args, false, std::max<int64_t>(blocks, 1));
     if (blocks < 1) sums.clear(0);

@@ -19,6 +19,7 @@ VARIANTS = [
     Config(op="polarity_embedding", layout="lengths", width=24, n_extra=9, **LARGE),
     Config(op="polarity_fusion", width=40, gate_inputs="full", n_extra=9, **LARGE),
     Config(hidden=(64,), width=40, gate_inputs="full", n_extra=9, candidates=2, **LARGE),
+    Config(fusion="bias", width=4, n_extra=700_000, **LARGE),  # fewer blocks, since each sums the whole table
     *[Config(op=op, hidden=(64,), width=16, **LARGE) for op in UNITS],
     *[Config(op=op, hidden=(80, 40), activation="silu", normalize="softmax", **LARGE) for op in UNITS],
     *[Config(op=op, hidden=(36,), activation="prelu", candidates=3, layout="lengths", **LARGE) for op in UNITS],

@@ -84,6 +84,7 @@ MIXPOL_INLINE void fuse(const PolarityFusion& fusion, const PackedFusion& packed
                 store(s.fused + i * wide + c, load(rows[i] + c) + load(polarity + c));
         }
     } else {
+        const float* pull = s.pull;
         multiply(s.raw, n, fusion.width, s.gate_table, wide, wide, s.constant, 0, s.gates, wide);
         for (int i = 0; i < n; i++) {
             int64_t row = fusion.polarity[positions[i]];
@@ -92,7 +93,7 @@ MIXPOL_INLINE void fuse(const PolarityFusion& fusion, const PackedFusion& packed
                 vec gate = math::sigmoid<Simd>(load(s.gates + i * wide + c));
                 store(s.gates + i * wide + c, gate);
                 vec token = load(s.raw[i] + c) + load(packed.table + row * wide + c);
-                store(s.fused + i * wide + c, fma(sign * gate, load(s.pull + c), token));
+                store(s.fused + i * wide + c, fma(sign * gate, load(pull + c), token));
             }
         }
     }
@@ -116,7 +117,8 @@ MIXPOL_INLINE void fuse_backward(const PolarityFusion& fusion, const PackedFusio
             axpy(sums.table + fusion.polarity[positions[i]] * wide, 1.0f, grad + i * wide, wide);
         return;
     }
-    float* constant_sum = s.grad_constant ? s.grad_constant : sums.bias;
+    const float* pull = s.pull;
+    float *grad_pull = s.grad_pull, *grad_constant = s.grad_constant ? s.grad_constant : sums.bias;
     for (int c = 0; c < wide; c += W) {
         vec pulled{}, biased{};
         for (int i = 0; i < n; i++) {
@@ -125,12 +127,12 @@ MIXPOL_INLINE void fuse_backward(const PolarityFusion& fusion, const PackedFusio
             vec g = load(grad + i * wide + c), gate = load(dz), moved = broadcast(fusion.sign[row]) * g;
             store(table, load(table) + g);
             pulled = fma(moved, gate, pulled);
-            vec z = moved * load(s.pull + c) * gate * (1.0f - gate);
+            vec z = moved * load(pull + c) * gate * (1.0f - gate);
             store(dz, z);
             biased += z;
         }
-        store(s.grad_pull + c, load(s.grad_pull + c) + pulled);
-        store(constant_sum + c, load(constant_sum + c) + biased);
+        store(grad_pull + c, load(grad_pull + c) + pulled);
+        store(grad_constant + c, load(grad_constant + c) + biased);
     }
     const float* rows[CHUNK];
     for (int i = 0; i < n; i++) rows[i] = s.gates + i * wide;

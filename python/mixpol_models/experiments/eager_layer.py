@@ -57,6 +57,11 @@ class EagerAttention(nn.Module):
                 f"layer has activation {unit.activation!r} and normalize {unit.normalize!r}, expected 'relu' and "
                 "'none': the eager form is written for these"
             )
+        if layer.fusion.gate_inputs != "product" or layer.fusion.extra_table is not None:
+            raise ValueError(
+                f"layer has the fusion {layer.fusion}, expected gate_inputs 'product' and no extra table: the eager "
+                "form is written for these"
+            )
         self.item_embedding, self.fusion, self.attention = layer.item_embedding, layer.fusion, unit
         self.history = history
 

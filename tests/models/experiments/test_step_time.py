@@ -56,6 +56,9 @@ def test_eager_layer_says_what_it_is_written_for(batch: Batch) -> None:
     layer = MixedPolarityAttention(5, 6, activation="silu")
     with pytest.raises(ValueError, match="activation 'silu' and normalize 'none', expected 'relu' and 'none'"):
         EagerAttention(layer, PaddedHistory.of(batch))
+    for options in ({"gate_inputs": "full"}, {"num_extra": 3}):
+        with pytest.raises(ValueError, match="expected gate_inputs 'product' and no extra table"):
+            EagerAttention(MixedPolarityAttention(5, 6, **options), PaddedHistory.of(batch))
 
 
 def test_rows(batch: Batch, sizes: dict[str, int]) -> None:

@@ -37,6 +37,11 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], Any], type[Exception], str]] = {
         gate(0, lambda t: t.repeat(1, 3)[1:]), ValueError, r"gate\[0\].*W_g.*\[5, 18\].*\[6, 6\].*\[6, 18\]",
     ),
     "W_g 3-D": (gate(0, lambda t: t[None]), ValueError, r"gate\[0\].*W_g.*\[1, 6, 6\].*\[6, 6\].*\[6, 18\]"),
+    "full W_g for W_t": (
+        lambda a: {"gate": [w := torch.randn(6, 18), a["gate"][1], w]},
+        ValueError,
+        r"gate\[2\].*W_t.*\[6, 18\].*\[6, 6\]",
+    ),
     "b_g shape": (gate(1, lambda t: t[1:]), ValueError, r"gate\[1\].*b_g.*\[5\].*\[6\]"),
     "W_t shape": (gate(2, lambda t: t[None]), ValueError, r"gate\[2\].*W_t.*\[1, 6, 6\].*\[6, 6\]"),
     "W_t dtype": (gate(2, lambda t: t.double()), TypeError, r"gate\[2\].*float64.*float32"),
