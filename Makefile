@@ -45,6 +45,10 @@ test-asan: $(VENV)/.built ## the op tests under AddressSanitizer and UndefinedBe
 		$(BIN)/python -m pytest tests/ops -p no:cacheprovider $(ASAN_SKIP) $(TESTS)
 ASAN_SKIP := $(foreach name,large compile export,--ignore=tests/ops/test_$(name).py)
 
+TORCH ?= 2.10.0 2.11.0 2.14.1
+test-abi: $(VENV)/.built ## the compiled library under other releases of torch (TORCH="...", INDEX=...; gigabytes)
+	MIXPOL_ABI_TORCH="$(TORCH)" MIXPOL_ABI_INDEX="$(INDEX)" $(BIN)/python -m pytest tests/test_abi.py -rs
+
 bench: $(VENV)/.built ## kernel microbenchmarks (pytest-benchmark)
 	$(BIN)/python -m pytest benchmarks --benchmark-only
 
