@@ -56,6 +56,7 @@ def test_full_graph(backend: str, config: Config, generator: torch.Generator) ->
     eager = getattr(mixpol_kernels, config.op)
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(eager, fullgraph=True, dynamic=True, backend=counter)
+    frames = []
     for counts in ((4,) * 11, (7,) * 13):  # sizes that equal no other size, which would be traced as one symbol
         case = make(replace(config, counts=counts), generator)
         arguments = case.arguments(case.place(generator, length=10 if config.layout != "full" else None))
@@ -66,7 +67,9 @@ def test_full_graph(backend: str, config: Config, generator: torch.Generator) ->
                 assert torch.equal(value, true)
             else:
                 torch.testing.assert_close(value, true)
-    assert counter.frame_count == 1
+        frames.append(counter.frame_count)
+    # Not 1: dynamo starts over once when it learns that a float argument is a constant.
+    assert frames[0] == frames[1]
 
 
 def test_inductor(generator: torch.Generator) -> None:

@@ -29,7 +29,7 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], Any], type[Exception], str]] = {
     "history elsewhere": (lambda a: {"history": a["history"].to("meta")}, ValueError, r"history.*meta.*cpu"),
     "narrow history": (lambda a: {"history": a["history"][:, 1:]}, ValueError, r"history.*5.*target.*6"),
     "history 1-D": (lambda a: {"history": a["history"][:, 0]}, ValueError, r"history.*\[9\].*\[N, D\]"),
-    "unknown activation": (lambda a: {"activation": "gelu"}, ValueError, r"activation was 'gelu'.*'relu', 'prelu'"),
+    "unknown activation": (lambda a: {"activation": "mish"}, ValueError, r"activation was 'mish'.*'relu', 'prelu'"),
     "unknown normalize": (lambda a: {"normalize": "sum"}, ValueError, r"normalize was 'sum'.*'none', 'softmax'"),
     "output layer only": (
         lambda a: {"weights": a["weights"][:1], "biases": a["biases"][:1]}, ValueError, r"weights has 1.*one to three",
