@@ -20,18 +20,26 @@ Merged = tuple[Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Lists:
-    """The events of one polarity: times [N] rising within each user, user of each [N], offsets [B + 1]."""
+    """The events of one polarity: times [N] rising within each user, and offsets [B + 1].
+
+    `user` [N] and `longest`, a list's largest length, are there for the PyTorch forms, which get them for free.
+    """
 
     times: Tensor
-    user: Tensor
     offsets: Tensor
+    user: Tensor
+    longest: int
+
+    @classmethod
+    def of(cls, times: Tensor, counts: Tensor, user: Tensor) -> Lists:
+        """Lists of counts[b] events each."""
+        return cls(times, torch.cat([counts.new_zeros(1), counts.cumsum(0)]), user, int(counts.max()))
 
     def newest(self, counts: Tensor) -> tuple[Lists, Tensor]:
         """The newest counts[b] of each user, and their places [N'] in the whole list."""
-        offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         user = torch.repeat_interleave(counts)
-        place = torch.arange(user.shape[0]) + (self.offsets[1:] - offsets[1:])[user]
-        return Lists(self.times[place], user, offsets), place
+        place = torch.arange(user.shape[0]) + (self.offsets[1:] - counts.cumsum(0))[user]
+        return Lists.of(self.times[place], counts, user), place
 
 
 @dataclass(frozen=True)
@@ -132,8 +140,7 @@ def search(positive: Lists, negative: Lists) -> Merged:
 def _padded(lists: Lists) -> tuple[Tensor, Tensor]:
     """Times [B, L], padded on the right with the largest time that there is, and the column of each event [N]."""
     column = torch.arange(lists.times.shape[0]) - lists.offsets[lists.user]
-    longest = int(lists.offsets.diff().max())
-    padded = lists.times.new_full((lists.offsets.shape[0] - 1, longest), torch.iinfo(lists.times.dtype).max)
+    padded = lists.times.new_full((lists.offsets.shape[0] - 1, lists.longest), torch.iinfo(lists.times.dtype).max)
     padded[lists.user, column] = lists.times
     return padded, column
 
@@ -163,4 +170,4 @@ def _draw(users: int, mean: int, generator: torch.Generator) -> Lists:
     user = torch.repeat_interleave(counts)
     times = torch.randint(month, user.shape, generator=generator)
     times = (user * month + times).sort().values - user * month
-    return Lists(times, user, torch.cat([counts.new_zeros(1), counts.cumsum(0)]))
+    return Lists.of(times, counts, user)
