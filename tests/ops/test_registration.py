@@ -27,7 +27,8 @@ VARIANTS = [
     Config(fusion="none", layout="full", candidates=2),
     Config(fusion="bias", layout="lengths", counts=(0, 0)),
 ]
-CHECKED_IN_THEIR_FOLDER = {"dot_attention_fwd", "dot_attention_bwd"}  # tests/ops/dot_target_attention
+# In tests/ops/dot_target_attention.
+CHECKED_IN_THEIR_FOLDER = {"dot_attention_fwd", "dot_attention_bwd", "dot_attention_projected"}
 IDS = [f"{i}-{c.op}-{c.layout}" for i, c in enumerate(VARIANTS)]
 
 
