@@ -319,6 +319,21 @@ struct DotBackward : DotPass {
     float* grad_tokens;   // [tokens, D]
 };
 
+// The same attention with projected tokens, which costs less when many candidates share a history. Widths are
+// those of one head; K is the keys' width padded, V the values'.
+struct DotProjected {
+    History history;
+    TokenRows tokens;
+    int width;  // D
+    int key_width, value_width;
+    int candidates, heads;
+    const float* queries;                                // [B, M, H, key_width] at these strides, scaled
+    int64_t user_stride, candidate_stride, head_stride;  // floats
+    const float *keys_t, *values_t;                      // transposed projections [H][D][K] and [H][D][V]
+    float* pooled;                                       // [B, M, H, value_width]
+    int64_t longest;                                     // tokens of the longest history
+};
+
 // The kernels of one instruction set level. `sums` is the block's own part of a zeroed buffer.
 struct Kernels {
     void (*pack_unit)(const ActivationUnit&, bool scaled, PackedUnit&);
@@ -340,6 +355,8 @@ struct Kernels {
     void (*unfold_fusion)(const PolarityFusion&, const FusionSums&, const FusionGradients&);
     int64_t (*dot_scratch_floats)(const DotPass&, bool backward);
     void (*dot_forward)(const DotForward&, int64_t part_begin, int64_t part_end, float* scratch);
+    int64_t (*dot_projected_scratch_floats)(const DotProjected&);
+    void (*dot_projected_forward)(const DotProjected&, int64_t head_begin, int64_t head_end, float* scratch);
     void (*dot_backward)(const DotBackward&, int64_t user_begin, int64_t user_end, float* scratch);
     void (*add)(float* to, const float* from, int64_t floats);
     void (*gather_sum)(float* out, const float* a, const float* b, int width);         // out = a + b

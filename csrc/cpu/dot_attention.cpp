@@ -65,6 +65,19 @@ std::vector<int64_t> cut(const Layout& layout, int64_t parts, int64_t rows) {
     return bounds;
 }
 
+// A projection [H * width, D] as [H][D][padded width].
+Buffer transposed_heads(const Tensor& weight, int64_t heads) {
+    const int64_t each = weight.size(0) / heads, inputs = weight.size(1), wide = padded_columns(int(each));
+    const float* from = static_cast<const float*>(weight.const_data_ptr());
+    Buffer buffer = allocate(heads * inputs * wide);
+    for (int64_t h = 0; h < heads; h++)
+        for (int64_t d = 0; d < inputs; d++) {
+            float* to = buffer.get() + (h * inputs + d) * wide;
+            for (int64_t j = 0; j < wide; j++) to[j] = j < each ? from[(h * each + j) * inputs + d] : 0;
+        }
+    return buffer;
+}
+
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor> dot_attention_fwd(Tensor queries, Tensor history, OptionalTensor offsets,
@@ -120,6 +133,50 @@ std::tuple<Tensor, Tensor> dot_attention_bwd(Tensor grad_pooled, Tensor stats, T
                    k.dot_backward(args, bounds[block], bounds[block + 1], scratch);
                });
     return {grad_queries, grad_tokens};
+}
+
+Tensor dot_attention_projected(Tensor queries, Tensor history, OptionalTensor offsets, OptionalTensor lengths,
+                               OptionalTensor mask, Tensor w_k, Tensor w_v) {
+    if (queries.dim() != 4) fail("queries has ", queries.dim(), " dimensions; expected [B, M, H, width]");
+    const std::vector<int64_t> shape = sizes_of(queries);
+    const int64_t users = shape[0], heads = shape[2];
+    Tensor rows = float_rows(queries, "queries", shape[3]);
+    if (history.dim() < 2) fail("history has ", history.dim(), " dimensions; expected [N, D] or [B, L, D]");
+    const int64_t width = history.size(history.dim() - 1);
+    Tensor tokens = float_rows(history, "history", width);
+    Tensor keys = floats(w_k, "w_k", {heads * shape[3], width}), values = floats(w_v, "w_v", {-1, width});
+    const int64_t outputs = values.size(0);
+    if (heads == 0 || outputs % heads)
+        fail("w_v has ", outputs, " rows; expected a multiple of ", heads, " heads");
+    std::vector<int64_t> token_shape = sizes_of(tokens);
+    token_shape.pop_back();
+    const Layout layout = read_layout(users, token_shape, offsets, lengths, mask);
+
+    DotProjected args{};
+    args.history = layout.history;
+    args.tokens.base = static_cast<const float*>(tokens.const_data_ptr());
+    args.tokens.row_stride = tokens.stride(tokens.dim() - 2);
+    args.tokens.user_stride = tokens.dim() == 3 ? tokens.stride(0) : 0;
+    args.width = static_cast<int>(width);
+    args.key_width = static_cast<int>(shape[3]);
+    args.value_width = static_cast<int>(outputs / heads);
+    args.candidates = static_cast<int>(shape[1]);
+    args.heads = static_cast<int>(heads);
+    args.queries = static_cast<const float*>(rows.const_data_ptr());
+    args.user_stride = rows.stride(0), args.candidate_stride = rows.stride(1),
+    args.head_stride = rows.stride(2);
+    for (int64_t count : layout.counts) args.longest = std::max(args.longest, count);
+    Buffer keys_t = transposed_heads(keys, heads), values_t = transposed_heads(values, heads);
+    args.keys_t = keys_t.get(), args.values_t = values_t.get();
+    Tensor pooled = new_floats({users, shape[1], heads, outputs / heads});
+    args.pooled = static_cast<float*>(pooled.mutable_data_ptr());
+    const std::vector<int64_t> bounds = cut(layout, heads, std::max<int64_t>(shape[1], 1));
+    const Kernels& k = kernels();
+    run_blocks(static_cast<int64_t>(bounds.size()) - 1, k.dot_projected_scratch_floats(args),
+               [&](int64_t block, float* scratch) {
+                   k.dot_projected_forward(args, bounds[block], bounds[block + 1], scratch);
+               });
+    return pooled;
 }
 
 }  // namespace mixpol::cpu

@@ -15,4 +15,7 @@ std::tuple<Tensor, Tensor> dot_attention_bwd(Tensor grad_pooled, Tensor stats, T
                                              OptionalTensor offsets, OptionalTensor lengths,
                                              OptionalTensor mask, bool sliced, int64_t top_k);
 
+Tensor dot_attention_projected(Tensor queries, Tensor history, OptionalTensor offsets, OptionalTensor lengths,
+                               OptionalTensor mask, Tensor w_k, Tensor w_v);
+
 }  // namespace mixpol::cpu

@@ -28,12 +28,12 @@ VARIANTS = [
     Config(fusion="bias", layout="lengths", counts=(0, 0)),
     Config(op="polarity_embedding", layout="lengths", n_extra=3),
     Config(op="polarity_fusion", gate_inputs="full", n_extra=3, id_dtype=torch.int16),
-    Config(gate_inputs="full", n_extra=3, layout="mask_left", candidates=2, activation="silu"),
+    Config(gate_inputs="full", n_extra=3, layout="mask_left", candidates=2),
     Config(fusion="bias", n_extra=3, counts=(0, 0)),
 ]
 # tests/ops/dot_target_attention, interleave, unit_statistics
-CHECKED_IN_THEIR_FOLDER = {"dot_attention_fwd", "dot_attention_bwd", "interleave"}
-CHECKED_IN_THEIR_FOLDER |= {"unit_statistics_fwd", "unit_statistics_bwd"}
+CHECKED_IN_THEIR_FOLDER = {"dot_attention_fwd", "dot_attention_bwd", "dot_attention_projected"}
+CHECKED_IN_THEIR_FOLDER |= {"interleave", "unit_statistics_fwd", "unit_statistics_bwd"}
 IDS = [f"{i}-{c.op}-{c.layout}" for i, c in enumerate(VARIANTS)]
 
 

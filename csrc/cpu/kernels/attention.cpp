@@ -101,6 +101,7 @@ void forward(const AttentionForward& a, ForwardUnit score, int64_t user_begin, i
     };
     auto one = [&](int64_t user, int candidate, int in_group, const float* target) {
         if (candidate == 0 && a.attention) fill_pads(a.history, user, a.attention, candidates, 0.0f);
+        if (candidate == 0 && a.bits) fill_pads(a.history, user, a.bits, candidates * bytes, uint8_t{0});
         Cursor cursor(a.history, user);
         Softmax running;
         zero(s.pooled, wide);

@@ -400,7 +400,95 @@ void backward_part(const DotBackward& a, const Part& part, int64_t user_end, boo
         std::memcpy(a.grad_queries + flat_row(a, part, r) * width, s.sums + r * wide, sizeof(float) * width);
 }
 
+struct ProjectedScratch {
+    Scratch common;
+    float* keys;       // of each chunk, transposed [key_width][CHUNK]
+    float* values;     // [tokens][V]
+    float* projected;  // keys of one chunk [CHUNK][K]
+    const float* queries[DOT_ROWS];
+};
+
+ProjectedScratch carve(const DotProjected& a, Arena& arena) {
+    ProjectedScratch s{};
+    const int64_t chunks = (a.longest + CHUNK - 1) / CHUNK, wide = padded(a.value_width);
+    s.common.tokens = arena.take(CHUNK * padded(a.width));
+    s.common.scores = arena.take(DOT_ROWS * CHUNK);
+    s.common.sums = arena.take(DOT_ROWS * wide);
+    s.keys = arena.take(chunks * a.key_width * CHUNK);
+    s.values = arena.take(chunks * CHUNK * wide);
+    s.projected = arena.take(CHUNK * padded(a.key_width));
+    return s;
+}
+
+// Keys and values of one head, for all tokens of a user; returns how many there are.
+int64_t project(const DotProjected& a, int64_t user, int head, ProjectedScratch& s) {
+    const int key_wide = padded(a.key_width), wide = padded(a.value_width);
+    const float* keys_t = a.keys_t + head * int64_t{a.width} * key_wide;
+    const float* values_t = a.values_t + head * int64_t{a.width} * wide;
+    Scratch& c = s.common;
+    int64_t total = 0;
+    Cursor cursor(a.history, user);
+    while (int n = cursor.fill(c.positions)) {
+        stage_rows(a.tokens, a.history, user, c.positions, n, a.width, c.tokens, c.rows);
+        multiply(c.rows, n, a.width, keys_t, key_wide, key_wide, nullptr, 0, s.projected, key_wide);
+        float* keys = s.keys + total * a.key_width;
+        for (int j = 0; j < a.key_width; j++)
+            for (int i = 0; i < CHUNK; i++) keys[j * CHUNK + i] = i < n ? s.projected[i * key_wide + j] : 0;
+        multiply(c.rows, n, a.width, values_t, wide, wide, nullptr, 0, s.values + total * wide, wide);
+        total += n;
+    }
+    return total;
+}
+
+void projected_part(const DotProjected& a, int64_t user, int head, int first, int rows, int64_t total,
+                    ProjectedScratch& s) {
+    const int wide = padded(a.value_width);
+    Scratch& c = s.common;
+    for (int r = 0; r < rows; r++) {
+        s.queries[r] =
+            a.queries + user * a.user_stride + (first + r) * a.candidate_stride + head * a.head_stride;
+        c.highest[r] = -INFINITY;
+        c.total[r] = 0;
+    }
+    zero(c.sums, int64_t{rows} * wide);
+    for (int64_t at = 0; at < total; at += CHUNK) {
+        const int n = static_cast<int>(total - at < CHUNK ? total - at : CHUNK);
+        multiply(s.queries, rows, a.key_width, s.keys + at * a.key_width, CHUNK, CHUNK, nullptr, 0, c.scores,
+                 CHUNK);
+        weigh(c, c.scores, rows, n, wide);
+        for (int i = 0; i < n; i++) c.rows[i] = s.values + (at + i) * wide;
+        pool(c.scores, rows, c.rows, n, wide, c.sums);
+    }
+    for (int r = 0; r < rows; r++) {
+        float* pooled = c.sums + r * int64_t{wide};
+        const vec sum = broadcast(static_cast<float>(c.total[r]));
+        for (int i = 0; total && i < wide; i += W) store(pooled + i, load(pooled + i) / sum);
+        std::memcpy(a.pooled + ((user * a.candidates + first + r) * a.heads + head) * a.value_width, pooled,
+                    sizeof(float) * a.value_width);
+    }
+}
+
 }  // namespace
+
+int64_t dot_projected_scratch_floats(const DotProjected& a) {
+    Arena arena(nullptr);
+    carve(a, arena);
+    return arena.used();
+}
+
+void dot_projected_forward(const DotProjected& a, int64_t head_begin, int64_t head_end, float* memory) {
+    Arena arena(memory);
+    ProjectedScratch s = carve(a, arena);
+    for (int64_t at = head_begin; at < head_end; at++) {
+        const int64_t user = at / a.heads;
+        const int head = static_cast<int>(at % a.heads);
+        const int64_t total = project(a, user, head, s);
+        for (int first = 0; first < a.candidates; first += DOT_ROWS) {
+            const int left = a.candidates - first;
+            projected_part(a, user, head, first, left < DOT_ROWS ? left : DOT_ROWS, total, s);
+        }
+    }
+}
 
 int64_t dot_scratch_floats(const DotPass& a, bool backward) {
     Arena arena(nullptr);

@@ -24,6 +24,8 @@ const Kernels MIXPOL_JOIN(kernels_, MIXPOL_ISA) = {
     MIXPOL_ISA::unfold_fusion,
     MIXPOL_ISA::dot_scratch_floats,
     MIXPOL_ISA::dot_forward,
+    MIXPOL_ISA::dot_projected_scratch_floats,
+    MIXPOL_ISA::dot_projected_forward,
     MIXPOL_ISA::dot_backward,
     MIXPOL_ISA::add,
     MIXPOL_ISA::gather_sum,

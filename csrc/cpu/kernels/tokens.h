@@ -87,8 +87,9 @@ MIXPOL_INLINE void prefetch_next(const TokenRows& tokens, const History& history
     }
 }
 
-// Writes `value` to the `width` floats of every position that is no token of the user.
-MIXPOL_INLINE void fill_pads(const History& history, int64_t user, float* out, int64_t width, float value) {
+// Writes `value` to the `width` elements of every position that is no token of the user.
+template <class T>
+MIXPOL_INLINE void fill_pads(const History& history, int64_t user, T* out, int64_t width, T value) {
     if (history.offsets || !(history.lengths || history.mask)) return;
     int64_t begin = user * history.length, end = begin + history.length;
     if (history.lengths) begin += history.lengths[user];

@@ -11,7 +11,7 @@ from mixpol_kernels.autocast import in_float32
 from mixpol_kernels.checks import check_float
 from mixpol_kernels.history import Layout, layout
 from mixpol_kernels.ops.dot_target_attention import reference
-from mixpol_kernels.ops.dot_target_attention.autograd import STATS, DotAttention, forward
+from mixpol_kernels.ops.dot_target_attention.autograd import STATS, DotAttention, forward, projected_forward
 
 
 @in_float32
@@ -40,10 +40,12 @@ def dot_target_attention(
 
     with the softmax over the user's tokens, or with `top_k` over the best of them, as models of long histories do
     (Attention Is All You Need, arXiv 1706.03762, section 3.2, with one query; names and bias-free projections of
-    FuxiCTR's MultiHeadTargetAttention.) A projection that is None is the identity. The fused form projects no token:
+    FuxiCTR's MultiHeadTargetAttention). A projection that is None is the identity. The fused form projects no token:
     W_k goes into the query, q · W_k x = (W_kᵀ q) · x, and W_v meets the pooled token, Σ w W_v x = W_v Σ w x. So an
-    infinite entry of W_v can give inf where the projected tokens cancel to NaN. What the projections add around the
-    fused op are ordinary matrix products of PyTorch: whether their last bits depend on the batch is up to its BLAS.
+    infinite entry of W_v can give inf where the projected tokens cancel to NaN. Only where so many candidates share a
+    history that projected tokens cost less, and nothing needs a gradient, it projects them, a user at a time. What the
+    projections add around the fused op are ordinary matrix products of PyTorch: whether their last bits depend on the
+    batch is up to its BLAS.
 
     Args:
         target: [B, D], or [B, M, D] when M candidates share each user's history.
@@ -129,6 +131,10 @@ def _fused(
     queries = target if w_q is None else F.linear(target, w_q)
     queries = queries if scale == 1 else queries * scale
     rows = queries.unflatten(-1, (heads, queries.shape[-1] // heads))
+    bare = not (top_k or return_weights or backends.needs_grad(rows, history, w_k, w_v))
+    if bare and projecting_is_less(target.shape[1], heads, history.shape[-1], w_k, w_v):
+        out = projected_forward(rows, history, *where.canonical(), w_k, w_v).flatten(2)
+        return out if w_o is None else F.linear(out, w_o), out
     if w_k is not None:  # [B, M, A] to [B, M, H, D]
         rows = torch.einsum("bmha,had->bmhd", rows, w_k.unflatten(0, (heads, w_k.shape[0] // heads)))
     sliced = heads > 1 and w_k is None
@@ -142,6 +148,16 @@ def _fused(
         pooled = torch.einsum("bmhd,hvd->bmhv", pooled, w_v.unflatten(0, (heads, w_v.shape[0] // heads)))
     out = pooled.flatten(2)
     return out if w_o is None else F.linear(out, w_o), weights
+
+
+def projecting_is_less(candidates: int, heads: int, width: int, w_k: Tensor | None, w_v: Tensor | None) -> bool:
+    """Whether M candidates take fewer multiplications a token with keys and values than without.
+
+    Absorbed, every row reads the raw token twice: 2 M H D. Projected: D (A + V) once, then M (A + V).
+    """
+    if w_k is None or w_v is None:
+        return False
+    return (width + candidates) * (w_k.shape[0] + w_v.shape[0]) < 2 * candidates * heads * width
 
 
 def saved_bytes(

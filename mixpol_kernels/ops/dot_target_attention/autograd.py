@@ -21,6 +21,24 @@ define(
     "dot_attention_bwd",
     f"(Tensor grad_pooled, Tensor stats, {_INPUTS}) -> (Tensor grad_queries, Tensor grad_history)",
 )
+define(
+    "dot_attention_projected",
+    f"(Tensor queries, Tensor history, {_LAYOUT}, Tensor w_k, Tensor w_v) -> Tensor",
+)
+
+
+@torch.library.register_fake("mixpol::dot_attention_projected")
+def _(
+    queries: Tensor,
+    history: Tensor,
+    offsets: Tensor | None,
+    lengths: Tensor | None,
+    mask: Tensor | None,
+    w_k: Tensor,
+    w_v: Tensor,
+) -> Tensor:
+    heads = queries.shape[2]
+    return queries.new_empty((*queries.shape[:3], w_v.shape[0] // heads))
 
 
 @torch.library.register_fake("mixpol::dot_attention_fwd")
@@ -56,6 +74,7 @@ def _(
 
 STATS = 4  # floats that the forward keeps a row
 forward = torch.ops.mixpol.dot_attention_fwd.default
+projected_forward = torch.ops.mixpol.dot_attention_projected.default
 _bwd = torch.ops.mixpol.dot_attention_bwd.default
 
 

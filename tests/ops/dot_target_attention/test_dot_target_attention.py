@@ -142,7 +142,11 @@ def test_attention_weights(case: Case, requires_grad: bool, generator: torch.Gen
     assert weights.shape == (*where.shape, *candidates, case.config.heads)
     assert weights.dtype == torch.float32
     assert not weights.requires_grad
-    assert torch.equal(out, case.call(arguments, "cpu"))
+    plain = case.call(arguments, "cpu")
+    if requires_grad:
+        assert torch.equal(out, plain)
+    else:  # tokens may be projected, as long as their weights are not asked for
+        torch.testing.assert_close(out, plain, rtol=1e-3, atol=1e-4)
     truth = case.call(case.arguments(where, torch.float64), "reference", return_weights=True)[1]
     plain = case.call(case.arguments(where), "reference", return_weights=True)[1]
     error, allowed = ((w.double() - truth).abs() for w in (weights, plain))
@@ -499,6 +503,70 @@ def test_nothing_is_kept_for_a_token(case: Case, generator: torch.Generator) -> 
         with torch.no_grad():
             assert kept_bytes(longer, arguments) == 0
     assert kept[0] == kept[1]
+
+
+PROJECTED = {
+    "plain": Config(candidates=31, heads=4, width=64, attention=64, counts=COUNTS),
+    "odd": Config(candidates=50, heads=3, width=7, attention=12, counts=COUNTS, layout="lengths"),
+    "two heads": Config(candidates=24, heads=2, width=20, attention=10, counts=COUNTS, layout="mask_holes"),
+    "left": Config(candidates=49, heads=4, width=24, attention=8, counts=COUNTS, layout="mask_left", scale=-2.0),
+    "peaked": Config(candidates=31, heads=4, width=64, attention=64, counts=COUNTS, spread=30.0),
+    "no output": Config(candidates=31, heads=4, width=64, attention=64, only=("w_q", "w_k", "w_v")),
+    "all empty": Config(candidates=31, heads=4, width=64, attention=64, counts=(0, 0)),
+}
+
+
+@pytest.mark.parametrize("variant", PROJECTED)
+def test_many_candidates_without_gradient(variant: str, generator: torch.Generator) -> None:
+    """Tokens are projected then; within the budget all the same, opcheck included, for any number of threads."""
+    worst, allowed = 0.0, 0.0
+    for _ in range(5):
+        case = make(PROJECTED[variant], generator)
+        where = case.place(generator)
+        arguments = case.arguments(where)
+        with Recorder() as recorder:
+            out = case.call(arguments, "cpu")
+        ((func, args),) = recorder.calls
+        assert func._schema.name == "mixpol::dot_attention_projected"
+        truth = case.call(case.arguments(where, torch.float64), "reference")
+        plain = case.call(arguments, "reference")
+        if not truth.numel():
+            continue
+        assert out.shape == truth.shape
+        worst = max(worst, float((out - truth).abs().max()))
+        allowed = max(
+            allowed, float(2 * (plain - truth).abs().max() + torch.finfo(torch.float32).eps * truth.abs().max())
+        )
+        absorbed = case.call(arguments, "cpu", return_weights=True)[0]
+        torch.testing.assert_close(out, absorbed, rtol=1e-3, atol=1e-4)
+    assert worst <= allowed
+    assert set(torch.library.opcheck(func, args).values()) == {"SUCCESS"}
+    expected = func(*args)
+    for number in (2, 3):
+        torch.set_num_threads(number)
+        assert torch.equal(func(*args), expected)
+    torch.use_deterministic_algorithms(True)  # fresh memory is NaN
+    try:
+        assert torch.equal(func(*args), expected)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_projected_rows_do_not_see_the_batch_or_each_other(generator: torch.Generator) -> None:
+    queries = torch.randn(len(COUNTS), 50, 3, 5, generator=generator)
+    case = make(Config(width=24, heads=3, attention=15, counts=COUNTS), generator)
+    history, offsets = case.floats["history"], case.place(generator).arguments["offsets"]
+    weights = case.floats["w_k"], case.floats["w_v"]
+    op = torch.ops.mixpol.dot_attention_projected
+    whole = op(queries, history, offsets, None, None, *weights)
+    for rows in ([0], [49, 4], [7, 7, 2, 1, 0]):
+        assert torch.equal(op(queries[:, rows], history, offsets, None, None, *weights), whole[:, rows])
+    views = [with_gaps(t) for t in (queries, history)]
+    assert torch.equal(op(*views, offsets, None, None, *map(transposed, weights)), whole)
+    for user in (5, 1):
+        offsets = torch.tensor([0, COUNTS[user]])
+        alone = op(queries[user : user + 1], history[case_slice(user)], offsets, None, None, *weights)
+        assert torch.equal(alone[0], whole[user])
 
 
 def test_double_backward_is_refused(generator: torch.Generator) -> None:

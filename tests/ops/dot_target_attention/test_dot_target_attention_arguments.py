@@ -107,6 +107,21 @@ def test_the_op_checks_top_k() -> None:
         )
 
 
+@pytest.mark.parametrize(
+    ("queries", "w_k", "w_v", "pattern"),
+    [
+        (torch.randn(2, 2, 4), torch.randn(8, 6), torch.randn(8, 6), r"queries has 3 dimensions"),
+        (torch.randn(2, 1, 2, 4), torch.randn(7, 6), torch.randn(8, 6), r"w_k has shape \[7, 6\]; expected \[8, 6\]"),
+        (torch.randn(2, 1, 2, 4), torch.randn(8, 6), torch.randn(8, 5), r"w_v has shape \[8, 5\]; expected \[-1, 6\]"),
+        (torch.randn(2, 1, 2, 4), torch.randn(8, 6), torch.randn(7, 6), r"w_v has 7 rows; expected a multiple of 2"),
+        (torch.randn(3, 1, 2, 4), torch.randn(8, 6), torch.randn(8, 6), r"leading dimensions do not match 3 users"),
+    ],
+)
+def test_the_projecting_op_checks_for_itself(queries: Tensor, w_k: Tensor, w_v: Tensor, pattern: str) -> None:
+    with pytest.raises(RuntimeError, match=pattern):
+        torch.ops.mixpol.dot_attention_projected(queries, torch.randn(2, 5, 6), None, None, None, w_k, w_v)
+
+
 def test_the_backward_op_checks_what_was_saved() -> None:
     queries, history = torch.randn(2, 1, 2, 8), torch.randn(2, 5, 8)
     op = torch.ops.mixpol.dot_attention_bwd
