@@ -42,6 +42,8 @@ def polarity_fusion(
     not public: this is our reading of its description in words, a gate from the product of target and token,
     then a signed residual that moves positives towards the target and negatives away.
 
+    Under `torch.autocast` the op runs in float32: inputs of a lower precision are cast.
+
     Args:
         target: [B, D].
         tokens: [N, D] with `offsets`, or [B, L, D] with `lengths`, `mask` or neither. Any strides.
