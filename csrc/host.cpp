@@ -3,14 +3,8 @@
 // loads this file, which pulls in _C.so from its own folder.
 #include <torch/csrc/stable/library.h>
 
-namespace {
-
-constexpr const char* SCHEMAS[] = {
-#include "schemas.inc"
-};
-
-}  // namespace
-
 STABLE_TORCH_LIBRARY_FRAGMENT(mixpol, m) {
-    for (const char* schema : SCHEMAS) m.def(schema);
+#define MIXPOL_SCHEMA(signature) m.def(signature);
+#include "schemas.inc"
+#undef MIXPOL_SCHEMA
 }

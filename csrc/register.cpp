@@ -14,6 +14,16 @@ int64_t cpu_isa() { return static_cast<int64_t>(mixpol::cpu::isa()); }
 
 }  // namespace
 
+// The signatures that this file was compiled for, one a line: the loader compares them with its own, since a
+// kernel that is called by another signature reads garbage.
+extern "C" __attribute__((visibility("default"))) const char* mixpol_signatures() {
+#define MIXPOL_SCHEMA(signature) signature "\n"
+    return
+#include "schemas.inc"
+        ;
+#undef MIXPOL_SCHEMA
+}
+
 STABLE_TORCH_LIBRARY_IMPL(mixpol, CompositeExplicitAutograd, m) { m.impl("cpu_isa", TORCH_BOX(&cpu_isa)); }
 
 STABLE_TORCH_LIBRARY_IMPL(mixpol, CPU, m) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
 
@@ -41,6 +42,27 @@ def _find() -> Path | None:
     return None
 
 
+_REBUILD = "rebuild it with `pip install --no-build-isolation --force-reinstall --no-deps -e .`"
+
+
+def _outdated(path: Path) -> str:
+    """Why a loaded library does not belong to these sources: it expects other arguments. Empty if it does."""
+    try:
+        compiled = ctypes.CDLL(str(path)).mixpol_signatures
+    except AttributeError:
+        return f"{path.name} is older than the package; {_REBUILD}"
+    compiled.restype = ctypes.c_char_p
+    for signature in compiled().decode().splitlines():
+        expected = torch._C.parse_schema(f"{NAMESPACE}::{signature}")
+        declared = torch._C._jit_get_schemas_for_operator(expected.name)
+        if declared and expected not in declared:
+            return (
+                f"{path.name} was built for another signature of {expected.name} than the package declares; {_REBUILD} "
+                "(after `make schemas`, if it is you who changed it)"
+            )
+    return ""
+
+
 class CompiledLibrary:
     """State of the compiled library. `reason` says why it is not there, or is empty."""
 
@@ -72,10 +94,10 @@ class CompiledLibrary:
         except OSError as error:
             self.reason = (
                 f"{self.path.name} does not load under torch {torch.__version__} ({error}); it needs torch >= 2.10; "
-                "rebuild it with `pip install --no-build-isolation --force-reinstall --no-deps -e .`"
+                + _REBUILD
             )
             return
-        self.reason = ""
+        self.reason = _outdated(self.path)
 
     def isa(self) -> str:
         """The instruction set in use: "base", "avx2" or "avx512"; "none" without the library."""

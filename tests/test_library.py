@@ -79,6 +79,27 @@ def test_broken_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     assert re.search(r"_C\.so does not load under torch.*--force-reinstall", other.reason)
 
 
+@pytest.mark.parametrize(
+    ("source", "pattern"),
+    [
+        ("", r"_C\.so is older than the package; rebuild"),
+        ('"cpu_isa(int level) -> int\\n"', r"_C\.so was built for another signature of mixpol::cpu_isa.*rebuild"),
+        ('"cpu_isa() -> int\\nan_op_of_tomorrow(Tensor x) -> Tensor\\n"', r"^$"),
+    ],
+    ids=["no signatures", "another signature", "the same"],
+)
+def test_outdated_library(source: str, pattern: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Kernels that expect other arguments are never called: nothing rebuilds on import after an update."""
+    code = f'extern "C" const char* mixpol_signatures() {{ return {source}; }}' if source else ""
+    command = [os.environ.get("CXX", "c++"), "-shared", "-fPIC", "-x", "c++", "-", "-o", str(tmp_path / "_C.so")]
+    subprocess.run(command, input=code, text=True, check=True)
+    monkeypatch.setattr("mixpol_kernels.library._find", lambda: tmp_path / "_C.so")
+    monkeypatch.delenv("MIXPOL_SKIP_EXT", raising=False)
+    other = CompiledLibrary()
+    other.load()
+    assert re.search(pattern, other.reason)
+
+
 def objects() -> dict[str, list[Path]]:
     return {level: sorted(BUILD.rglob(f"kernels_{level}.dir/**/*.o")) for level in ISA_LEVELS}
 

@@ -8,8 +8,8 @@ from mixpol_kernels.library import NAMESPACE
 
 HEADER = """\
 // The signature of every op, one a line. Python declares them (mixpol_kernels/ops/*/autograd.py); this copy serves
-// programs without Python (csrc/host.cpp) and pins them: exported models call the ops by these signatures.
-// Written by `make schemas`; a test compares.
+// programs without Python (csrc/host.cpp), tells whether a compiled library is too old for the Python around it, and
+// pins them: exported models call the ops by these signatures. Written by `make schemas`; a test compares.
 """
 
 
@@ -21,8 +21,8 @@ def signatures() -> list[str]:
 
 
 def text() -> str:
-    """The whole file: C++ string literals."""
-    return HEADER + "".join(f'"{signature}",\n' for signature in signatures())
+    """The whole file: one use of a macro per signature."""
+    return HEADER + "".join(f'MIXPOL_SCHEMA("{signature}")\n' for signature in signatures())
 
 
 def main() -> None:

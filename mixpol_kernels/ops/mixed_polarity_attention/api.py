@@ -51,6 +51,8 @@ def mixed_polarity_attention(
     The composition of an item look-up, `polarity_fusion` and `target_attention`; their docstrings have the
     formulas and the sources. No token-sized tensor is written by the fused forward.
 
+    Under `torch.autocast` the op runs in float32: inputs of a lower precision are cast.
+
     Args:
         target: [B, D], or [B, M, D] when M candidates share each user's history.
         item_ids: [N] with `offsets`, or [B, L]; any integer dtype. Ids at pads are not read.

@@ -34,6 +34,8 @@ def polarity_embedding(
     bias is that of "Beyond Positive Signals" (arXiv 2606.15252). The gradients of the tables are summed
     over sorted segments in order of position: the same bits for any number of threads.
 
+    Under `torch.autocast` the op runs in float32: inputs of a lower precision are cast.
+
     Args:
         item_ids: [N] jagged or [B, L] padded, any integer dtype. Ids at pads are not read.
         polarity: like `item_ids`, rows of `polarity_table`.

@@ -48,6 +48,8 @@ def polarity_fusion(
     then a signed residual that moves positives towards the target and negatives away. The compiled [D, 3 D] form
     adds the blocks of W_g that meet x, so an infinite token can give 0 or 1 where the concatenated form gives NaN.
 
+    Under `torch.autocast` the op runs in float32: inputs of a lower precision are cast.
+
     Args:
         target: [B, D].
         tokens: [N, D] with `offsets`, or [B, L, D] with `lengths`, `mask` or neither. Any strides.
@@ -59,7 +61,7 @@ def polarity_fusion(
         extra_ids: like `polarity`, rows of `extra_table`.
         extra_table: [R, D]; None without one. Not with "none". Meant for small tables: the backward sums the whole
             table's gradient once per block of users. Of a pass of `mixed_polarity_attention`, forward and backward
-            (B = 256, D = 64, L = 200), R = 64 took 4 to 5 % more and R = 1000 7 to 10 %.
+            (B = 256, D = 64, L = 200), R = 64 took 4 to 6 % more and R = 1000 7 to 10 %.
         offsets: [B + 1] int32 or int64; user b owns tokens offsets[b] ... offsets[b + 1] - 1.
         lengths: [B] int32 or int64; the first lengths[b] positions are kept.
         mask: [B, L]; nonzero positions are kept, on any side.

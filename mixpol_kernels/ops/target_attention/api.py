@@ -56,6 +56,8 @@ def target_attention(
     4D-wide input: W_1 [t ; x ; t - x ; t * x] + b_1 = x · G(t) + c(t). It adds the blocks of W_1 that meet the same
     input, so an infinite entry of W_1 can give NaN where the concatenated form stays infinite.
 
+    Under `torch.autocast` the op runs in float32: inputs of a lower precision are cast.
+
     Args:
         target: [B, D], or [B, M, D] when M candidates share each user's history.
         history: [N, D] with `offsets`, or [B, L, D] with `lengths`, `mask` or neither (every position kept).
