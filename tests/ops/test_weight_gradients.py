@@ -53,6 +53,7 @@ def test_gradient_through_the_weights(
     )
     assert exact.keys() == cpu.keys()
     for name, truth in exact.items():
-        limit = 5 * float((plain[name] - truth).abs().max()) + 1e-6 * float(truth.abs().max()) + 1e-12
+        # Not relative for small gradients: under softmax that of the output bias is a sum of large terms that is 0.
+        limit = 5 * float((plain[name] - truth).abs().max()) + 2e-6 * max(1.0, float(truth.abs().max()))
         error = float((cpu[name] - truth).abs().max())
         assert error <= limit, f"{name}: {error:.3g}, allowed {limit:.3g}"
