@@ -15,6 +15,8 @@ from torch import Tensor
 from mixpol_kernels.library import library
 
 BACKENDS = ("cpu", "reference")
+# What the compiled kernels of some ops store; they compute in float32.
+STORED = (torch.float32, torch.bfloat16, torch.float16)
 _log = logging.getLogger("mixpol_kernels")
 _said: set[str] = set()
 

@@ -26,11 +26,17 @@ struct History {
     const uint8_t* mask = nullptr;     // padded anywhere; none of the three: every position is kept
 };
 
+// What a tensor stores; kernels compute in float32 whatever it is.
+enum class Element : int { f32 = 0, bf16 = 1, f16 = 2 };
+
+static inline int64_t element_bytes(Element element) { return element == Element::f32 ? 4 : 2; }
+
 // Where token vectors come from: rows of a [B, L, D] or [N, D] tensor, or of a table by id.
 struct TokenRows {
-    const float* base = nullptr;
-    int64_t user_stride = 0;       // floats; 0 when jagged
-    int64_t row_stride = 0;        // floats
+    const void* base = nullptr;
+    Element element = Element::f32;
+    int64_t user_stride = 0;       // elements; 0 when jagged
+    int64_t row_stride = 0;        // elements
     const int64_t* ids = nullptr;  // by position; selects the row of the table `base`
 };
 
@@ -234,8 +240,9 @@ struct AttentionBackward : Pass {
     const float* grad_attention;  // [tokens, M] or null
     const float* attention;
     const uint8_t* bits;
-    float* grad_target;  // [B * M, D]
-    float* grad_tokens;  // [tokens, D]
+    float* grad_target;    // [B * M, D]
+    void* grad_tokens;     // [tokens, D]
+    Element grad_element;  // of grad_tokens; float32 unless M is 1, since candidates add up in it
 };
 
 // Statistics of pre-activations: count, mean and Σ (x - mean)² of one block of users; [H_last p] floats.
@@ -361,6 +368,8 @@ struct Kernels {
     void (*add)(float* to, const float* from, int64_t floats);
     void (*gather_sum)(float* out, const float* a, const float* b, int width);         // out = a + b
     void (*sum_rows)(float* out, const float* const* rows, int64_t count, int width);  // in order
+    void (*widen)(float* to, const void* from, int64_t count, Element from_element);
+    void (*narrow)(void* to, const float* from, int64_t count, Element to_element);  // to nearest even
 };
 
 }  // namespace mixpol::cpu

@@ -22,6 +22,8 @@ struct Inputs {
     std::vector<Tensor> alive;
     std::vector<int64_t> token_shape, target_shape;
     int64_t users, candidates, width;
+    Element element;         // of every floating-point input, pooled, and the gradients
+    bool looked_up = false;  // tokens are rows of a table
 
     void fill(Pass& pass) const {
         pass.history = layout.history;
@@ -36,10 +38,11 @@ struct Inputs {
     // [B, D] or [B, M, D]: taken as it is, since a view made in Python costs microseconds.
     void read_target(const Tensor& tensor) {
         target_shape = sizes_of(tensor);
+        element = element_of(tensor);
         if (target_shape.size() == 2) {
-            alive.push_back(floats(tensor, "target", {-1, -1}));
+            alive.push_back(floats(tensor, "target", {-1, -1}, element));
         } else {
-            alive.push_back(floats(tensor, "target", {-1, -1, -1}));
+            alive.push_back(floats(tensor, "target", {-1, -1, -1}, element));
         }
         users = target_shape.front(), width = target_shape.back();
         candidates = target_shape.size() == 2 ? 1 : target_shape[1];
@@ -56,15 +59,16 @@ Inputs read_tokens(const Tensor& target, const Tensor& history, const OptionalTe
                    const std::vector<Tensor>& slopes, int64_t activation, int64_t normalize) {
     Inputs in;
     in.read_target(target);
-    Tensor tokens = float_rows(history, "history", in.width);
+    Tensor tokens = float_rows(history, "history", in.width, in.element);
     in.token_shape = sizes_of(tokens);
     in.token_shape.pop_back();
     in.layout = read_layout(in.users, in.token_shape, offsets, lengths, mask);
-    in.rows.base = static_cast<const float*>(tokens.const_data_ptr());
+    in.rows.base = tokens.const_data_ptr();
+    in.rows.element = in.element;
     in.rows.row_stride = tokens.stride(tokens.dim() - 2);
     in.rows.user_stride = tokens.dim() == 3 ? tokens.stride(0) : 0;
     in.alive.push_back(tokens);
-    in.unit = read_unit(in.width, weights, biases, slopes, activation, normalize);
+    in.unit = read_unit(in.width, weights, biases, slopes, activation, normalize, true, in.element);
     in.fusion.args.width = static_cast<int>(in.width);
     return in;
 }
@@ -80,16 +84,18 @@ Inputs read_ids(const Tensor& target, const Tensor& item_ids, const OptionalTens
     in.read_target(target);
     in.token_shape = sizes_of(item_ids);
     in.layout = read_layout(in.users, in.token_shape, offsets, lengths, mask);
-    Tensor table = float_rows(item_table, "item_table", in.width);
+    Tensor table = float_rows(item_table, "item_table", in.width, in.element);
     if (table.dim() != 2) fail("item_table has ", table.dim(), " dimensions; expected [V, D]");
     in.items = Ids(item_ids, "item_ids", table.size(0), in.layout);
-    in.rows.base = static_cast<const float*>(table.const_data_ptr());
+    in.rows.base = table.const_data_ptr();
+    in.rows.element = in.element;
     in.rows.row_stride = table.stride(0);
     in.rows.ids = in.items.data();
+    in.looked_up = true;
     in.alive.push_back(table);
-    in.fusion =
-        read_fusion(in.width, polarity, polarity_table, sign, gate, extra_ids, extra_table, in.layout);
-    in.unit = read_unit(in.width, weights, biases, slopes, activation, normalize);
+    in.fusion = read_fusion(in.width, polarity, polarity_table, sign, gate, extra_ids, extra_table, in.layout,
+                            in.element);
+    in.unit = read_unit(in.width, weights, biases, slopes, activation, normalize, true, in.element);
     return in;
 }
 
@@ -116,7 +122,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Inputs& in, bool save_attention
                [&](int64_t block, float* scratch) {
                    k.attention_forward(args, bounds[block], bounds[block + 1], scratch);
                });
-    return {pooled, attention, bits};
+    return {narrowed(pooled, in.element), attention, bits};
 }
 
 struct Gradients {
@@ -132,11 +138,14 @@ Gradients backward(const Inputs& in, const Tensor& grad_pooled, const OptionalTe
     if (sizes_of(grad_pooled) != in.target_shape)
         fail("grad_pooled has ", grad_pooled.numel(),
              " values in another shape than target; expected the same");
-    Tensor grad = as_contiguous(float_rows(grad_pooled, "grad_pooled", in.width));
+    Tensor grad =
+        widened(as_contiguous(float_rows(grad_pooled, "grad_pooled", in.width, in.element)), in.element);
     const int64_t expected = in.layout.history.tokens * in.candidates;
     if (attention.numel() != expected)
         fail("attention has ", attention.numel(), " values; expected ", expected,
              ", those that the forward saved");
+    if (attention.scalar_type() != ScalarType::Float)
+        fail("attention is not float32; expected what the forward saved");
     Tensor saved = as_contiguous(attention);
     std::optional<Tensor> weight_grad;
     if (grad_attention) {
@@ -159,13 +168,17 @@ Gradients backward(const Inputs& in, const Tensor& grad_pooled, const OptionalTe
     result.target = new_floats(in.target_shape);
     std::vector<int64_t> shape = in.token_shape;
     shape.push_back(in.width);
-    result.tokens = new_floats(shape);
+    // Looked-up rows stay float32: what is rounded is their sum for each row of the table. So do those of
+    // several candidates, which add up here.
+    const bool direct = !in.looked_up && in.candidates == 1;
+    args.grad_element = direct ? in.element : Element::f32;
+    result.tokens = new_elements(shape, args.grad_element);
     UnitGradients unit_gradients;
     FusionGradients fusion_gradients;
     result.parameters = in.unit.new_gradients(unit_gradients);
     result.table = in.fusion.new_gradients(fusion_gradients, result.gate, result.extra);
     args.grad_target = static_cast<float*>(result.target.mutable_data_ptr());
-    args.grad_tokens = static_cast<float*>(result.tokens.mutable_data_ptr());
+    args.grad_tokens = result.tokens.mutable_data_ptr();
 
     // Tokens without a candidate have no gradient, and no kernel visits them.
     if (in.candidates == 0) std::memset(args.grad_tokens, 0, sizeof(float) * result.tokens.numel());
@@ -183,6 +196,11 @@ Gradients backward(const Inputs& in, const Tensor& grad_pooled, const OptionalTe
     add_blocks(sums.memory.get(), sums.blocks, sums.floats);
     k.unfold_unit(args.unit, sums.unit(args, 0), args.keep_bits, unit_gradients);
     k.unfold_fusion(args.fusion, sums.fusion(args, 0), fusion_gradients);
+    if (in.element == Element::f32) return result;
+    for (Tensor* grad : {&result.target, &result.table, &result.extra}) *grad = narrowed(*grad, in.element);
+    for (auto* grads : {&result.parameters, &result.gate})
+        for (Tensor& grad : *grads) grad = narrowed(grad, in.element);
+    if (!direct && !in.looked_up) result.tokens = narrowed(result.tokens, in.element);
     return result;
 }
 

@@ -30,9 +30,18 @@ std::string shape_text(const Tensor& tensor) {
     return text.str();
 }
 
-void check_cpu_float(const Tensor& tensor, const char* name) {
+ScalarType scalar_type(Element element) {
+    return element == Element::f32    ? ScalarType::Float
+           : element == Element::bf16 ? ScalarType::BFloat16
+                                      : ScalarType::Half;
+}
+
+void check_cpu_float(const Tensor& tensor, const char* name, Element element) {
     if (!tensor.is_cpu()) fail(name, " is not on the CPU; move it with .cpu()");
-    if (tensor.scalar_type() != ScalarType::Float) fail(name, " is not float32; convert it with .float()");
+    if (tensor.scalar_type() == scalar_type(element)) return;
+    if (element == Element::f32) fail(name, " is not float32; convert it with .float()");
+    fail(name, " is not ", element == Element::bf16 ? "bfloat16" : "float16",
+         "; expected the dtype of target");
 }
 
 template <class T>
@@ -43,8 +52,38 @@ void widen(const Tensor& from, int64_t* to, int64_t n) {
 
 }  // namespace
 
-Tensor floats(const Tensor& tensor, const char* name, std::initializer_list<int64_t> sizes) {
-    check_cpu_float(tensor, name);
+Element element_of(const Tensor& tensor) {
+    return tensor.scalar_type() == ScalarType::BFloat16 ? Element::bf16
+           : tensor.scalar_type() == ScalarType::Half   ? Element::f16
+                                                        : Element::f32;
+}
+
+Tensor widened(const Tensor& tensor, Element element) {
+    if (element == Element::f32) return tensor;
+    Tensor wide = new_floats(sizes_of(tensor));
+    kernels().widen(static_cast<float*>(wide.mutable_data_ptr()), tensor.const_data_ptr(), tensor.numel(),
+                    element);
+    return wide;
+}
+
+Tensor narrowed(const Tensor& floats, Element element) {
+    if (element == Element::f32) return floats;
+    Tensor narrow = new_elements(sizes_of(floats), element);
+    const float* from = static_cast<const float*>(floats.const_data_ptr());
+    uint16_t* to = static_cast<uint16_t*>(narrow.mutable_data_ptr());
+    auto convert = [&](int64_t begin, int64_t end) {
+        kernels().narrow(to + begin, from + begin, end - begin, element);
+    };
+    if (floats.numel() < 32768) {
+        convert(0, floats.numel());
+    } else {
+        torch::stable::parallel_for(0, floats.numel(), 32768, convert);
+    }
+    return narrow;
+}
+
+Tensor floats(const Tensor& tensor, const char* name, std::initializer_list<int64_t> sizes, Element element) {
+    check_cpu_float(tensor, name, element);
     const auto shape = tensor.sizes();
     bool same = shape.size() == sizes.size();
     const int64_t* at = shape.begin();
@@ -56,11 +95,11 @@ Tensor floats(const Tensor& tensor, const char* name, std::initializer_list<int6
             expected << (size != sizes.begin() ? ", " : "") << *size;
         fail(name, " has shape ", shape_text(tensor), "; expected [", expected.str(), "] (-1: any)");
     }
-    return as_contiguous(tensor);
+    return widened(as_contiguous(tensor), element);
 }
 
-Tensor float_rows(const Tensor& tensor, const char* name, int64_t width) {
-    check_cpu_float(tensor, name);
+Tensor float_rows(const Tensor& tensor, const char* name, int64_t width, Element element) {
+    check_cpu_float(tensor, name, element);
     if (tensor.dim() < 2 || tensor.size(tensor.dim() - 1) != width)
         fail(name, " has shape ", shape_text(tensor), "; expected rows of ", width, " floats");
     return tensor.stride(tensor.dim() - 1) == 1 || width == 1 ? tensor : as_contiguous(tensor);
@@ -82,11 +121,13 @@ Tensor new_tensor(const std::vector<int64_t>& sizes, ScalarType type) {
     return Tensor(handle);
 }
 
-Tensor new_floats(const std::vector<int64_t>& sizes) {
-    Tensor tensor = new_tensor(sizes, ScalarType::Float);
+Tensor new_floats(const std::vector<int64_t>& sizes) { return new_elements(sizes, Element::f32); }
+
+Tensor new_elements(const std::vector<int64_t>& sizes, Element element) {
+    Tensor tensor = new_tensor(sizes, scalar_type(element));
 #if defined(__linux__)
     // A large gradient comes as fresh pages: in 4 KiB pieces, faulting them in costs as much as computing it.
-    const size_t bytes = static_cast<size_t>(tensor.numel()) * sizeof(float);
+    const size_t bytes = static_cast<size_t>(tensor.numel()) * element_bytes(element);
     if (bytes >= HUGE_PAGES_FROM) {
         auto begin = reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr()), end = begin + bytes;
         begin = (begin + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1), end &= ~(HUGE_PAGE - 1);
@@ -237,7 +278,8 @@ void add_blocks(float* sums, int64_t blocks, int64_t floats) {
 }
 
 Unit read_unit(int64_t width, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
-               const std::vector<Tensor>& slopes, int64_t activation, int64_t normalize, bool output) {
+               const std::vector<Tensor>& slopes, int64_t activation, int64_t normalize, bool output,
+               Element element) {
     Unit unit;
     ActivationUnit& args = unit.args;
     args = {};
@@ -257,7 +299,7 @@ Unit read_unit(int64_t width, const std::vector<Tensor>& weights, const std::vec
     args.width = static_cast<int>(width);
     args.layers = static_cast<int>(layers);
     auto keep = [&](const Tensor& tensor, const char* name, std::initializer_list<int64_t> sizes) {
-        unit.alive.push_back(floats(tensor, name, sizes));
+        unit.alive.push_back(floats(tensor, name, sizes, element));
         return static_cast<const float*>(unit.alive.back().const_data_ptr());
     };
     int64_t inputs = 4 * width;
@@ -292,7 +334,7 @@ std::vector<Tensor> Unit::new_gradients(UnitGradients& out) const {
 
 FusionInputs read_fusion(int64_t width, const OptionalTensor& polarity, const OptionalTensor& table,
                          const Tensor& sign, const std::vector<Tensor>& gate, const OptionalTensor& extra_ids,
-                         const OptionalTensor& extra_table, const Layout& layout) {
+                         const OptionalTensor& extra_table, const Layout& layout, Element element) {
     FusionInputs inputs;
     PolarityFusion& args = inputs.args;
     args.width = static_cast<int>(width);
@@ -304,7 +346,7 @@ FusionInputs read_fusion(int64_t width, const OptionalTensor& polarity, const Op
         fail("gate has ", gate.size(), " tensors; expected W_g, b_g and W_t");
     args.kind = gate.empty() ? Fusion::bias : Fusion::tapf;
     auto keep = [&](const Tensor& tensor, const char* name, std::initializer_list<int64_t> sizes) {
-        inputs.alive.push_back(floats(tensor, name, sizes));
+        inputs.alive.push_back(floats(tensor, name, sizes, element));
         return static_cast<const float*>(inputs.alive.back().const_data_ptr());
     };
     args.table = keep(*table, "polarity_table", {-1, width});

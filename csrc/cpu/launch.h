@@ -35,11 +35,22 @@ template <class... Parts>
     throw std::runtime_error(text.str());
 }
 
-// The tensor itself, or a contiguous copy; float32 on the CPU with the given sizes (-1: any).
-Tensor floats(const Tensor& tensor, const char* name, std::initializer_list<int64_t> sizes);
+// What a tensor stores; float32, which the checks below then ask for, if it is none of the three.
+Element element_of(const Tensor& tensor);
 
-// The same, for rows that may lie at any stride: only the last dimension is made contiguous.
-Tensor float_rows(const Tensor& tensor, const char* name, int64_t width);
+// A contiguous tensor in float32: itself if it is.
+Tensor widened(const Tensor& tensor, Element element);
+
+// A contiguous float32 tensor rounded to `element`: itself if that is float32.
+Tensor narrowed(const Tensor& floats, Element element);
+
+// A tensor of `element` on the CPU with the given sizes (-1: any), in float32: itself, or a contiguous copy.
+Tensor floats(const Tensor& tensor, const char* name, std::initializer_list<int64_t> sizes,
+              Element element = Element::f32);
+
+// The same, for rows that may lie at any stride: only the last dimension is made contiguous, and they stay
+// what they are.
+Tensor float_rows(const Tensor& tensor, const char* name, int64_t width, Element element = Element::f32);
 
 // The tensor itself if it is contiguous: the copying op goes through the dispatcher by name, which costs more
 // than a short history's attention.
@@ -48,8 +59,9 @@ Tensor as_contiguous(const Tensor& tensor);
 // A contiguous, uninitialised CPU tensor.
 Tensor new_tensor(const std::vector<int64_t>& sizes, torch::headeronly::ScalarType type);
 
-// The same in float32; large ones come as huge pages.
+// The same of what the kernels write; large ones come as huge pages.
 Tensor new_floats(const std::vector<int64_t>& sizes);
+Tensor new_elements(const std::vector<int64_t>& sizes, Element element);
 
 struct FreeDeleter {
     void operator()(void* p) const { std::free(p); }
@@ -114,7 +126,8 @@ struct Unit {
     std::vector<Tensor> new_gradients(UnitGradients& out) const;
 };
 Unit read_unit(int64_t width, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
-               const std::vector<Tensor>& slopes, int64_t activation, int64_t normalize, bool output = true);
+               const std::vector<Tensor>& slopes, int64_t activation, int64_t normalize, bool output = true,
+               Element element = Element::f32);
 
 struct FusionInputs {
     PolarityFusion args;
@@ -125,7 +138,8 @@ struct FusionInputs {
 };
 FusionInputs read_fusion(int64_t width, const OptionalTensor& polarity, const OptionalTensor& table,
                          const Tensor& sign, const std::vector<Tensor>& gate, const OptionalTensor& extra_ids,
-                         const OptionalTensor& extra_table, const Layout& layout);
+                         const OptionalTensor& extra_table, const Layout& layout,
+                         Element element = Element::f32);
 
 // The packed parameters of a pass, in one buffer.
 struct Packed {

@@ -79,14 +79,13 @@ template <class Out>
 void sum_segments(const Segments& s, const Tensor& grad_tokens, const Out& out) {
     const int width = static_cast<int>(grad_tokens.size(grad_tokens.dim() - 1));
     Tensor grads = float_rows(grad_tokens, "grad_tokens", width);
-    TokenRows rows;
-    rows.base = static_cast<const float*>(grads.const_data_ptr());
-    rows.row_stride = grads.stride(grads.dim() - 2);
-    rows.user_stride = grads.dim() == 3 ? grads.stride(0) : 0;
+    const float* base = static_cast<const float*>(grads.const_data_ptr());
+    const int64_t row_stride = grads.stride(grads.dim() - 2);
+    const int64_t user_stride = grads.dim() == 3 ? grads.stride(0) : 0;
     const int64_t length = grads.dim() == 3 ? grads.size(1) : 1;
     auto row_at = [&](int64_t p) {
-        return grads.dim() == 3 ? rows.base + p / length * rows.user_stride + p % length * rows.row_stride
-                                : rows.base + p * rows.row_stride;
+        return grads.dim() == 3 ? base + p / length * user_stride + p % length * row_stride
+                                : base + p * row_stride;
     };
     // Long segments are cut into runs with sums of their own, which are then added in order.
     struct Part {

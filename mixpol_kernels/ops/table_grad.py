@@ -53,12 +53,16 @@ def table_grad(
     mask: Tensor | None,
     table_rows: int,
     sparse: bool,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Gradient of a table [table_rows, D] from the gradient of its looked-up rows; dense or coalesced sparse."""
+    """Gradient of a table [table_rows, D] from that of its looked-up rows, in float32; dense or coalesced sparse.
+
+    The sums are in float32 too, and rounded once if the table has another `dtype`.
+    """
     if not sparse:
         dense: Tensor = _dense(ids, grad_tokens, offsets, lengths, mask, table_rows)
-        return dense
+        return dense.to(dtype)
     unique, rows = _sparse(ids, grad_tokens, offsets, lengths, mask, table_rows)
     return torch.sparse_coo_tensor(
-        unique[None], rows, (table_rows, rows.shape[1]), is_coalesced=True, check_invariants=False
+        unique[None], rows.to(dtype), (table_rows, rows.shape[1]), is_coalesced=True, check_invariants=False
     )

@@ -1,6 +1,7 @@
 """The error budget: a kernel is held to a multiple of the rounding error of plain PyTorch, not to a tolerance.
 
-With ref64 the reference in float64 and ref32 the same reference in float32, in the maximum norm per tensor:
+With ref64 the reference in float64 and ref32 the same reference in float32 (or in bfloat16 or float16, on inputs
+that it holds exactly: `make(config, generator, dtype)`), in the maximum norm per tensor:
 
     |out - ref64| <= factor * |ref32 - ref64| + eps * max |ref64|,   factor 2 for outputs, 5 for gradients
 
@@ -34,17 +35,20 @@ def over_budget(
     backend: str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> list[str]:
-    """One line for each result of `backend` that is over its budget; an empty list is a pass."""
+    """One line for each result of `backend` that is over its budget; an empty list is a pass.
+
+    `case` holds values of `dtype`: it was made with it.
+    """
     got, truth = case.run(backend, where, dtype), case.run("reference", where, torch.float64)
     lines = _structure(got, truth, dtype)
     if lines:
         return [f"{line}, at {case.config}" for line in lines]
     error, scale = _errors(got, truth), _scales(case, truth)
     plain = [_errors(case.run("reference", where, dtype), truth)]
-    plain += [_draw(case.jitter(generator), where, dtype)["reference"] for _ in range(_FEW - 1)]
+    plain += [_draw(case.jitter(generator, dtype), where, dtype)["reference"] for _ in range(_FEW - 1)]
     shares = {name: _share(name, error[name], max(draw[name] for draw in plain), scale[name], dtype) for name in truth}
     if not all(share <= 1 for share in shares.values()):
-        draws = [_draw(case.jitter(generator), where, dtype, backend) for _ in range(_MANY)]
+        draws = [_draw(case.jitter(generator, dtype), where, dtype, backend) for _ in range(_MANY)]
         for name in (name for name, share in shares.items() if not share <= 1):
             ours, theirs = (sum(d[b][name] for d in draws) / _MANY for b in (backend, "reference"))
             shares[name] = _share(name, ours, theirs, scale[name], dtype)

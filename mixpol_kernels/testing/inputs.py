@@ -233,22 +233,27 @@ class Case:
             grad_out=self.grad_out[rows if self.config.has_unit else tokens],
         )
 
-    def jitter(self, generator: torch.Generator) -> Case:
-        """The same problem a few units in the last place away: another draw of the rounding errors."""
+    def jitter(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Case:
+        """The same problem a few units in the last place of `dtype` away: another draw of the rounding errors."""
         floats = {
-            name: t * (1 + 2 * torch.finfo(t.dtype).eps * torch.randn(t.shape, generator=generator))
+            name: t * (1 + 2 * torch.finfo(dtype).eps * torch.randn(t.shape, generator=generator))
             for name, t in self.floats.items()
         }
-        return replace(self, floats=floats)
+        return replace(self, floats=floats).rounded(dtype)
+
+    def rounded(self, dtype: torch.dtype) -> Case:
+        """With values that `dtype` holds exactly, still in float32: every dtype then gets the same problem."""
+        floats = {name: t.to(dtype).float() for name, t in self.floats.items()}
+        return replace(self, floats=floats, grad_out=self.grad_out.to(dtype).float())
 
     def _entries(self, prefix: str) -> int:
         return sum(name.startswith(f"{prefix}[") for name in self.floats)
 
 
-def make(config: Config, generator: torch.Generator) -> Case:
-    """Draws a case of the given shape, with no rectifier close to its kink."""
+def make(config: Config, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Case:
+    """Draws a case of the given shape whose values `dtype` holds, with no rectifier close to its kink."""
     for _ in range(100):
-        case = _draw(config, generator)
+        case = _draw(config, generator).rounded(dtype)
         if kink_distance(case) > _KINK_MARGIN:
             return case
     raise RuntimeError(f"no inputs found that keep every hidden unit of {config} away from 0")

@@ -178,7 +178,10 @@ void backward(const AttentionBackward& a, RecomputeSignal recompute, int64_t use
     Scratch s = carve(a, true, arena);
     const int wide = padded(a.width), hp = padded(a.unit.units[0]), bytes = (a.unit.units[0] + 7) / 8;
     const int hidden = a.unit.units[0], ld = signal_width(a.unit, 0);
-    const bool direct = wide == a.width;  // a chunk's gradient can be written where it belongs
+    const bool low = a.grad_element != Element::f32;
+    const bool direct = wide == a.width && !low;  // a chunk's gradient can be written where it belongs
+    float* const grad_floats = static_cast<float*>(a.grad_tokens);
+    uint16_t* const grad_halves = static_cast<uint16_t*>(a.grad_tokens);
     const int64_t candidates = a.candidates;
     const bool softmax = a.unit.normalize == Normalize::softmax, bits = a.keep_bits;
     for (int i = 0; i < CHUNK; i++) s.bits[i] = 0;
@@ -191,7 +194,8 @@ void backward(const AttentionBackward& a, RecomputeSignal recompute, int64_t use
         zero(s.unit.grad_constants, GROUP * hp);
     };
     auto one = [&](int64_t user, int candidate, int in_group, const float* target) {
-        if (candidate == 0) fill_pads(a.history, user, a.grad_tokens, a.width, 0.0f);
+        if (candidate == 0 && low) fill_pads(a.history, user, grad_halves, a.width, uint16_t{0});
+        if (candidate == 0 && !low) fill_pads(a.history, user, grad_floats, a.width, 0.0f);
         const int64_t row = user * candidates + candidate;
         Cursor cursor(a.history, user);
         float *grad_target = s.grad_targets + in_group * wide,
@@ -245,13 +249,17 @@ void backward(const AttentionBackward& a, RecomputeSignal recompute, int64_t use
             for (int i = 0; i < n; i++) s.unit.signal[0][i * ld + hidden] = s.weights[i];
             point_rows(s.unit.rows, s.unit.signal[0], n, ld);
             const bool in_place = direct && candidate == 0 && s.positions[n - 1] - s.positions[0] == n - 1;
-            float* grad_tokens = in_place ? a.grad_tokens + s.positions[0] * wide : s.grad_tokens;
+            float* grad_tokens = in_place ? grad_floats + s.positions[0] * wide : s.grad_tokens;
             multiply(s.unit.rows, n, hidden + 1, s.unit.table_n, wide, wide, nullptr, 0, grad_tokens, wide);
             fuse_backward(a.fusion, a.packed_fusion, s.positions, n, target, first, last, grad_tokens,
                           grad_target, s.fusion, fusion_sums);
             for (int i = 0; i < n && !in_place; i++) {
-                float* out = a.grad_tokens + s.positions[i] * a.width;
                 const float* grad = s.grad_tokens + i * wide;
+                if (low) {
+                    narrow_half(grad_halves + s.positions[i] * a.width, grad, a.width, a.grad_element);
+                    continue;
+                }
+                float* out = grad_floats + s.positions[i] * a.width;
                 if (candidate == 0) {
                     std::memcpy(out, grad, sizeof(float) * a.width);
                 } else {

@@ -260,7 +260,7 @@ MIXPOL_INLINE int64_t flat_row(const DotPass& a, const Part& part, int r) {
 
 MIXPOL_INLINE TokenRows columns_of(const DotPass& a, const Part& part) {
     TokenRows tokens = a.tokens;
-    tokens.base += part.column;
+    tokens.base = static_cast<const float*>(tokens.base) + part.column;
     return tokens;
 }
 

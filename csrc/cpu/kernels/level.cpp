@@ -30,6 +30,8 @@ const Kernels MIXPOL_JOIN(kernels_, MIXPOL_ISA) = {
     MIXPOL_ISA::add,
     MIXPOL_ISA::gather_sum,
     MIXPOL_ISA::sum_rows,
+    MIXPOL_ISA::widen,
+    MIXPOL_ISA::narrow,
 };
 
 }  // namespace mixpol::cpu

@@ -30,5 +30,7 @@ void dot_backward(const DotBackward&, int64_t user_begin, int64_t user_end, floa
 void add(float* to, const float* from, int64_t floats);
 void gather_sum(float* out, const float* a, const float* b, int width);
 void sum_rows(float* out, const float* const* rows, int64_t count, int width);
+void widen(float* to, const void* from, int64_t count, Element from_element);
+void narrow(void* to, const float* from, int64_t count, Element to_element);
 
 }  // namespace mixpol::cpu::MIXPOL_ISA

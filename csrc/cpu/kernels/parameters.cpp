@@ -191,4 +191,12 @@ void sum_rows(float* out, const float* const* rows, int64_t count, int width) {
     }
 }
 
+void widen(float* to, const void* from, int64_t count, Element from_element) {
+    widen_half(to, static_cast<const uint16_t*>(from), count, from_element);
+}
+
+void narrow(void* to, const float* from, int64_t count, Element to_element) {
+    narrow_half(static_cast<uint16_t*>(to), from, count, to_element);
+}
+
 }  // namespace mixpol::cpu::MIXPOL_ISA

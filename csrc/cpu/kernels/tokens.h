@@ -3,6 +3,7 @@
 
 #include "cpu/args.h"
 #include "cpu/gemm.h"
+#include "cpu/half.h"
 
 namespace mixpol::cpu::MIXPOL_ISA {
 
@@ -44,11 +45,18 @@ class Cursor {
     const uint8_t* mask_;
 };
 
+// Where a token's row begins, in elements.
+MIXPOL_INLINE int64_t token_offset(const TokenRows& tokens, const History& history, int64_t user,
+                                   int64_t position) {
+    if (tokens.ids) return tokens.ids[position] * tokens.row_stride;
+    if (history.offsets) return position * tokens.row_stride;
+    return user * tokens.user_stride + (position - user * history.length) * tokens.row_stride;
+}
+
+// The row itself, of tokens in float32.
 MIXPOL_INLINE const float* token_row(const TokenRows& tokens, const History& history, int64_t user,
                                      int64_t position) {
-    if (tokens.ids) return tokens.base + tokens.ids[position] * tokens.row_stride;
-    if (history.offsets) return tokens.base + position * tokens.row_stride;
-    return tokens.base + user * tokens.user_stride + (position - user * history.length) * tokens.row_stride;
+    return static_cast<const float*>(tokens.base) + token_offset(tokens, history, user, position);
 }
 
 MIXPOL_INLINE void copy_padded(float* to, const float* from, int width, int padded_width) {
@@ -56,11 +64,23 @@ MIXPOL_INLINE void copy_padded(float* to, const float* from, int width, int padd
     for (int i = width; i < padded_width; i++) to[i] = 0;
 }
 
-// Pointers to a chunk's token vectors, readable up to the padded width: the rows themselves, or copies in
-// `stage`.
+// Pointers to a chunk's token vectors in float32, readable up to the padded width: the rows themselves, or
+// copies in `stage`.
 MIXPOL_INLINE void stage_rows(const TokenRows& tokens, const History& history, int64_t user,
                               const int64_t* positions, int n, int width, float* stage, const float** rows) {
     int wide = padded(width);
+    if (tokens.element != Element::f32) {
+        for (int i = 0; i < n; i++) {
+            float* row = stage + i * wide;
+            widen_half(
+                row,
+                static_cast<const uint16_t*>(tokens.base) + token_offset(tokens, history, user, positions[i]),
+                width, tokens.element);
+            for (int c = width; c < wide; c++) row[c] = 0;
+            rows[i] = row;
+        }
+        return;
+    }
     for (int i = 0; i < n; i++) {
         const float* row = token_row(tokens, history, user, positions[i]);
         if (wide != width) {
@@ -81,9 +101,11 @@ MIXPOL_INLINE void prefetch_next(const TokenRows& tokens, const History& history
         Cursor next(history, user);
         n = next.fill(positions);
     }
+    const int64_t size = element_bytes(tokens.element);
     for (int i = 0; i < n; i++) {
-        const float* row = token_row(tokens, history, user, positions[i]);
-        for (int c = 0; c < width; c += 16) __builtin_prefetch(row + c, 0, 2);
+        const char* row =
+            static_cast<const char*>(tokens.base) + token_offset(tokens, history, user, positions[i]) * size;
+        for (int64_t c = 0; c < width * size; c += 64) __builtin_prefetch(row + c, 0, 2);
     }
 }
 

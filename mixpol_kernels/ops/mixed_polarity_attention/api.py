@@ -67,7 +67,8 @@ def mixed_polarity_attention(
         mask: [B, L]; nonzero positions are kept, on any side.
         sparse: give `item_table` a sparse gradient with sorted, unique ids instead of a dense one.
         return_weights: also return the attention weights; they have a gradient too.
-        backend: "auto", "cpu" (compiled, float32) or "reference" (plain PyTorch).
+        backend: "auto", "cpu" (compiled; float32, or bfloat16 and float16 computed in float32) or "reference" (plain
+            PyTorch).
 
     Returns:
         pooled with the shape and dtype of `target`; an empty history gives zeros. With `return_weights`
@@ -110,6 +111,7 @@ def mixed_polarity_attention(
         backend,
         target,
         lambda: saved_bytes(candidates, where.token_shape, weights, act),
+        backends.STORED,
     )
     if chosen == "reference":
         if not torch.compiler.is_compiling():
@@ -145,4 +147,5 @@ def mixed_polarity_attention(
         )  # fmt: skip
     if not return_weights:
         return pooled
+    attention = attention.to(target.dtype)  # kept in float32 for the backward
     return pooled, attention[..., 0] if target.dim() == 2 else attention

@@ -82,7 +82,7 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:
     return (
         target.new_empty(target.shape),
-        target.new_empty(*item_ids.shape, target.shape[-1]),
+        target.new_empty(*item_ids.shape, target.shape[-1], dtype=torch.float32),  # to be summed for each id
         target.new_empty(polarity_table.shape if polarity_table is not None else (0,)),
         target.new_empty(extra_table.shape if extra_table is not None else (0,)),
         [g.new_empty(g.shape) for g in gate],
@@ -151,7 +151,12 @@ class MixedPolarityAttention(torch.autograd.Function):
         grad_items = None
         if ctx.needs_input_grad[3]:
             grad_items = table_grad(
-                item_ids, grad_tokens, *canonical(offsets, lengths, mask), item_table.shape[0], sparse
+                item_ids,
+                grad_tokens,
+                *canonical(offsets, lengths, mask),
+                item_table.shape[0],
+                sparse,
+                item_table.dtype,
             )
         grad_polarity = grad_table if polarity_table is not None else None
         grad_extra = grad_extra if extra_table is not None else None

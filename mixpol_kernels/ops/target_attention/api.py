@@ -76,7 +76,8 @@ def target_attention(
         lengths: [B] int32 or int64; the first lengths[b] positions are kept.
         mask: [B, L]; nonzero positions are kept, on any side.
         return_weights: also return the attention weights; they have a gradient too.
-        backend: "auto", "cpu" (compiled, float32) or "reference" (plain PyTorch).
+        backend: "auto", "cpu" (compiled; float32, or bfloat16 and float16 computed in float32) or "reference" (plain
+            PyTorch).
 
     Returns:
         pooled with the shape and dtype of `target`; an empty history gives zeros. With `return_weights`
@@ -107,7 +108,11 @@ def target_attention(
     candidates = target.shape[1] if target.dim() == 3 else 1
     act, norm = ACTIVATIONS.index(activation), NORMALIZERS.index(normalize)
     chosen = backends.choose(
-        "target_attention", backend, target, lambda: saved_bytes(candidates, where.token_shape, weights, act)
+        "target_attention",
+        backend,
+        target,
+        lambda: saved_bytes(candidates, where.token_shape, weights, act),
+        backends.STORED,
     )
     if chosen == "reference":
         if not torch.compiler.is_compiling():
@@ -131,6 +136,7 @@ def target_attention(
         )  # fmt: skip
     if not return_weights:
         return pooled
+    attention = attention.to(target.dtype)  # kept in float32 for the backward
     return pooled, attention[..., 0] if target.dim() == 2 else attention
 
 

@@ -42,13 +42,16 @@ def keeps_bits(activation: int, weights: Sequence[Tensor]) -> bool:
 def fake_outputs(
     target: Tensor, token_shape: Sequence[int], hidden_units: int, save_attention: bool, save_bits: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What the forwards return: pooled, attention weights [tokens, M], bits [tokens, M, ceil(H / 8)] uint8."""
+    """What the forwards return: pooled, attention weights [tokens, M], bits [tokens, M, ceil(H / 8)] uint8.
+
+    Attention weights are float32 whatever the inputs are.
+    """
     candidates = target.shape[1] if target.dim() == 3 else 1
     attention = (*token_shape, candidates) if save_attention else (0,)
     bits = (*token_shape, candidates, (hidden_units + 7) // 8) if save_bits else (0,)
     return (
         target.new_empty(target.shape),
-        target.new_empty(attention),
+        target.new_empty(attention, dtype=torch.float32),
         target.new_empty(bits, dtype=torch.uint8),
     )
 
