@@ -136,7 +136,7 @@ def _fused(
         out = projected_forward(rows, history, *where.canonical(), w_k, w_v).flatten(2)
         return out if w_o is None else F.linear(out, w_o), out
     if w_k is not None:  # [B, M, A] to [B, M, H, D]
-        rows = torch.einsum("bmha,had->bmhd", rows, w_k.unflatten(0, (heads, w_k.shape[0] // heads)))
+        rows = _by_head(rows, w_k.unflatten(0, (heads, w_k.shape[0] // heads)))
     sliced = heads > 1 and w_k is None
     if backends.needs_grad(rows, history):
         pooled, weights = DotAttention.apply(
@@ -145,9 +145,16 @@ def _fused(
     else:
         pooled, _, weights = forward(rows, history, *where.canonical(), sliced, top_k, return_weights)
     if w_v is not None:
-        pooled = torch.einsum("bmhd,hvd->bmhv", pooled, w_v.unflatten(0, (heads, w_v.shape[0] // heads)))
+        pooled = _by_head(pooled, w_v.unflatten(0, (heads, w_v.shape[0] // heads)).transpose(1, 2))
     out = pooled.flatten(2)
     return out if w_o is None else F.linear(out, w_o), weights
+
+
+def _by_head(rows: Tensor, weights: Tensor) -> Tensor:
+    """[B, M, H, n] times [H, n, k] to [B, M, H, k], a view of [H, B M, k]. Less overhead than einsum."""
+    batch, candidates, heads, _ = rows.shape
+    product = torch.bmm(rows.flatten(0, 1).transpose(0, 1), weights)
+    return product.view(heads, batch, candidates, weights.shape[2]).permute(1, 2, 0, 3)
 
 
 def projecting_is_less(candidates: int, heads: int, width: int, w_k: Tensor | None, w_v: Tensor | None) -> bool:
