@@ -124,9 +124,9 @@ class Case:
         config = replace(self.config, counts=tuple(self.counts[b] for b in users))
         return Case(config, floats, self.grad_out[list(users)])
 
-    def jitter(self, generator: torch.Generator) -> Case:
-        """The same problem a few units in the last place away."""
-        eps = 2 * torch.finfo(torch.float32).eps
+    def jitter(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Case:
+        """The same problem a few units in the last place of `dtype` away."""
+        eps = 2 * torch.finfo(dtype).eps
         floats = {n: t * (1 + eps * torch.randn(t.shape, generator=generator)) for n, t in self.floats.items()}
         return replace(self, floats=floats)
 
