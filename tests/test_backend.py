@@ -62,8 +62,11 @@ def test_auto_falls_back_and_says_so_once(
     assert "float64" in message
     with caplog.at_level(logging.DEBUG, logger="mixpol_kernels"):
         case.call(arguments(case, generator, torch.bfloat16), "auto")
-    assert "bfloat16" in caplog.records[-1].getMessage()
-    assert len(caplog.records) == 2
+    if case.config.has_unit:  # the kernels take it
+        assert len(caplog.records) == 1
+    else:
+        assert "bfloat16" in caplog.records[-1].getMessage()
+        assert len(caplog.records) == 2
 
 
 @every_op
