@@ -50,6 +50,17 @@ def test_every_level_is_within_the_budget(level: str) -> None:
     assert re.match(rf"isa {expected}, ", run.stdout), run.stdout
 
 
+@pytest.mark.parametrize("level", ISA_LEVELS)
+def test_every_level_converts_16_bit_values_alike(level: str) -> None:
+    """The exhaustive tests of bfloat16 and float16 conversion, which at the lowest level is done by hand."""
+    file = Path(__file__).parent / "ops" / "test_low_precision.py"
+    command = [sys.executable, "-m", "pytest", "-q", str(file), "-k", "exactly or nearest"]
+    run = subprocess.run(
+        command, env={**os.environ, "MIXPOL_CPU_ISA": level}, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
 def test_unknown_level() -> None:
     run = selfcheck(MIXPOL_CPU_ISA="sse9")
     assert run.returncode != 0

@@ -8,6 +8,7 @@ import random
 
 import torch
 
+from mixpol_kernels.backend import STORED
 from mixpol_kernels.library import library
 from mixpol_kernels.testing.budget import over_budget, worst
 from mixpol_kernels.testing.configurations import drawn, grid
@@ -29,11 +30,12 @@ def main() -> int:
         pairs = grid(op)
         configs = [source.choice(pairs) if i % 2 else drawn(op, source) for i in range(options.cases)]
         for config in configs:
-            case = make(config, generator)
+            dtype = source.choice(STORED) if config.has_unit else torch.float32
+            case = make(config, generator, dtype)
             where = case.place(generator)
-            lines += over_budget(case, where, generator)
-            for name, value in sorted(case.run("cpu", where).items()):
-                digest.update(name.encode() + value.contiguous().numpy().tobytes())
+            lines += over_budget(case, where, generator, dtype=dtype)
+            for name, value in sorted(case.run("cpu", where, dtype).items()):
+                digest.update(name.encode() + value.contiguous().float().numpy().tobytes())
     print(f"isa {library.isa()}, seed {options.seed}, digest {digest.hexdigest()[:16]}")
     print(f"largest share of the error budget used: {max(worst.values(), default=0.0):.2f}")
     print("\n".join(lines) if lines else "every result is within its error budget")

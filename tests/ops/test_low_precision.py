@@ -18,6 +18,7 @@ from mixpol_kernels.testing import budget
 from mixpol_kernels.testing.configurations import drawn, grid, label
 from mixpol_kernels.testing.inputs import Case, Config, make
 from mixpol_kernels.testing.layouts import Placement
+from mixpol_kernels.testing.recorder import recorded
 
 LOW = (torch.bfloat16, torch.float16)
 OPS = ("target_attention", "mixed_polarity_attention")
@@ -171,6 +172,49 @@ def test_overflow_is_infinite_as_in_the_reference(dtype: torch.dtype, generator:
     assert bool(got.isinf().any()) == (dtype == torch.float16)
     assert torch.equal(got.isposinf(), expected.isposinf())
     assert torch.equal(got.isneginf(), expected.isneginf())
+
+
+@pytest.mark.parametrize("candidates", [None, 3])
+@pytest.mark.parametrize("op", OPS)
+def test_opcheck(op: str, candidates: int | None, dtype: torch.dtype, generator: torch.Generator) -> None:
+    """Fakes have the dtypes of the kernels, for every call that a forward and backward makes."""
+    layout, activation = ("lengths", "silu") if candidates else ("jagged", "relu")
+    config = Config(op=op, layout=layout, activation=activation, candidates=candidates, gate_inputs="full", n_extra=3)
+    calls = recorded(config, generator, dtype)
+    assert len(calls) >= 2
+    for func, args in calls:
+        results = torch.library.opcheck(func, args)
+        assert set(results.values()) == {"SUCCESS"}, (func, results)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_compiles_as_one_graph(op: str, dtype: torch.dtype, generator: torch.Generator) -> None:
+    torch._dynamo.reset()
+    case = make(Config(op=op, normalize="softmax"), generator, dtype)
+    arguments = case.arguments(case.place(generator), dtype, requires_grad=True)
+    compiled = torch.compile(getattr(mixpol_kernels, op), fullgraph=True, dynamic=True, backend="aot_eager")
+    results = []
+    for function in (getattr(mixpol_kernels, op), compiled):
+        pooled, weights = function(**arguments, backend="cpu", return_weights=True)
+        (grad,) = torch.autograd.grad(pooled.sum() + weights.sum(), arguments["target"])
+        results.append((pooled, weights, grad))
+    for eager, other in zip(*results, strict=True):
+        assert other.dtype == dtype
+        assert torch.equal(other, eager)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_mixed_dtypes_are_refused(op: str, dtype: torch.dtype, generator: torch.Generator) -> None:
+    """By name, in Python and in the registered op."""
+    case = make(Config(op=op), generator, dtype)
+    arguments = case.arguments(case.place(generator), dtype)
+    arguments["weights"][1] = arguments["weights"][1].float()
+    with pytest.raises(TypeError, match=r"weights\[1\].*float32.*target.*float16"):
+        case.call(arguments, "cpu")
+    func, args = recorded(Config(op=op), generator, dtype)[0]
+    args = tuple([a[0].float(), *a[1:]] if isinstance(a, list) and len(a) == 2 else a for a in args)
+    with pytest.raises(RuntimeError, match=r"weight of the activation unit is not b?float16; expected the dtype"):
+        func(*args)
 
 
 @pytest.mark.parametrize("width", [1, 7, 16, 33])

@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from mixpol_kernels.testing.inputs import OPS, Config, make
+from mixpol_kernels.testing.recorder import recorded
 
 UNITS = ("target_attention", "mixed_polarity_attention")
 VARIANTS = [
@@ -35,29 +33,6 @@ VARIANTS = [
 CHECKED_IN_THEIR_FOLDER = {"dot_attention_fwd", "dot_attention_bwd", "dot_attention_projected"}
 CHECKED_IN_THEIR_FOLDER |= {"interleave", "unit_statistics_fwd", "unit_statistics_bwd"}
 IDS = [f"{i}-{c.op}-{c.layout}" for i, c in enumerate(VARIANTS)]
-
-
-class Recorder(TorchDispatchMode):
-    """Notes every call of an op of ours, with its arguments."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[Any, tuple[Any, ...]]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "mixpol":
-            detached = torch.utils._pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), args)
-            self.calls.append((func, detached))
-        return func(*args, **(kwargs or {}))
-
-
-def recorded(config: Config, generator: torch.Generator) -> list[tuple[Any, tuple[Any, ...]]]:
-    """The calls of ops of ours that a forward and backward of the public function makes."""
-    case = make(config, generator)
-    with Recorder() as recorder:
-        case.run("cpu", case.place(generator))
-    assert recorder.calls
-    return recorder.calls
 
 
 def registered() -> set[str]:
