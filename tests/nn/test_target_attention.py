@@ -38,7 +38,7 @@ def test_slopes_start_at_a_quarter() -> None:
 @pytest.mark.parametrize("activation", ["relu", "prelu", "leaky_relu", "sigmoid", "silu", "tanh", "gelu", "dice"])
 @pytest.mark.parametrize("hidden", [[8], [8, 5], [8, 5, 3]])
 def test_is_the_function(hidden: list[int], activation: str, backend: str) -> None:
-    layer = TargetAttention(6, hidden, activation, "softmax", backend)
+    layer = TargetAttention(6, hidden, activation, "softmax", backend).eval()
     weights, biases, slopes = layer.unit()
     target, history, lengths = torch.randn(3, 6), torch.randn(3, 4, 6), torch.tensor([4, 0, 2])
     options = {"lengths": lengths, "return_weights": True}
