@@ -125,7 +125,7 @@ def plot(rows: Sequence[GrowthRow], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    curve = [row for row in rows if row.padded == row.length]
+    curve = sorted((row for row in rows if row.padded == row.length), key=lambda row: row.length)
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for what, name in (("total_ns", "forward + backward"), ("forward_ns", "forward")):
         axes.plot([row.length for row in curve], [getattr(row, what) for row in curve], marker="o", label=name)
