@@ -37,6 +37,8 @@ STABLE_TORCH_LIBRARY_IMPL(mixpol, CPU, m) {
     m.impl("target_attention_bwd", TORCH_BOX(&mixpol::cpu::target_attention_bwd));
     m.impl("unit_statistics_fwd", TORCH_BOX(&mixpol::cpu::unit_statistics_fwd));
     m.impl("unit_statistics_bwd", TORCH_BOX(&mixpol::cpu::unit_statistics_bwd));
+    m.impl("dice_attention_fwd", TORCH_BOX(&mixpol::cpu::dice_attention_fwd));
+    m.impl("dice_attention_bwd", TORCH_BOX(&mixpol::cpu::dice_attention_bwd));
     m.impl("mixed_polarity_attention_fwd", TORCH_BOX(&mixpol::cpu::mixed_polarity_attention_fwd));
     m.impl("mixed_polarity_attention_bwd", TORCH_BOX(&mixpol::cpu::mixed_polarity_attention_bwd));
     m.impl("dot_attention_fwd", TORCH_BOX(&mixpol::cpu::dot_attention_fwd));

@@ -3,6 +3,7 @@
 from mixpol_kernels import nn
 from mixpol_kernels.backend import Explanation, explain
 from mixpol_kernels.library import library as _library
+from mixpol_kernels.ops.dice_attention.api import Attended, dice_attention
 from mixpol_kernels.ops.dot_target_attention.api import dot_target_attention
 from mixpol_kernels.ops.interleave.api import Interleaved, interleave
 from mixpol_kernels.ops.mixed_polarity_attention.api import mixed_polarity_attention
@@ -14,10 +15,12 @@ from mixpol_kernels.ops.unit_statistics.api import Statistics, unit_statistics
 __version__ = "0.1.0"
 _library.load()
 __all__ = [
+    "Attended",
     "Explanation",
     "Interleaved",
     "Statistics",
     "__version__",
+    "dice_attention",
     "dot_target_attention",
     "explain",
     "interleave",

@@ -243,6 +243,10 @@ struct AttentionBackward : Pass {
     float* grad_target;    // [B * M, D]
     void* grad_tokens;     // [tokens, D]
     Element grad_element;  // of grad_tokens; float32 unless M is 1, since candidates add up in it
+    // A unit of one layer that is normalised by the statistics of its own batch: their gradients, or null. As
+    // in StatisticsBackward.
+    int64_t pad_to;
+    const float *mean, *grad_mean, *grad_square;
 };
 
 // Statistics of pre-activations: count, mean and Σ (x - mean)² of one block of users; [H_last p] floats.
@@ -350,6 +354,10 @@ struct Kernels {
     void (*attention_forward)(const AttentionForward&, int64_t user_begin, int64_t user_end, float* scratch);
     void (*attention_backward)(const AttentionBackward&, int64_t user_begin, int64_t user_end, float* scratch,
                                const UnitSums&, const FusionSums&);
+    // Of Dice by batch statistics, one layer: Σ dn (x - mean) and Σ dn of each unit, n(x) being what Dice's
+    // sigmoid takes; adds to sums [2][H p].
+    void (*normalised_sums)(const AttentionBackward&, int64_t user_begin, int64_t user_end, float* scratch,
+                            float* sums);
     int64_t (*statistics_scratch_floats)(const Pass&);
     void (*statistics_forward)(const StatisticsPass&, int64_t user_begin, int64_t user_end, float* scratch,
                                Moments&);

@@ -2,7 +2,10 @@
 
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <cmath>
 #include <cstring>
+
+#include "cpu/unit_statistics.h"
 
 namespace mixpol::cpu {
 
@@ -130,8 +133,45 @@ struct Gradients {
     std::vector<Tensor> gate, parameters;
 };
 
+// A unit of one layer, normalised by the statistics of its own batch.
+struct Normalised {
+    const float *mean, *variance;  // [H]
+    double eps, rows;
+    int64_t pad_to;
+};
+
+// From the gradients of n(x) = scale x + shift to those of what they were made of: writes the affine
+// parameters' into rows 1 and 2 of `grad_slope` [3, H], and has the statistics' read by the pass. `memory`
+// [3][H p].
+void normalised_gradients(AttentionBackward& args, const Normalised& norm, const std::vector<int64_t>& bounds,
+                          float* memory, float* grad_slope) {
+    const int64_t blocks = static_cast<int64_t>(bounds.size()) - 1, units = args.unit.units[0],
+                  wide = padded_columns(units);
+    const float* scale = args.unit.slope[0] + units;
+    Buffer sums = allocate(2 * wide * std::max<int64_t>(blocks, 1));
+    std::memset(sums.get(), 0, sizeof(float) * 2 * wide * blocks);
+    std::memset(memory, 0, sizeof(float) * 3 * wide);
+    std::memcpy(memory, norm.mean, sizeof(float) * units);
+    args.mean = memory, args.grad_mean = memory + wide, args.grad_square = memory + 2 * wide;
+    const Kernels& k = kernels();
+    run_blocks(blocks, k.attention_scratch_floats(args, true), [&](int64_t block, float* scratch) {
+        k.normalised_sums(args, bounds[block], bounds[block + 1], scratch, sums.get() + 2 * wide * block);
+    });
+    for (int64_t h = 0; h < units; h++) {
+        double by_scale = 0, by_shift = 0;
+        for (int64_t b = 0; b < blocks; b++)
+            by_scale += sums.get()[2 * wide * b + h], by_shift += sums.get()[2 * wide * b + wide + h];
+        const double inverse = 1 / std::sqrt(norm.variance[h] + norm.eps),
+                     share = norm.rows > 0 ? 1 / norm.rows : 0;
+        grad_slope[units + h] = static_cast<float>(by_scale * inverse);
+        grad_slope[2 * units + h] = static_cast<float>(by_shift);
+        memory[wide + h] = static_cast<float>(-scale[h] * by_shift * share);
+        memory[2 * wide + h] = static_cast<float>(-by_scale * scale[h] * inverse * inverse * share);
+    }
+}
+
 Gradients backward(const Inputs& in, const Tensor& grad_pooled, const OptionalTensor& grad_attention,
-                   const Tensor& attention, const Tensor& bits) {
+                   const Tensor& attention, const Tensor& bits, const Normalised* norm = nullptr) {
     AttentionBackward args{};
     in.fill(args);
     args.keep_bits = bits.numel() > 0 || bits.dim() > 1;
@@ -187,6 +227,15 @@ Gradients backward(const Inputs& in, const Tensor& grad_pooled, const OptionalTe
     const int64_t blocks = static_cast<int64_t>(bounds.size()) - 1;
     const BlockSums sums = new_sums(args, true, std::max<int64_t>(blocks, 1));
     if (blocks < 1) sums.clear(0);
+    Buffer statistics;
+    std::vector<float> grad_affine;
+    if (norm) {
+        const int64_t units = args.unit.units[0];
+        args.pad_to = norm->pad_to;
+        statistics = allocate(3 * padded_columns(units));
+        grad_affine.resize(3 * units);
+        normalised_gradients(args, *norm, bounds, statistics.get(), grad_affine.data());
+    }
     const Kernels& k = kernels();
     run_blocks(blocks, k.attention_scratch_floats(args, true), [&](int64_t block, float* scratch) {
         sums.clear(block);
@@ -196,6 +245,10 @@ Gradients backward(const Inputs& in, const Tensor& grad_pooled, const OptionalTe
     add_blocks(sums.memory.get(), sums.blocks, sums.floats);
     k.unfold_unit(args.unit, sums.unit(args, 0), args.keep_bits, unit_gradients);
     k.unfold_fusion(args.fusion, sums.fusion(args, 0), fusion_gradients);
+    if (norm) {
+        const int64_t units = args.unit.units[0];
+        std::memcpy(unit_gradients.slope[0] + units, grad_affine.data() + units, sizeof(float) * 2 * units);
+    }
     if (in.element == Element::f32) return result;
     for (Tensor* grad : {&result.target, &result.table, &result.extra}) *grad = narrowed(*grad, in.element);
     for (auto* grads : {&result.parameters, &result.gate})
@@ -225,6 +278,63 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> target_attention_bwd(
     Inputs in =
         read_tokens(target, history, offsets, lengths, mask, weights, biases, slopes, activation, normalize);
     Gradients g = backward(in, grad_pooled, grad_attention, attention, bits);
+    return {g.target, g.tokens, g.parameters};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> dice_attention_fwd(
+    Tensor target, Tensor history, OptionalTensor offsets, OptionalTensor lengths, OptionalTensor mask,
+    std::vector<Tensor> weights, std::vector<Tensor> biases, Tensor alpha, OptionalTensor norm_weight,
+    OptionalTensor norm_bias, double eps, int64_t normalize, int64_t pad_to, bool save_attention) {
+    if (weights.size() != 2)
+        fail("weights has ", weights.size(), " entries; expected a hidden and the output layer");
+    const int64_t units = alpha.numel();
+    Tensor slopes = new_floats({3, units}), given = floats(alpha, "alpha", {units});
+    float *slope = static_cast<float*>(slopes.mutable_data_ptr()), *scale = slope + units,
+          *shift = scale + units;
+    std::memset(slope, 0, sizeof(float) * 3 * units);
+    std::memcpy(slope, given.const_data_ptr(), sizeof(float) * units);
+    Inputs in = read_tokens(target, history, offsets, lengths, mask, weights, biases, {slopes},
+                            static_cast<int64_t>(Activation::dice), normalize);
+    if (in.element != Element::f32) fail("target is not float32; convert it with .float()");
+    statistics_rows(in.layout, in.candidates, pad_to);
+
+    StatisticsPass pass{};
+    in.fill(pass);
+    pass.unit.activation = Activation::relu;  // not reached: the statistics are of what comes before it
+    pass.unit.weight[1] = pass.unit.bias[1] = pass.unit.slope[0] = nullptr;
+    pass.pad_to = pad_to;
+    Tensor mean = new_floats({units}), variance = new_floats({units});
+    float *center = static_cast<float*>(mean.mutable_data_ptr()),
+          *spread = static_cast<float*>(variance.mutable_data_ptr());
+    batch_statistics(pass, in.layout, center, spread);
+
+    OptionalTensor gain, bias;
+    if (norm_weight) gain = floats(*norm_weight, "norm_weight", {units});
+    if (norm_bias) bias = floats(*norm_bias, "norm_bias", {units});
+    for (int64_t h = 0; h < units; h++) {
+        const double inverse = 1 / std::sqrt(spread[h] + eps);
+        scale[h] = static_cast<float>(inverse *
+                                      (gain ? static_cast<const float*>(gain->const_data_ptr())[h] : 1.0f));
+        shift[h] = static_cast<float>((bias ? static_cast<const float*>(bias->const_data_ptr())[h] : 0.0) -
+                                      double{center[h]} * scale[h]);
+    }
+    auto [pooled, attention, bits] = forward(in, save_attention, false);
+    return {pooled, attention, mean, variance, slopes};
+}
+
+std::tuple<Tensor, Tensor, std::vector<Tensor>> dice_attention_bwd(
+    Tensor grad_pooled, OptionalTensor grad_attention, Tensor attention, Tensor mean, Tensor variance,
+    Tensor slopes, Tensor target, Tensor history, OptionalTensor offsets, OptionalTensor lengths,
+    OptionalTensor mask, std::vector<Tensor> weights, std::vector<Tensor> biases, double eps,
+    int64_t normalize, int64_t pad_to) {
+    Inputs in = read_tokens(target, history, offsets, lengths, mask, weights, biases, {slopes},
+                            static_cast<int64_t>(Activation::dice), normalize);
+    const int64_t hidden = in.unit.args.units[0];
+    Tensor center = floats(mean, "mean", {hidden}), spread = floats(variance, "variance", {hidden});
+    Normalised norm{static_cast<const float*>(center.const_data_ptr()),
+                    static_cast<const float*>(spread.const_data_ptr()), eps,
+                    statistics_rows(in.layout, in.candidates, pad_to), pad_to};
+    Gradients g = backward(in, grad_pooled, grad_attention, attention, new_floats({0}), &norm);
     return {g.target, g.tokens, g.parameters};
 }
 

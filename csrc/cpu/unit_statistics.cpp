@@ -33,13 +33,7 @@ Inputs read(const Tensor& target, const Tensor& history, const OptionalTensor& o
     token_shape.pop_back();
     in.layout = read_layout(users, token_shape, offsets, lengths, mask);
     in.unit = read_unit(width, weights, biases, slopes, activation, 0, false);
-    for (int64_t b = 0; b < users; b++) {
-        const int64_t kept = in.layout.counts[b];
-        if (pad_to >= 0 && kept > pad_to)
-            fail("pad_to is ", pad_to, " and user ", b, " has ", kept,
-                 " tokens; expected at least the longest history");
-        in.count += static_cast<double>((pad_to < 0 ? kept : pad_to) * candidates);
-    }
+    in.count = statistics_rows(in.layout, candidates, pad_to);
     StatisticsBackward& pass = in.pass;
     pass.history = in.layout.history;
     pass.tokens.base = static_cast<const float*>(tokens.const_data_ptr());
@@ -56,15 +50,22 @@ Inputs read(const Tensor& target, const Tensor& history, const OptionalTensor& o
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> unit_statistics_fwd(Tensor target, Tensor history, OptionalTensor offsets,
-                                               OptionalTensor lengths, OptionalTensor mask,
-                                               std::vector<Tensor> weights, std::vector<Tensor> biases,
-                                               std::vector<Tensor> slopes, int64_t activation,
-                                               int64_t pad_to) {
-    Inputs in = read(target, history, offsets, lengths, mask, weights, biases, slopes, activation, pad_to);
-    const int64_t units = in.unit.args.units[in.unit.args.layers - 1], wide = padded_columns(units);
-    Packed packed = pack(in.pass, true, false);
-    const std::vector<int64_t> bounds = cut_blocks(in.layout, in.pass.candidates, BLOCKS);
+double statistics_rows(const Layout& layout, int64_t candidates, int64_t pad_to) {
+    double rows = 0;
+    for (size_t b = 0; b < layout.counts.size(); b++) {
+        const int64_t kept = layout.counts[b];
+        if (pad_to >= 0 && kept > pad_to)
+            fail("pad_to is ", pad_to, " and user ", b, " has ", kept,
+                 " tokens; expected at least the longest history");
+        rows += static_cast<double>((pad_to < 0 ? kept : pad_to) * candidates);
+    }
+    return rows;
+}
+
+void batch_statistics(StatisticsPass& pass, const Layout& layout, float* to_mean, float* to_variance) {
+    const int64_t units = pass.unit.units[pass.unit.layers - 1], wide = padded_columns(units);
+    Packed packed = pack(pass, true, false);
+    const std::vector<int64_t> bounds = cut_blocks(layout, pass.candidates, BLOCKS);
     const int64_t blocks = static_cast<int64_t>(bounds.size()) - 1;
     Buffer memory = allocate(2 * wide * std::max<int64_t>(blocks, 1));
     std::memset(memory.get(), 0, sizeof(float) * 2 * wide * blocks);
@@ -72,12 +73,9 @@ std::tuple<Tensor, Tensor> unit_statistics_fwd(Tensor target, Tensor history, Op
     for (int64_t b = 0; b < blocks; b++)
         moments.push_back({0, memory.get() + 2 * wide * b, memory.get() + 2 * wide * b + wide});
     const Kernels& k = kernels();
-    run_blocks(blocks, k.statistics_scratch_floats(in.pass), [&](int64_t block, float* scratch) {
-        k.statistics_forward(in.pass, bounds[block], bounds[block + 1], scratch, moments[block]);
+    run_blocks(blocks, k.statistics_scratch_floats(pass), [&](int64_t block, float* scratch) {
+        k.statistics_forward(pass, bounds[block], bounds[block + 1], scratch, moments[block]);
     });
-    Tensor mean = new_floats({units}), variance = new_floats({units});
-    float *to_mean = static_cast<float*>(mean.mutable_data_ptr()),
-          *to_variance = static_cast<float*>(variance.mutable_data_ptr());
     for (int64_t h = 0; h < units; h++) {
         double count = 0, center = 0, squares = 0;
         for (const Moments& m : moments) {
@@ -90,6 +88,18 @@ std::tuple<Tensor, Tensor> unit_statistics_fwd(Tensor target, Tensor history, Op
         to_mean[h] = static_cast<float>(center);
         to_variance[h] = count > 0 ? static_cast<float>(squares / count) : 0.0f;
     }
+}
+
+std::tuple<Tensor, Tensor> unit_statistics_fwd(Tensor target, Tensor history, OptionalTensor offsets,
+                                               OptionalTensor lengths, OptionalTensor mask,
+                                               std::vector<Tensor> weights, std::vector<Tensor> biases,
+                                               std::vector<Tensor> slopes, int64_t activation,
+                                               int64_t pad_to) {
+    Inputs in = read(target, history, offsets, lengths, mask, weights, biases, slopes, activation, pad_to);
+    const int64_t units = in.unit.args.units[in.unit.args.layers - 1];
+    Tensor mean = new_floats({units}), variance = new_floats({units});
+    batch_statistics(in.pass, in.layout, static_cast<float*>(mean.mutable_data_ptr()),
+                     static_cast<float*>(variance.mutable_data_ptr()));
     return {mean, variance};
 }
 

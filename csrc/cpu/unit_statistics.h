@@ -7,6 +7,12 @@
 
 namespace mixpol::cpu {
 
+// How many rows the statistics are over, pads included; fails where a history is longer than `pad_to`.
+double statistics_rows(const Layout& layout, int64_t candidates, int64_t pad_to);
+
+// Mean and biased variance of the last layer's pre-activations, [H_last]; packs the pass.
+void batch_statistics(StatisticsPass& pass, const Layout& layout, float* mean, float* variance);
+
 std::tuple<Tensor, Tensor> unit_statistics_fwd(Tensor target, Tensor history, OptionalTensor offsets,
                                                OptionalTensor lengths, OptionalTensor mask,
                                                std::vector<Tensor> weights, std::vector<Tensor> biases,

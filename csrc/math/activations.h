@@ -1,7 +1,9 @@
 // Activations and their derivatives, shared by the CPU and CUDA kernels. T is float or a vector of floats
 // with
-// +, -, *, /; Ops has its exp(x), relu(x), abs(x), copysign(size, sign), where_positive(x, a, b): b where
-// x <= 0, else a (NaN takes a), and where_below(x, limit, a, b): a where x < limit, else b (NaN takes b).
+// +, -, *, /; Ops has its exp(x), exp_between(x): the same where exp(x) is between 2^-125 and 2^127, else
+// anything from 0 to 2^-125 and from 2^127 to inf (NaN stays NaN), relu(x), abs(x), copysign(size, sign),
+// where_positive(x, a, b): b where x <= 0, else a (NaN takes a), and where_below(x, limit, a, b): a where x <
+// limit, else b (NaN takes b).
 #pragma once
 
 #if defined(__CUDACC__)
@@ -31,7 +33,7 @@ struct UnitParameters {
 
 template <class Ops, class T>
 MIXPOL_HD T sigmoid(T x) {
-    return 1.0f / (1.0f + Ops::exp(-x));
+    return 1.0f / (1.0f + Ops::exp_between(-x));
 }
 
 // Cephes tanhf: an odd polynomial where 1 - 2 / (exp(2x) + 1) would cancel.

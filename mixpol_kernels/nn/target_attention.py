@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mixpol_kernels.checks import check_choice
+from mixpol_kernels.ops.dice_attention.api import dice_attention
 from mixpol_kernels.ops.target_attention.api import BLOCKS, PUBLIC_ACTIVATIONS, target_attention
 from mixpol_kernels.ops.target_attention.autograd import NORMALIZERS
 from mixpol_kernels.ops.unit_statistics.api import unit_statistics
@@ -137,6 +138,8 @@ class TargetAttention(nn.Module):
         `pad_to`: with `pads_in_norm`, the padded length behind a jagged history; L by default for a padded one.
         """
         layout: dict[str, Any] = {"lengths": lengths, "mask": mask, "offsets": offsets}
+        if self.needs_statistics and self.activation == "dice" and len(self.norms) == 1:
+            return self._dice(target, history, layout, pad_to, return_weights)
         if self.needs_statistics:
             weights, biases, slopes = self._batch_unit(target, history, layout, pad_to)
         else:
@@ -146,14 +149,34 @@ class TargetAttention(nn.Module):
             **layout, **self.options(),
         )  # fmt: skip
 
+    def _dice(
+        self, target: Tensor, history: Tensor, layout: dict[str, Any], pad_to: int | None, return_weights: bool
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """One hidden layer with Dice by this batch's statistics, in one op; updates the running statistics."""
+        hidden, output = cast("list[nn.Linear]", list(self.layers))
+        norm = cast(nn.BatchNorm1d, self.norms[0])
+        found = dice_attention(
+            target, history, [hidden.weight, output.weight], [hidden.bias, output.bias], self.slopes[0],
+            norm_weight=norm.weight, norm_bias=norm.bias, eps=norm.eps, normalize=self.normalize, scale=self.scale,
+            blocks=self.blocks, pad_to=self._padded_length(history, layout, pad_to),
+            return_weights=return_weights, backend=self.backend, **layout,
+        )  # fmt: skip
+        _update(norm, found.mean, found.variance, found.rows)
+        return found.pooled if found.attention is None else (found.pooled, found.attention)
+
+    def _padded_length(self, history: Tensor, layout: dict[str, Any], pad_to: int | None) -> int | None:
+        """The length that the statistics count every history with; None: its own."""
+        if not self.pads_in_norm:
+            return None
+        if pad_to is None and layout["offsets"] is not None:
+            raise ValueError("pad_to was None; expected the padded length: pads_in_norm counts it, offsets hide it")
+        return history.shape[1] if pad_to is None else pad_to
+
     def _batch_unit(
         self, target: Tensor, history: Tensor, layout: dict[str, Any], pad_to: int | None
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """As `unit`, normalised by this batch; updates the running statistics."""
-        if self.pads_in_norm and pad_to is None:
-            if layout["offsets"] is not None:
-                raise ValueError("pad_to was None; expected the padded length: pads_in_norm counts it, offsets hide it")
-            pad_to = history.shape[1]
+        pad_to = self._padded_length(history, layout, pad_to)
         layers = cast("list[nn.Linear]", list(self.layers))
         weights: list[Tensor] = [m.weight for m in layers]
         biases: list[Tensor] = [m.bias for m in layers]
@@ -162,7 +185,7 @@ class TargetAttention(nn.Module):
             found = unit_statistics(
                 target, history, weights[: i + 1], biases[: i + 1], slopes=slopes[:i],
                 activation=self.activation, negative_slope=self.negative_slope, blocks=self.blocks,
-                pad_to=pad_to if self.pads_in_norm else None, backend=self.backend, **layout,
+                pad_to=pad_to, backend=self.backend, **layout,
             )  # fmt: skip
             self._normalise(i, found.mean, found.variance, weights, biases, slopes)
             _update(norm, found.mean.detach(), found.variance.detach(), found.rows)

@@ -17,13 +17,16 @@ struct UnitScratch {
     float* table;               // G(t) [D][H1p]
     float* table_n;             // Gᵀ [H1][Dp], rows scaled by w_o when bits stand in for the first layer
     float* constants;           // c(t) for a group of targets [GROUP][H1p]
-    float* before[MAX_HIDDEN];  // a layer's input to the activation [CHUNK][H_i p]
+    float* before[MAX_HIDDEN];  // a layer's input to the activation [CHUNK][H_i p]; below the last layer, of
+                                // activations without parameters, their derivative there
     float* after[MAX_HIDDEN];   // its output [CHUNK][H_i p]
     float* signal[MAX_HIDDEN];  // gradient of `before`, [CHUNK][signal_width]
     float* outer;               // Σ z xᵀ of one target [H1][Dp]
     float* grad_constants;      // [GROUP][H1p]
     float* lost;                // what their sums rounded away [H1p]
     const float* rows[CHUNK];
+    // Batch statistics of the last layer, and what their gradients give to each pre-activation; null without.
+    const float *mean, *grad_mean, *grad_square;
 };
 
 static inline UnitScratch carve_scratch(const ActivationUnit& unit, bool backward, bool bits, Arena& arena) {
@@ -105,13 +108,26 @@ MIXPOL_INLINE math::UnitParameters<vec> unit_parameters(const float* slope, int 
     return unit;
 }
 
+template <Activation A>
+MIXPOL_INLINE void add_parameters(const math::Derivatives<vec>& total, int hp, int c, float* sums) {
+    if constexpr (parameter_rows(A) > 0) store(sums + c, load(sums + c) + total.slope);
+    if constexpr (parameter_rows(A) > 1) {
+        store(sums + hp + c, load(sums + hp + c) + total.scale);
+        store(sums + 2 * hp + c, load(sums + 2 * hp + c) + total.shift);
+    }
+}
+
 // Turns n gradients of a(x), W units wide, in place into those of x; adds those of the units' parameters to
-// `sums`.
+// `sums`. `before` as activate_rows left it.
 template <Activation A>
 MIXPOL_INLINE void activation_backward(const float* before, int64_t ldb, int n, const float* slope, int hp,
                                        int c, float* grads, int64_t ldg, float* sums) {
     const math::UnitParameters<vec> unit = unit_parameters<A>(slope, hp, c);
     math::Derivatives<vec> total{};
+    if constexpr (parameter_rows(A) == 0) {  // `before` is the derivative already
+        for (int r = 0; r < n; r++) store(grads + r * ldg, load(grads + r * ldg) * load(before + r * ldb));
+        return;
+    }
     for (int r = 0; r < n; r++) {
         vec grad = load(grads + r * ldg);
         const math::Derivatives<vec> d = math::derivatives<A, Simd>(load(before + r * ldb), unit);
@@ -122,20 +138,21 @@ MIXPOL_INLINE void activation_backward(const float* before, int64_t ldb, int n, 
         }
         store(grads + r * ldg, grad * d.x);
     }
-    if constexpr (parameter_rows(A) > 0) store(sums + c, load(sums + c) + total.slope);
-    if constexpr (parameter_rows(A) > 1) {
-        store(sums + hp + c, load(sums + hp + c) + total.scale);
-        store(sums + 2 * hp + c, load(sums + 2 * hp + c) + total.shift);
-    }
+    add_parameters<A>(total, hp, c, sums);
 }
 
+// after = a(before). Where a backward comes (the two are not the same memory), `before` of activations
+// without parameters turns into their derivative, which shares its exponential.
 template <Activation A>
-MIXPOL_INLINE void activate_rows(const float* before, const float* slope, int n, int hp, float* after) {
+MIXPOL_INLINE void activate_rows(float* before, const float* slope, int n, int hp, float* after) {
+    const bool derive = parameter_rows(A) == 0 && before != after;
     for (int c = 0; c < hp; c += W) {
         const math::UnitParameters<vec> unit = unit_parameters<A>(slope, hp, c);
         for (int r = 0; r < n; r++) {
             const int64_t at = r * int64_t{hp} + c;
-            store(after + at, math::activate<A, Simd>(load(before + at), unit));
+            const vec x = load(before + at);
+            store(after + at, math::activate<A, Simd>(x, unit));
+            if (derive) store(before + at, math::derivatives<A, Simd>(x, unit).x);
         }
     }
 }
@@ -144,12 +161,12 @@ MIXPOL_INLINE void point_rows(const float** rows, const float* base, int n, int6
     for (int r = 0; r < n; r++) rows[r] = base + r * width;
 }
 
-// The layers up to `layers`, into s.after (and s.before where it is there); returns the scores' inputs
-// s.after[last].
+// The layers up to `layers`, into s.after (and s.before where it is there); `activated`: with the activation
+// of the last of them. Its pre-activations are in s.before, or s.after without a backward.
 template <Activation A>
 MIXPOL_INLINE void hidden_layers(const ActivationUnit& unit, const PackedUnit& packed,
                                  const float* const* tokens, int n, const float* constant, int layers,
-                                 UnitScratch& s) {
+                                 bool activated, UnitScratch& s) {
     const float* const* rows = tokens;
     const float* table = s.table;
     int depth = unit.width;
@@ -157,6 +174,7 @@ MIXPOL_INLINE void hidden_layers(const ActivationUnit& unit, const PackedUnit& p
         int hp = padded(unit.units[i]);
         float* before = s.before[i] ? s.before[i] : s.after[i];
         multiply(rows, n, depth, table, hp, hp, i ? packed.bias[i] : constant, 0, before, hp);
+        if (i + 1 == layers && !activated) break;
         activate_rows<A>(before, packed.slope[i], n, hp, s.after[i]);
         if (i + 1 == unit.layers) break;
         point_rows(s.rows, s.after[i], n, hp);
@@ -175,14 +193,14 @@ template <Activation A>
                                                                     float* scores, uint64_t* bits) {
     const int last = unit.layers - 1, hp = padded(unit.units[last]);
     if (A == Activation::relu) {
-        hidden_layers<A>(unit, packed, tokens, n, constant, last, s);
+        hidden_layers<A>(unit, packed, tokens, n, constant, last, true, s);
         const float* const* rows = last ? s.rows : tokens;
         const float* table = last ? packed.weight_t[last] : s.table;
         score_relu(rows, n, last ? unit.units[last - 1] : unit.width, table,
                    last ? packed.bias[last] : constant, packed.output, packed.output_bias, hp, scores, bits);
         return;
     }
-    hidden_layers<A>(unit, packed, tokens, n, constant, last + 1, s);
+    hidden_layers<A>(unit, packed, tokens, n, constant, last + 1, true, s);
     for (int r = 0; r < n; r++)
         scores[r] = dot(s.after[last] + r * hp, packed.output, hp) + packed.output_bias;
 }
@@ -222,20 +240,55 @@ template <Activation A>
     const ActivationUnit& unit, const PackedUnit& packed, const float* const* tokens, int n,
     const float* constant, const float* grad_scores, UnitScratch& s, const UnitSums& sums) {
     const int last = unit.layers - 1;
-    hidden_layers<A>(unit, packed, tokens, n, constant, unit.layers, s);
+    hidden_layers<A>(unit, packed, tokens, n, constant, unit.layers, false, s);
     const int hp = padded(unit.units[last]), ld = signal_width(unit, last);
     for (int c = 0; c < hp; c += W) {
-        vec output{}, weight = load(packed.output + c);
+        const math::UnitParameters<vec> parameters = unit_parameters<A>(packed.slope[last], hp, c);
+        const vec weight = load(packed.output + c);
+        vec output{};
+        math::Derivatives<vec> total{};
         for (int r = 0; r < n; r++) {
-            vec ds = broadcast(grad_scores[r]);
-            output = fma(ds, load(s.after[last] + r * int64_t{hp} + c), output);
-            store(s.signal[last] + r * int64_t{ld} + c, ds * weight);
+            const vec ds = broadcast(grad_scores[r]), x = load(s.before[last] + r * int64_t{hp} + c);
+            const math::Derivatives<vec> d = math::derivatives<A, Simd>(x, parameters);
+            const vec grad = ds * weight;
+            output = fma(ds, math::activate<A, Simd>(x, parameters), output);
+            if constexpr (parameter_rows(A) > 0) total.slope = fma(grad, d.slope, total.slope);
+            if constexpr (parameter_rows(A) > 1) {
+                total.scale = fma(grad, d.scale, total.scale);
+                total.shift = fma(grad, d.shift, total.shift);
+            }
+            vec z = grad * d.x;
+            if (s.mean) z += fma(x - load(s.mean + c), load(s.grad_square + c), load(s.grad_mean + c));
+            store(s.signal[last] + r * int64_t{ld} + c, z);
         }
         store(sums.output + c, load(sums.output + c) + output);
-        activation_backward<A>(s.before[last] + c, hp, n, packed.slope[last], hp, c, s.signal[last] + c, ld,
-                               sums.slope[last]);
+        add_parameters<A>(total, hp, c, sums.slope[last]);
     }
     signal_below<A>(unit, packed, last, n, s, sums);
+}
+
+// Of Dice in one layer that is normalised by its own batch: what a chunk adds to Σ dn (x - mean) and Σ dn,
+// [2][H p].
+[[maybe_unused]] static __attribute__((noinline)) void add_normalised(
+    const ActivationUnit& unit, const PackedUnit& packed, const float* const* tokens, int n,
+    const float* constant, const float* grad_scores, const float* mean, UnitScratch& s, float* sums) {
+    constexpr Activation A = Activation::dice;
+    hidden_layers<A>(unit, packed, tokens, n, constant, 1, false, s);
+    const int hp = padded(unit.units[0]);
+    for (int c = 0; c < hp; c += W) {
+        const math::UnitParameters<vec> parameters = unit_parameters<A>(packed.slope[0], hp, c);
+        const vec weight = load(packed.output + c), center = load(mean + c);
+        vec by_scale{}, by_shift{};
+        for (int r = 0; r < n; r++) {
+            const vec x = load(s.before[0] + r * int64_t{hp} + c);
+            const vec grad =
+                broadcast(grad_scores[r]) * weight * math::derivatives<A, Simd>(x, parameters).shift;
+            by_scale = fma(grad, x - center, by_scale);
+            by_shift += grad;
+        }
+        store(sums + c, load(sums + c) + by_scale);
+        store(sums + hp + c, load(sums + hp + c) + by_shift);
+    }
 }
 
 // Once per group: what the gradients of c(t) mean for the target block, the bias and the targets.

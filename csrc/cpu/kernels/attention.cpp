@@ -172,6 +172,25 @@ double mean_gradient(const AttentionBackward& a, int64_t user, int candidate, Sc
     return total;
 }
 
+// A chunk's gradients of the scores, from the attention weights (which it reads) and the pooled vector's
+// gradient. Under a softmax `average` is that of the weights; where the history is this one chunk it is found
+// here.
+MIXPOL_INLINE void score_gradients(const AttentionBackward& a, int candidate, int n, bool only,
+                                   double average, Scratch& s) {
+    const int wide = padded(a.width);
+    for (int i = 0; i < n; i++) s.weights[i] = a.attention[s.positions[i] * a.candidates + candidate];
+    for (int i = 0; i < n; i++)
+        s.grad_scores[i] =
+            weight_gradient(a, s.positions[i] * a.candidates + candidate, s.rows[i], s.grad_pooled, wide);
+    if (a.unit.normalize == Normalize::sigmoid)
+        for (int i = 0; i < n; i++) s.grad_scores[i] *= s.weights[i] * (1.0f - s.weights[i]);
+    if (a.unit.normalize == Normalize::softmax) {
+        for (int i = 0; i < n && only; i++) average += double{s.weights[i]} * s.grad_scores[i];
+        for (int i = 0; i < n; i++)
+            s.grad_scores[i] = s.weights[i] * static_cast<float>(s.grad_scores[i] - average);
+    }
+}
+
 void backward(const AttentionBackward& a, RecomputeSignal recompute, int64_t user_begin, int64_t user_end,
               float* memory, const UnitSums& sums, const FusionSums& fusion_sums) {
     Arena arena(memory);
@@ -185,6 +204,7 @@ void backward(const AttentionBackward& a, RecomputeSignal recompute, int64_t use
     const int64_t candidates = a.candidates;
     const bool softmax = a.unit.normalize == Normalize::softmax, bits = a.keep_bits;
     for (int i = 0; i < CHUNK; i++) s.bits[i] = 0;
+    s.unit.mean = a.mean, s.unit.grad_mean = a.grad_mean, s.unit.grad_square = a.grad_square;
     double output_bias = 0;  // one number for all tokens of the block
 
     auto group = [&](int n) {
@@ -221,18 +241,7 @@ void backward(const AttentionBackward& a, RecomputeSignal recompute, int64_t use
             stage_rows(a.tokens, a.history, user, s.positions, n, a.width, s.tokens, s.rows);
             fuse(a.fusion, a.packed_fusion, s.positions, n, s.fusion, s.rows);
 
-            for (int i = 0; i < n; i++) s.weights[i] = a.attention[s.positions[i] * candidates + candidate];
-            for (int i = 0; i < n; i++)
-                s.grad_scores[i] = weight_gradient(a, s.positions[i] * candidates + candidate, s.rows[i],
-                                                   s.grad_pooled, wide);
-            if (a.unit.normalize == Normalize::sigmoid)
-                for (int i = 0; i < n; i++) s.grad_scores[i] *= s.weights[i] * (1.0f - s.weights[i]);
-            if (softmax) {
-                for (int i = 0; i < n && first && last; i++)
-                    average += double{s.weights[i]} * s.grad_scores[i];
-                for (int i = 0; i < n; i++)
-                    s.grad_scores[i] = s.weights[i] * static_cast<float>(s.grad_scores[i] - average);
-            }
+            score_gradients(a, candidate, n, first && last, average, s);
             for (int i = 0; i < n; i++) output_bias += s.grad_scores[i];
             if (bits) {
                 for (int i = 0; i < n; i++)
@@ -267,6 +276,17 @@ void backward(const AttentionBackward& a, RecomputeSignal recompute, int64_t use
                 }
             }
             first = false;
+        }
+        if (const int64_t pads = a.mean ? pads_of(a.history, user, a.pad_to) : 0) {
+            // Zero tokens of the statistics: x is c(t), and they reach the parameters and the target through
+            // it only.
+            if (first) zero(s.unit.lost, hp);
+            const float* x = s.unit.constants + in_group * hp;
+            for (int c = 0; c < hp; c += W)
+                store(s.unit.signal[0] + c, broadcast(static_cast<float>(pads)) *
+                                                fma(load(x + c) - load(a.mean + c), load(a.grad_square + c),
+                                                    load(a.grad_mean + c)));
+            add_rows(grad_constant, s.unit.lost, s.unit.signal[0], ld, 1, hp);
         }
     };
     auto finish = [&](int64_t row0, int n) {
@@ -306,6 +326,41 @@ void attention_backward(const AttentionBackward& a, int64_t user_begin, int64_t 
         signal_by_recomputing<Activation::dice>};
     backward(a, recompute[static_cast<int>(a.unit.activation)], user_begin, user_end, memory, sums,
              fusion_sums);
+}
+
+void normalised_sums(const AttentionBackward& a, int64_t user_begin, int64_t user_end, float* memory,
+                     float* sums) {
+    Arena arena(memory);
+    Scratch s = carve(a, true, arena);
+    const int wide = padded(a.width), hp = padded(a.unit.units[0]);
+    auto group = [&](int n) {
+        unit_group(a.unit, a.packed_unit, s.group.rows, n, s.unit);
+        fusion_group(a.fusion, a.packed_fusion, s.group.rows, n, s.fusion);
+    };
+    auto one = [&](int64_t user, int candidate, int in_group, const float* target) {
+        Cursor cursor(a.history, user);
+        double average = 0;
+        bool first = true;
+        while (int n = cursor.fill(s.positions)) {
+            const bool last = cursor.done();
+            if (first) {
+                copy_padded(s.grad_pooled, a.grad_pooled + (user * a.candidates + candidate) * a.width,
+                            a.width, wide);
+                build_table(s.unit.table, a.packed_unit.token_t, a.packed_unit.product_t, target, a.width,
+                            hp);
+                fusion_target(a.fusion, a.packed_fusion, target, in_group, true, s.fusion);
+                if (a.unit.normalize == Normalize::softmax && !last)
+                    average = mean_gradient(a, user, candidate, s);
+            }
+            stage_rows(a.tokens, a.history, user, s.positions, n, a.width, s.tokens, s.rows);
+            fuse(a.fusion, a.packed_fusion, s.positions, n, s.fusion, s.rows);
+            score_gradients(a, candidate, n, first && last, average, s);
+            add_normalised(a.unit, a.packed_unit, s.rows, n, row_of(s.unit.constants, in_group, hp),
+                           s.grad_scores, a.mean, s.unit, sums);
+            first = false;
+        }
+    };
+    for_targets(a, user_begin, user_end, s.group, group, one, [](int64_t, int) {});
 }
 
 }  // namespace mixpol::cpu::MIXPOL_ISA

@@ -15,6 +15,7 @@ const Kernels MIXPOL_JOIN(kernels_, MIXPOL_ISA) = {
     MIXPOL_ISA::fusion_scratch_floats,
     MIXPOL_ISA::attention_forward,
     MIXPOL_ISA::attention_backward,
+    MIXPOL_ISA::normalised_sums,
     MIXPOL_ISA::statistics_scratch_floats,
     MIXPOL_ISA::statistics_forward,
     MIXPOL_ISA::statistics_backward,

@@ -12,6 +12,8 @@ int64_t fusion_scratch_floats(const Pass&, bool backward);
 void attention_forward(const AttentionForward&, int64_t user_begin, int64_t user_end, float* scratch);
 void attention_backward(const AttentionBackward&, int64_t user_begin, int64_t user_end, float* scratch,
                         const UnitSums&, const FusionSums&);
+void normalised_sums(const AttentionBackward&, int64_t user_begin, int64_t user_end, float* scratch,
+                     float* sums);
 int64_t statistics_scratch_floats(const Pass&);
 void statistics_forward(const StatisticsPass&, int64_t user_begin, int64_t user_end, float* scratch,
                         Moments&);

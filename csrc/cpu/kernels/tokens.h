@@ -155,6 +155,15 @@ MIXPOL_INLINE void for_targets(const Pass& pass, int64_t user_begin, int64_t use
     }
 }
 
+// How many zero tokens bring a user's history to the length `pad_to`; 0 where that is negative.
+MIXPOL_INLINE int64_t pads_of(const History& history, int64_t user, int64_t pad_to) {
+    if (pad_to < 0) return 0;
+    Cursor cursor(history, user);
+    int64_t positions[CHUNK], kept = 0;
+    while (int n = cursor.fill(positions)) kept += n;
+    return pad_to - kept;
+}
+
 // Row i of a table that may be absent.
 template <class T>
 MIXPOL_INLINE T* row_of(T* table, int64_t i, int64_t width) {

@@ -39,11 +39,7 @@ template <Activation A>
                                                                        const float* const* tokens, int n,
                                                                        const float* constant,
                                                                        UnitScratch& s) {
-    const int last = unit.layers - 1, hp = padded(unit.units[last]);
-    hidden_layers<A>(unit, packed, tokens, n, constant, last, s);
-    multiply(last ? s.rows : tokens, n, last ? unit.units[last - 1] : unit.width,
-             last ? packed.weight_t[last] : s.table, hp, hp, last ? packed.bias[last] : constant, 0,
-             s.before[last], hp);
+    hidden_layers<A>(unit, packed, tokens, n, constant, unit.layers, false, s);
 }
 
 // Gradients of the last layer's pre-activations, in s.signal[last], down to the first layer's.
@@ -80,14 +76,6 @@ void add_moments(Moments& moments, const float* rows, int n, int hp, double each
     }
 }
 
-int64_t pads_of(const StatisticsPass& a, int64_t user) {
-    if (a.pad_to < 0) return 0;
-    Cursor cursor(a.history, user);
-    int64_t positions[CHUNK], kept = 0;
-    while (int n = cursor.fill(positions)) kept += n;
-    return a.pad_to - kept;
-}
-
 void forward(const StatisticsPass& a, PreActivations layers, int64_t user_begin, int64_t user_end,
              float* memory, Moments& moments) {
     Arena arena(memory);
@@ -112,7 +100,7 @@ void forward(const StatisticsPass& a, PreActivations layers, int64_t user_begin,
             layers(a.unit, a.packed_unit, s.rows, n, constant, s.unit);
             add_moments(moments, s.unit.before[last], n, out, 1);
         }
-        if (int64_t pads = pads_of(a, user)) {
+        if (int64_t pads = pads_of(a.history, user, a.pad_to)) {
             prepare();
             const float* row = s.pad;
             layers(a.unit, a.packed_unit, &row, 1, constant, s.unit);
@@ -152,7 +140,7 @@ void backward(const StatisticsBackward& a, PreActivations layers, SignalToFirst 
         float *grad_target = s.grad_targets + in_group * wide,
               *grad_constant = s.unit.grad_constants + in_group * hp;
         zero(s.unit.lost, hp);
-        const int64_t pads = pads_of(a, user);
+        const int64_t pads = pads_of(a.history, user, a.pad_to);
         bool first = true;
         auto prepare = [&] {
             build_table(s.unit.table, a.packed_unit.token_t, a.packed_unit.product_t, target, a.width, hp);

@@ -94,21 +94,15 @@ def unit_statistics(
     where = layout(history, target.shape[0], name="history", trailing=1, offsets=offsets, lengths=lengths, mask=mask)
     if history.shape[-1] != target.shape[-1]:
         raise ValueError(f"history is {history.shape[-1]} wide and target {target.shape[-1]}; expected the same D")
-    if pad_to is not None and pad_to < 0:
-        raise ValueError(f"pad_to was {pad_to}; expected a length, or None")
+    check_pads(None, pad_to)
     candidates = target.shape[1] if target.dim() == 3 else 1
     act = ACTIVATIONS.index(activation)
     chosen = backends.choose("unit_statistics", backend, target, lambda: 4 * weights[-1].shape[0])
-    kept = _kept(where, history.device)
+    kept = kept_tokens(where, history.device)
     if chosen == "reference":
         if not torch.compiler.is_compiling():
             where.check_values()
-        if pad_to is not None and not torch.compiler.is_compiling() and bool((kept > pad_to).any()):
-            long = int((kept > pad_to).nonzero()[0])
-            raise RuntimeError(
-                f"pad_to is {pad_to} and user {long} has {int(kept[long])} tokens; "
-                "expected at least the longest history"
-            )
+            check_pads(kept, pad_to)
         user, keep = where.assignment()
         mean, variance = reference.unit_statistics(
             with_candidates(target), history.reshape(-1, history.shape[-1]), user.to(target.device), keep,
@@ -123,11 +117,29 @@ def unit_statistics(
             )  # fmt: skip
         else:
             mean, variance = forward(target, history, *where.canonical(), weights, biases, slopes, act, length)
-    rows = kept.sum() if pad_to is None else torch.full((), where.batch * pad_to, device=history.device)
-    return Statistics(mean, variance, rows * candidates)
+    return Statistics(mean, variance, counted_rows(kept, where.batch, candidates, pad_to))
 
 
-def _kept(where: Layout, device: torch.device) -> Tensor:
+def check_pads(kept: Tensor | None, pad_to: int | None) -> None:
+    """Refuses a padded length that is none, or shorter than one of the `kept` tokens a user, [B], where given."""
+    if pad_to is None:
+        return
+    if pad_to < 0:
+        raise ValueError(f"pad_to was {pad_to}; expected a length, or None")
+    if kept is not None and bool((kept > pad_to).any()):
+        long = int((kept > pad_to).nonzero()[0])
+        raise RuntimeError(
+            f"pad_to is {pad_to} and user {long} has {int(kept[long])} tokens; expected at least the longest history"
+        )
+
+
+def counted_rows(kept: Tensor, batch: int, candidates: int, pad_to: int | None) -> Tensor:
+    """The rows behind statistics, an int64 scalar tensor."""
+    rows = kept.sum() if pad_to is None else torch.full((), batch * pad_to, device=kept.device)
+    return rows * candidates
+
+
+def kept_tokens(where: Layout, device: torch.device) -> Tensor:
     """Kept tokens of each user, [B] int64."""
     offsets, lengths, mask = where.canonical()
     if offsets is not None:

@@ -1,0 +1,1 @@
+"""The `dice_attention` op."""

@@ -1,0 +1,132 @@
+"""torch.library registration of `dice_attention`: schemas, fakes and the autograd Function over them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mixpol_kernels.history import canonical
+from mixpol_kernels.library import define
+from mixpol_kernels.ops.target_attention.autograd import fake_outputs
+
+_TOKENS = "Tensor target, Tensor history, Tensor? offsets, Tensor? lengths, Tensor? mask"
+define(
+    "dice_attention_fwd",
+    f"({_TOKENS}, Tensor[] weights, Tensor[] biases, Tensor alpha, Tensor? norm_weight, Tensor? norm_bias, float eps,"
+    " int normalize, SymInt pad_to, bool save_attention)"
+    " -> (Tensor pooled, Tensor attention, Tensor mean, Tensor variance, Tensor slopes)",
+)
+define(
+    "dice_attention_bwd",
+    "(Tensor grad_pooled, Tensor? grad_attention, Tensor attention, Tensor mean, Tensor variance, Tensor slopes,"
+    f" {_TOKENS}, Tensor[] weights, Tensor[] biases, float eps, int normalize, SymInt pad_to)"
+    " -> (Tensor grad_target, Tensor grad_history, Tensor[] grad_parameters)",
+)
+
+
+@torch.library.register_fake("mixpol::dice_attention_fwd")
+def _(
+    target: Tensor,
+    history: Tensor,
+    offsets: Tensor | None,
+    lengths: Tensor | None,
+    mask: Tensor | None,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    alpha: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    eps: float,
+    normalize: int,
+    pad_to: int,
+    save_attention: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    units = alpha.shape[0]
+    pooled, attention, _ = fake_outputs(target, history.shape[:-1], units, save_attention, False)
+    return pooled, attention, target.new_empty(units), target.new_empty(units), target.new_empty(3, units)
+
+
+@torch.library.register_fake("mixpol::dice_attention_bwd")
+def _(
+    grad_pooled: Tensor,
+    grad_attention: Tensor | None,
+    attention: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    slopes: Tensor,
+    target: Tensor,
+    history: Tensor,
+    offsets: Tensor | None,
+    lengths: Tensor | None,
+    mask: Tensor | None,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    eps: float,
+    normalize: int,
+    pad_to: int,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    parameters = [p.new_empty(p.shape) for p in (*weights, *biases, slopes)]
+    return target.new_empty(target.shape), history.new_empty(history.shape), parameters
+
+
+forward = torch.ops.mixpol.dice_attention_fwd.default
+_bwd = torch.ops.mixpol.dice_attention_bwd.default
+
+
+class DiceAttention(torch.autograd.Function):
+    """The fused op. Saves its inputs, the attention weights and the statistics; recomputes the rest."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        target: Tensor,
+        history: Tensor,
+        offsets: Tensor | None,
+        lengths: Tensor | None,
+        mask: Tensor | None,
+        eps: float,
+        normalize: int,
+        pad_to: int,
+        with_attention: bool,
+        hidden: Tensor,
+        output: Tensor,
+        hidden_bias: Tensor,
+        output_bias: Tensor,
+        alpha: Tensor,
+        norm_weight: Tensor | None,
+        norm_bias: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """`with_attention`: the attention weights have a gradient too."""
+        pooled, attention, mean, variance, slopes = forward(
+            target, history, *canonical(offsets, lengths, mask), [hidden, output], [hidden_bias, output_bias],
+            alpha, norm_weight, norm_bias, eps, normalize, pad_to, True,
+        )  # fmt: skip
+        ctx.save_for_backward(
+            target, history, offsets, lengths, mask, attention, mean, variance, slopes,
+            hidden, output, hidden_bias, output_bias,
+        )  # fmt: skip
+        ctx.config = (eps, normalize, pad_to, with_attention, norm_weight is not None, norm_bias is not None)
+        ctx.mark_non_differentiable(*([mean, variance] if with_attention else [attention, mean, variance]))
+        return pooled, attention, mean, variance
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, grad_pooled: Tensor, grad_attention: Tensor, grad_mean: Tensor, grad_variance: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        (
+            target, history, offsets, lengths, mask, attention, mean, variance, slopes, *layers,
+        ) = ctx.saved_tensors  # fmt: skip
+        eps, normalize, pad_to, with_attention, has_weight, has_bias = ctx.config
+        grad_target, grad_history, grads = _bwd(
+            grad_pooled, grad_attention if with_attention else None, attention, mean, variance, slopes,
+            target, history, *canonical(offsets, lengths, mask), layers[:2], layers[2:], eps, normalize, pad_to,
+        )  # fmt: skip
+        alpha, norm_weight, norm_bias = grads[4].unbind()
+        return (
+            grad_target, grad_history, *[None] * 7, *grads[:4],
+            alpha, norm_weight if has_weight else None, norm_bias if has_bias else None,
+        )  # fmt: skip
