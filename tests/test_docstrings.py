@@ -20,7 +20,7 @@ NAMES = [
 PUBLIC = [
     *[mixpol_kernels.explain, mixpol_kernels.mixed_polarity_attention, mixpol_kernels.polarity_embedding],
     *[mixpol_kernels.polarity_fusion, mixpol_kernels.target_attention, mixpol_kernels.interleave],
-    *[mixpol_kernels.dot_target_attention, mixpol_kernels.unit_statistics],
+    *[mixpol_kernels.dot_target_attention, mixpol_kernels.unit_statistics, mixpol_kernels.dice_attention],
     *[getattr(mixpol_kernels.nn, name) for name in mixpol_kernels.nn.__all__],
 ]
 

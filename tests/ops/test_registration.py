@@ -29,9 +29,15 @@ VARIANTS = [
     Config(gate_inputs="full", n_extra=3, layout="mask_left", candidates=2),
     Config(fusion="bias", n_extra=3, counts=(0, 0)),
 ]
-# tests/ops/dot_target_attention, interleave, unit_statistics
+# tests/ops/dice_attention, dot_target_attention, interleave, unit_statistics
 CHECKED_IN_THEIR_FOLDER = {"dot_attention_fwd", "dot_attention_bwd", "dot_attention_projected"}
-CHECKED_IN_THEIR_FOLDER |= {"interleave", "unit_statistics_fwd", "unit_statistics_bwd"}
+CHECKED_IN_THEIR_FOLDER |= {
+    "dice_attention_fwd",
+    "dice_attention_bwd",
+    "interleave",
+    "unit_statistics_fwd",
+    "unit_statistics_bwd",
+}
 IDS = [f"{i}-{c.op}-{c.layout}" for i, c in enumerate(VARIANTS)]
 
 
