@@ -295,7 +295,7 @@ Unit read_unit(int64_t width, const std::vector<Tensor>& weights, const std::vec
     const int64_t rows = parameter_rows(args.activation), activated = output ? layers : layers - 1;
     if (static_cast<int64_t>(slopes.size()) != (rows ? activated : 0))
         fail("slopes has ", slopes.size(), " entries; expected ", rows ? activated : 0,
-             ": one per activated layer for prelu and dice, else none");
+             ": one per activated layer for prelu and both dices, else none");
     args.width = static_cast<int>(width);
     args.layers = static_cast<int>(layers);
     auto keep = [&](const Tensor& tensor, const char* name, std::initializer_list<int64_t> sizes) {

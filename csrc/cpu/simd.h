@@ -111,6 +111,13 @@ MIXPOL_INLINE quad sums(vec a, vec b, vec c, vec d) {
 
 MIXPOL_INLINE vec where_positive(vec x, vec a, vec b) { return x <= vec{} ? b : a; }
 
+// x in the first `lanes` lanes, 0 in the others.
+MIXPOL_INLINE vec first_lanes(vec x, int lanes) {
+    ivec lane;
+    for (int i = 0; i < W; i++) lane[i] = i;
+    return lane < lanes - ivec{} ? x : vec{};
+}
+
 // exp to about 1 ulp; overflows to inf, flushes results below 2^-126 to 0, and NaN stays NaN.
 MIXPOL_INLINE vec exp(vec x) {
     ivec over = x > broadcast(88.72283f), under = x < broadcast(-87.33654f);

@@ -27,7 +27,8 @@ class TargetAttention(nn.Module):
         embedding_dim: width D of target and history.
         hidden_units: one to three hidden layers.
         activation: "relu", "prelu" (one slope per unit, starting at 0.25), "leaky_relu", "sigmoid", "silu", "tanh",
-            "gelu" or "dice" (one alpha per unit, starting at 0). RecBole's "dice" is "silu".
+            "gelu", "dice" (one alpha per unit, starting at 0) or "dice_row" (one alpha per layer, starting at 0).
+            RecBole's "dice" is "silu"; torch-rechub's is "dice_row", behind `batch_norm`.
         normalize: "none", "softmax" or "sigmoid".
         backend: "auto", "cpu" or "reference".
         negative_slope: of "leaky_relu".
@@ -36,12 +37,13 @@ class TargetAttention(nn.Module):
         batch_norm: normalise each hidden layer before its activation; not with "dice", which normalises itself.
         norm_eps, norm_momentum, norm_affine: of Dice's or the batch norm's statistics. Frameworks differ: FuxiCTR's
             Dice has 1e-9, 0.01, False; DeepCTR-Torch's 1e-8, 0.1, True; TorchEasyRec's 1e-5, 0.1, False.
+        row_eps: ε of "dice_row", whose statistics are those of one token's units. torch-rechub has 1e-3.
         pads_in_norm: count padded positions as zero tokens in the statistics, as those frameworks do. The
             statistics, and so the outputs in training, then depend on how far the batch is padded.
 
     Attributes:
         layers: ordinary `nn.Linear` in order: len(blocks) D to H_1, ..., H_last to 1.
-        slopes: for "prelu" and "dice", one [H_i] parameter per hidden layer; otherwise empty.
+        slopes: one parameter per hidden layer: [H_i] for "prelu" and "dice", [1] for "dice_row"; otherwise empty.
         norms: one `nn.BatchNorm1d` per hidden layer where they are normalised; otherwise empty.
 
     Example:
@@ -67,6 +69,7 @@ class TargetAttention(nn.Module):
         norm_eps: float = 1e-9,
         norm_momentum: float = 0.01,
         norm_affine: bool = False,
+        row_eps: float = 1e-3,
         pads_in_norm: bool = False,
     ) -> None:
         super().__init__()
@@ -84,10 +87,13 @@ class TargetAttention(nn.Module):
         self.negative_slope = negative_slope
         self.scale = scale
         self.blocks = tuple(blocks)
+        self.row_eps = row_eps
         self.pads_in_norm = pads_in_norm
         self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in itertools.pairwise(widths))
         start = 0.25 if activation == "prelu" else 0.0
-        slopes = hidden_units if activation in ("prelu", "dice") else ()
+        slopes = hidden_units if activation in ("prelu", "dice") else [1] * len(hidden_units)
+        if activation not in ("prelu", "dice", "dice_row"):
+            slopes = ()
         self.slopes = nn.ParameterList(nn.Parameter(torch.full((units,), start)) for units in slopes)
         norms = hidden_units if batch_norm or activation == "dice" else ()
         self.norms = nn.ModuleList(
@@ -104,12 +110,22 @@ class TargetAttention(nn.Module):
         layers = cast("list[nn.Linear]", list(self.layers))
         weights: list[Tensor] = [m.weight for m in layers]
         biases: list[Tensor] = [m.bias for m in layers]
-        slopes: list[Tensor] = list(self.slopes)
+        slopes = self._slopes()
         for i, norm in enumerate(cast("list[nn.BatchNorm1d]", list(self.norms))):
             assert norm.running_mean is not None
             assert norm.running_var is not None
             self._normalise(i, norm.running_mean, norm.running_var, weights, biases, slopes)
         return weights, biases, slopes
+
+    def _slopes(self) -> list[Tensor]:
+        """As the op takes them, but for Dice's scale and shift."""
+        if self.activation != "dice_row":
+            return list(self.slopes)
+        layers = cast("list[nn.Linear]", list(self.layers[:-1]))
+        return [
+            torch.stack([slope.expand(m.out_features), torch.full_like(m.bias, self.row_eps)])
+            for slope, m in zip(self.slopes, layers, strict=True)
+        ]
 
     def options(self) -> dict[str, Any]:
         """The unit's other keyword arguments, as the op takes them."""
@@ -157,7 +173,7 @@ class TargetAttention(nn.Module):
         layers = cast("list[nn.Linear]", list(self.layers))
         weights: list[Tensor] = [m.weight for m in layers]
         biases: list[Tensor] = [m.bias for m in layers]
-        slopes: list[Tensor] = list(self.slopes)
+        slopes = self._slopes()
         for i, norm in enumerate(cast("list[nn.BatchNorm1d]", list(self.norms))):
             found = unit_statistics(
                 target, history, weights[: i + 1], biases[: i + 1], slopes=slopes[:i],

@@ -26,7 +26,7 @@ _COMMON: dict[str, Sequence[Any]] = {
 _UNIT: dict[str, Sequence[Any]] = {
     "units": UNITS,
     "deeper": DEEPER,
-    "activation": ("relu", "prelu", "leaky_relu", "sigmoid", "silu", "tanh", "gelu", "dice"),
+    "activation": ("relu", "prelu", "leaky_relu", "sigmoid", "silu", "tanh", "gelu", "dice", "dice_row"),
     "normalize": ("none", "softmax", "sigmoid"),
     "scale": (1.0, 0.3),
     "blocks": (BLOCKS, ("x", "t*x", "t"), ("t", "x", "t*x", "t-x")),

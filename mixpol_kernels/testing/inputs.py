@@ -305,6 +305,10 @@ def _draw(config: Config, generator: torch.Generator) -> Case:
                 floats[f"slopes[{i}]"] = torch.stack(
                     [normal(units, scale=0.3), 0.5 + torch.rand(units, generator=generator), normal(units)]
                 )
+            if config.activation == "dice_row" and i < len(config.hidden):
+                floats[f"slopes[{i}]"] = torch.stack(
+                    [normal(units, scale=0.3), 0.01 + torch.rand(units, generator=generator)]
+                )
     sign = torch.ones(config.n_polarity)
     sign[::2] = -1
     sign[2::3], sign[3::3] = 0, 0.5

@@ -104,6 +104,17 @@ def _scores(case: Case, floats: dict[str, Tensor], x: Tensor, target: Tensor) ->
             alpha, scale, shift = floats[f"slopes[{i}]"]
             p = 1 / (1 + torch.exp(-(scale * h + shift)))
             h = p * h + (1 - p) * alpha * h
+        elif case.config.activation == "dice_row":
+            alpha, epsilon = floats[f"slopes[{i}]"]
+            normal = (
+                torch.stack(
+                    [(row - row.mean()) / ((row.var(correction=0) * len(row) + epsilon.sum()) ** 0.5) for row in h]
+                )
+                if len(h)
+                else h
+            )
+            p = 1 / (1 + torch.exp(-normal))
+            h = p * h + (1 - p) * alpha * h
         elif case.config.activation == "leaky_relu":
             h = torch.where(h > 0, h, 0.01 * h)
         else:

@@ -17,6 +17,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "dice with affine": {"activation": "dice", "norm_affine": True, "norm_eps": 1e-8, "norm_momentum": 0.1},
     "batch norm": {"activation": "sigmoid", "batch_norm": True, "norm_affine": True, "norm_eps": 1e-5},
     "batch norm, prelu": {"activation": "prelu", "batch_norm": True, "norm_eps": 1e-5},
+    "torch-rechub": {"activation": "dice_row", "batch_norm": True, "norm_affine": True, "norm_eps": 1e-5},
 }
 
 
@@ -33,10 +34,20 @@ def textbook(layer: TargetAttention, target: Tensor, history: Tensor, keep: Tens
         if layer.activation == "dice":
             p = torch.sigmoid(n)
             h = p * h + (1 - p) * layer.slopes[i] * h
+        elif layer.activation == "dice_row":
+            h = rechub_dice(n, layer.slopes[i], layer.row_eps)
         else:
             h = F.prelu(n, layer.slopes[i]) if layer.activation == "prelu" else torch.sigmoid(n)
     scores = torch.zeros(keep.numel(), dtype=h.dtype).masked_scatter(rows, last(h).squeeze(-1)).view(keep.shape)
     return ((scores * keep)[..., None] * history).sum(1)
+
+
+def rechub_dice(x: Tensor, alpha: Tensor, epsilon: float) -> Tensor:
+    """As torch-rechub writes it: sums over dimension 1, the units of one row; alpha [1]."""
+    average = x.mean(dim=1).unsqueeze(dim=1)
+    variance = (torch.pow(x - average, 2) + epsilon).sum(dim=1).unsqueeze(dim=1)
+    p = torch.sigmoid((x - average) / torch.sqrt(variance))
+    return p * x + (1 - p) * alpha * x
 
 
 def problem(generator: torch.Generator, users: int = 7, length: int = 9) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -23,6 +23,7 @@ struct UnitScratch {
     float* outer;               // Σ z xᵀ of one target [H1][Dp]
     float* grad_constants;      // [GROUP][H1p]
     float* lost;                // what their sums rounded away [H1p]
+    float* row;                 // row-wise activations: gradients of one row, sums over rows [2][max H_i p]
     const float* rows[CHUNK];
 };
 
@@ -46,6 +47,12 @@ static inline UnitScratch carve_scratch(const ActivationUnit& unit, bool backwar
         s.outer = arena.take(h * dp);
         s.grad_constants = arena.take(GROUP * hp);
         s.lost = arena.take(hp);
+    }
+    if (recompute && row_wise(unit.activation)) {
+        int64_t widest = hp;
+        for (int i = 1; i < unit.layers; i++)
+            if (padded(unit.units[i]) > widest) widest = padded(unit.units[i]);
+        s.row = arena.take(2 * widest);
     }
     return s;
 }
@@ -129,13 +136,93 @@ MIXPOL_INLINE void activation_backward(const float* before, int64_t ldb, int n, 
     }
 }
 
-template <Activation A>
-MIXPOL_INLINE void activate_rows(const float* before, const float* slope, int n, int hp, float* after) {
+// What the units of one row share, by Dice as torch-rechub has it (`basic/activation.py`):
+// n(x_j) = (x_j - mean) / sqrt(Σ ((x_k - mean)² + epsilon_k)). The columns that pad a row do not count.
+struct RowMoments {
+    vec mean, rsqrt;
+};
+
+MIXPOL_INLINE float sum_of(const float* row, int hp) {
+    vec total{};
+    for (int c = 0; c < hp; c += W) total += load(row + c);
+    return sum(total);
+}
+
+// `padding`: Σ epsilon_k.
+MIXPOL_INLINE RowMoments row_moments(const float* row, int h, int hp, float padding) {
+    const vec mean = broadcast(sum_of(row, hp) / static_cast<float>(h));
+    vec squares{};
     for (int c = 0; c < hp; c += W) {
-        const math::UnitParameters<vec> unit = unit_parameters<A>(slope, hp, c);
-        for (int r = 0; r < n; r++) {
-            const int64_t at = r * int64_t{hp} + c;
-            store(after + at, math::activate<A, Simd>(load(before + at), unit));
+        const vec off = first_lanes(load(row + c) - mean, h - c);
+        squares = fma(off, off, squares);
+    }
+    return {mean, broadcast(1.0f / __builtin_sqrtf(sum(squares) + padding))};
+}
+
+MIXPOL_INLINE void dice_rows(const float* before, const float* slope, int n, int h, float* after) {
+    const int hp = padded(h);
+    const float padding = sum_of(slope + hp, hp);
+    for (int r = 0; r < n; r++) {
+        const float* row = before + r * int64_t{hp};
+        const RowMoments m = row_moments(row, h, hp, padding);
+        for (int c = 0; c < hp; c += W) {
+            const vec x = load(row + c);
+            store(after + r * int64_t{hp} + c, math::dice<Simd>(x, (x - m.mean) * m.rsqrt, load(slope + c)));
+        }
+    }
+}
+
+// As activation_backward, for all columns. With dn_j the gradient of n(x_j): that of x_j through n is
+// rsqrt (dn_j - Σ dn / H - n_j Σ dn n), and that of each epsilon is -rsqrt² / 2 Σ dn n.
+MIXPOL_INLINE void dice_rows_backward(const float* before, int n, const float* slope, int h, float* grads,
+                                      int64_t ldg, float* sums, float* scratch) {
+    const int hp = padded(h);
+    const float padding = sum_of(slope + hp, hp);
+    float *by_n = scratch, *alpha = scratch + hp, epsilon = 0;
+    zero(alpha, hp);
+    for (int r = 0; r < n; r++) {
+        const float* row = before + r * int64_t{hp};
+        float* grad = grads + r * ldg;
+        const RowMoments m = row_moments(row, h, hp, padding);
+        vec total{}, product{};
+        for (int c = 0; c < hp; c += W) {
+            const vec x = load(row + c), normal = (x - m.mean) * m.rsqrt, g = load(grad + c);
+            const math::DiceDerivatives<vec> d = math::dice_derivatives<Simd>(x, normal, load(slope + c));
+            const vec dn = first_lanes(g * d.n, h - c);
+            total += dn;
+            product = fma(dn, normal, product);
+            store(alpha + c, fma(g, d.alpha, load(alpha + c)));
+            store(by_n + c, dn);
+            store(grad + c, g * d.x);
+        }
+        const float along = sum(product);
+        const vec mean = broadcast(sum(total) / static_cast<float>(h));
+        for (int c = 0; c < hp; c += W) {
+            const vec normal = (load(row + c) - m.mean) * m.rsqrt;
+            const vec through = m.rsqrt * (load(by_n + c) - mean - normal * broadcast(along));
+            store(grad + c, load(grad + c) + first_lanes(through, h - c));
+        }
+        epsilon -= 0.5f * m.rsqrt[0] * m.rsqrt[0] * along;
+    }
+    for (int c = 0; c < hp; c += W) {
+        store(sums + c, load(sums + c) + load(alpha + c));
+        store(sums + hp + c, load(sums + hp + c) + broadcast(epsilon));
+    }
+}
+
+// A layer's output from its n inputs to the activation, h units wide.
+template <Activation A>
+MIXPOL_INLINE void activate_rows(const float* before, const float* slope, int n, int h, float* after) {
+    if constexpr (row_wise(A)) {
+        dice_rows(before, slope, n, h, after);
+    } else {
+        const int hp = padded(h);
+        for (int c = 0; c < hp; c += W) {
+            const math::UnitParameters<vec> unit = unit_parameters<A>(slope, hp, c);
+            for (int r = 0; r < n; r++) {
+                const int64_t at = r * int64_t{hp} + c;
+                store(after + at, math::activate<A, Simd>(load(before + at), unit));
+            }
         }
     }
 }
@@ -157,7 +244,7 @@ MIXPOL_INLINE void hidden_layers(const ActivationUnit& unit, const PackedUnit& p
         int hp = padded(unit.units[i]);
         float* before = s.before[i] ? s.before[i] : s.after[i];
         multiply(rows, n, depth, table, hp, hp, i ? packed.bias[i] : constant, 0, before, hp);
-        activate_rows<A>(before, packed.slope[i], n, hp, s.after[i]);
+        activate_rows<A>(before, packed.slope[i], n, unit.units[i], s.after[i]);
         if (i + 1 == unit.layers) break;
         point_rows(s.rows, s.after[i], n, hp);
         rows = s.rows;
@@ -201,9 +288,14 @@ MIXPOL_INLINE void signal_below(const ActivationUnit& unit, const PackedUnit& pa
         float* signal = s.signal[i - 1];
         const int64_t out = signal_width(unit, i - 1);
         multiply(s.rows, n, h, packed.weight_n[i], below, below, nullptr, 0, signal, out);
-        for (int c = 0; c < below; c += W)
-            activation_backward<A>(s.before[i - 1] + c, below, n, packed.slope[i - 1], below, c, signal + c,
-                                   out, sums.slope[i - 1]);
+        if constexpr (row_wise(A)) {
+            dice_rows_backward(s.before[i - 1], n, packed.slope[i - 1], unit.units[i - 1], signal, out,
+                               sums.slope[i - 1], s.row);
+        } else {
+            for (int c = 0; c < below; c += W)
+                activation_backward<A>(s.before[i - 1] + c, below, n, packed.slope[i - 1], below, c,
+                                       signal + c, out, sums.slope[i - 1]);
+        }
     }
 }
 
@@ -232,9 +324,13 @@ template <Activation A>
             store(s.signal[last] + r * int64_t{ld} + c, ds * weight);
         }
         store(sums.output + c, load(sums.output + c) + output);
-        activation_backward<A>(s.before[last] + c, hp, n, packed.slope[last], hp, c, s.signal[last] + c, ld,
-                               sums.slope[last]);
+        if constexpr (!row_wise(A))
+            activation_backward<A>(s.before[last] + c, hp, n, packed.slope[last], hp, c, s.signal[last] + c,
+                                   ld, sums.slope[last]);
     }
+    if constexpr (row_wise(A))
+        dice_rows_backward(s.before[last], n, packed.slope[last], unit.units[last], s.signal[last], ld,
+                           sums.slope[last], s.row);
     signal_below<A>(unit, packed, last, n, s, sums);
 }
 

@@ -64,9 +64,12 @@ def target_attention(
             Any strides.
         weights: one to three hidden layers [H_1, 4 D], [H_2, H_1], ..., then the output layer [1, H_last].
         biases: [H_1], ..., [1], one per weight.
-        activation: "relu", "prelu", "leaky_relu", "sigmoid", "silu", "tanh", "gelu" (exact) or "dice":
-            x * (p + α (1 - p)) with p = σ(n(x)), n(x) = scale * x + shift (the same paper, equation 3).
-        slopes: for "prelu", one [H_i] tensor per hidden layer; for "dice", one [3, H_i]: α, scale and shift.
+        activation: "relu", "prelu", "leaky_relu", "sigmoid", "silu", "tanh", "gelu" (exact), "dice":
+            x * (p + α (1 - p)) with p = σ(n(x)), n(x) = scale * x + shift (the same paper, equation 3), or "dice_row":
+            the same with n(x_j) = (x_j - m) / √(Σ_k ((x_k - m)² + ε_k)), m the mean over the H_i units of one token
+            (torch-rechub's Dice, `basic/activation.py`, with ε = 1e-3 and one α for all units).
+        slopes: for "prelu", one [H_i] tensor per hidden layer; for "dice", one [3, H_i]: α, scale and shift; for
+            "dice_row", one [2, H_i]: α and ε.
         negative_slope: of "leaky_relu".
         normalize: "none", "softmax", or "sigmoid" (w = σ(s)).
         scale: multiplies the scores before they are normalised; 1 / √D is usual beside softmax.
@@ -208,7 +211,7 @@ def check_layers(
     layers = len(weights)
     if len(biases) != layers:
         raise ValueError(f"biases has {len(biases)} entries and weights {layers}; expected one bias per weight")
-    rows = {"prelu": (), "dice": (3,)}.get(activation)
+    rows = {"prelu": (), "dice": (3,), "dice_row": (2,)}.get(activation)
     expected = 0 if rows is None else activated
     if len(slopes) != expected:
         raise ValueError(f"slopes has {len(slopes)} entries; activation={activation!r} expects {expected}")
@@ -224,5 +227,8 @@ def check_layers(
             if tensor.shape != shape:
                 check_shape(f"weights[{i}]", weight, (out, width), "units, inputs; the first layer has 4 D")
                 check_shape(f"biases[{i}]", bias, (out,), "one per unit")
-                check_shape(f"slopes[{i}]", tensor, shape, "alpha, scale and shift" if rows else "one per unit")
+                words = {"dice": "alpha, scale and shift", "dice_row": "alpha and epsilon"}.get(
+                    activation, "one per unit"
+                )
+                check_shape(f"slopes[{i}]", tensor, shape, words)
         width = out

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from mixpol_kernels.history import canonical
 from mixpol_kernels.library import define, may_be_empty
 
-ACTIVATIONS = ("relu", "prelu", "sigmoid", "silu", "tanh", "gelu", "dice")
+ACTIVATIONS = ("relu", "prelu", "sigmoid", "silu", "tanh", "gelu", "dice", "dice_row")
 NORMALIZERS = ("none", "softmax", "sigmoid")
 
 _UNIT = "Tensor[] weights, Tensor[] biases, Tensor[] slopes, int activation, int normalize"

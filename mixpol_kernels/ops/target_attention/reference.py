@@ -18,7 +18,10 @@ _PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def activate(h: Tensor, activation: str, slope: Tensor | None) -> Tensor:
-    """One of `autograd.ACTIVATIONS`, element-wise; `slope` [H] for prelu, [3, H] (alpha, scale, shift) for dice."""
+    """One of `autograd.ACTIVATIONS`, on [..., H].
+
+    `slope`: [H] for prelu; [3, H] for dice: alpha, scale and shift; [2, H] for dice_row: alpha and epsilon.
+    """
     if activation == "prelu":
         assert slope is not None
         return torch.where(h > 0, h, slope * h)
@@ -26,6 +29,12 @@ def activate(h: Tensor, activation: str, slope: Tensor | None) -> Tensor:
         assert slope is not None
         alpha, scale, shift = slope.unbind()
         p = torch.sigmoid(scale * h + shift)
+        return h * (p + alpha * (1 - p))
+    if activation == "dice_row":
+        assert slope is not None
+        alpha, epsilon = slope.unbind()
+        off = h - h.mean(-1, keepdim=True)
+        p = torch.sigmoid(off / (off**2 + epsilon).sum(-1, keepdim=True).sqrt())
         return h * (p + alpha * (1 - p))
     return _PLAIN[activation](h)
 
@@ -64,7 +73,7 @@ def target_attention(
         user: [T] int64.
         keep: [T] bool, or None if every token is kept.
         weights, biases: the hidden layers, then the output layer.
-        slopes: one per hidden layer for "prelu" and "dice", else empty.
+        slopes: one per hidden layer for "prelu", "dice" and "dice_row", else empty.
         activation, normalize: as in the public function.
 
     Returns:

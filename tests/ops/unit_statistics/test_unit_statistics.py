@@ -11,7 +11,7 @@ from torch import Tensor
 import mixpol_kernels as mk
 from mixpol_kernels.ops.unit_statistics.autograd import forward
 
-ACTIVATIONS = ("relu", "prelu", "leaky_relu", "sigmoid", "silu", "tanh", "gelu", "dice")
+ACTIVATIONS = ("relu", "prelu", "leaky_relu", "sigmoid", "silu", "tanh", "gelu", "dice", "dice_row")
 
 
 def inputs(
@@ -27,6 +27,8 @@ def inputs(
             slopes.append(normal(units))
         if activation == "dice":
             slopes.append(normal(3, units))
+        if activation == "dice_row":
+            slopes.append(torch.stack([normal(units), normal(units).abs()]))
     offsets = torch.tensor([0, *counts]).cumsum(0)
     return {
         "target": normal(len(counts), width),
