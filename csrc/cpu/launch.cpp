@@ -318,6 +318,17 @@ Unit read_unit(int64_t width, const std::vector<Tensor>& weights, const std::vec
     return unit;
 }
 
+void read_dropout(ActivationUnit& unit, double p, const OptionalTensor& seed) {
+    if (p == 0) return;
+    if (!(p > 0 && p < 1)) fail("dropout is ", p, "; expected 0 <= dropout < 1");
+    if (!seed) fail("seed is missing; dropout ", p, " needs one");
+    if (seed->numel() != 1 || seed->scalar_type() != ScalarType::Long || !seed->is_cpu())
+        fail("seed has ", seed->numel(), " values; expected one int64 on the CPU");
+    const auto value = static_cast<uint64_t>(*static_cast<const int64_t*>(seed->const_data_ptr()));
+    unit.dropout = {true, math::dropout_call(value), static_cast<int>(p * (1 << math::DROPOUT_BITS)),
+                    static_cast<float>(1 / (1 - p))};
+}
+
 std::vector<Tensor> Unit::new_gradients(UnitGradients& out) const {
     std::vector<Tensor> grads;
     out = {};

@@ -30,6 +30,7 @@ constexpr int MAX_ROWS = 6;
 typedef float vec __attribute__((vector_size(W * 4)));
 typedef float quad __attribute__((vector_size(16)));
 typedef int32_t ivec __attribute__((vector_size(W * 4)));
+typedef uint32_t uvec __attribute__((vector_size(W * 4)));
 
 MIXPOL_INLINE vec load(const float* p) {
     vec v;

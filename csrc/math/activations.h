@@ -4,11 +4,7 @@
 // x <= 0, else a (NaN takes a), and where_below(x, limit, a, b): a where x < limit, else b (NaN takes b).
 #pragma once
 
-#if defined(__CUDACC__)
-#define MIXPOL_HD __host__ __device__ __forceinline__
-#else
-#define MIXPOL_HD static inline __attribute__((always_inline))
-#endif
+#include "math/host_device.h"
 
 namespace mixpol {
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mixpol_kernels.checks import check_choice
 from mixpol_kernels.ops.target_attention.api import BLOCKS, PUBLIC_ACTIVATIONS, target_attention
 from mixpol_kernels.ops.target_attention.autograd import NORMALIZERS
+from mixpol_kernels.ops.target_attention.dropout import check_dropout, draw_seed
 from mixpol_kernels.ops.unit_statistics.api import unit_statistics
 
 
@@ -34,6 +35,8 @@ class TargetAttention(nn.Module):
         negative_slope: of "leaky_relu".
         scale: multiplies the scores before they are normalised.
         blocks: inputs of the first layer in order, some of "t", "x", "t-x", "t*x".
+        dropout: in training, probability that a hidden unit is set to 0 behind its activation. The seed of every call
+            comes from torch's default generator. Not with `pads_in_norm` and several hidden layers.
         batch_norm: normalise each hidden layer before its activation; not with "dice", which normalises itself.
         norm_eps, norm_momentum, norm_affine: of Dice's or the batch norm's statistics. Frameworks differ: FuxiCTR's
             Dice has 1e-9, 0.01, False; DeepCTR-Torch's 1e-8, 0.1, True; TorchEasyRec's 1e-5, 0.1, False.
@@ -65,6 +68,7 @@ class TargetAttention(nn.Module):
         negative_slope: float = 0.01,
         scale: float = 1.0,
         blocks: Sequence[str] = BLOCKS,
+        dropout: float = 0.0,
         batch_norm: bool = False,
         norm_eps: float = 1e-9,
         norm_momentum: float = 0.01,
@@ -79,6 +83,12 @@ class TargetAttention(nn.Module):
             raise ValueError(f"hidden_units was {list(hidden_units)}; expected one to three layer widths")
         if batch_norm and activation == "dice":
             raise ValueError("batch_norm was True with activation 'dice'; expected one of them: dice normalises itself")
+        check_dropout(dropout, None)
+        if dropout and pads_in_norm and len(hidden_units) > 1:
+            raise ValueError(
+                f"dropout was {dropout} with pads_in_norm and {len(hidden_units)} hidden layers; expected 0: behind a "
+                "dropped layer no two pads are the same"
+            )
         widths = [len(blocks) * embedding_dim, *hidden_units, 1]
         self.embedding_dim = embedding_dim
         self.activation = activation
@@ -87,6 +97,7 @@ class TargetAttention(nn.Module):
         self.negative_slope = negative_slope
         self.scale = scale
         self.blocks = tuple(blocks)
+        self.dropout = dropout
         self.row_eps = row_eps
         self.pads_in_norm = pads_in_norm
         self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in itertools.pairwise(widths))
@@ -135,6 +146,7 @@ class TargetAttention(nn.Module):
             "normalize": self.normalize,
             "scale": self.scale,
             "blocks": self.blocks,
+            "dropout": self.dropout if self.training else 0.0,
         }
 
     def forward(
@@ -153,17 +165,19 @@ class TargetAttention(nn.Module):
         `pad_to`: with `pads_in_norm`, the padded length behind a jagged history; L by default for a padded one.
         """
         layout: dict[str, Any] = {"lengths": lengths, "mask": mask, "offsets": offsets}
+        seed = None
         if self.needs_statistics:
-            weights, biases, slopes = self._batch_unit(target, history, layout, pad_to)
+            seed = draw_seed() if self.dropout else None  # one for the statistics and what they are for
+            weights, biases, slopes = self._batch_unit(target, history, layout, pad_to, seed)
         else:
             weights, biases, slopes = self.unit()
         return target_attention(
             target, history, weights, biases, slopes=slopes, return_weights=return_weights, backend=self.backend,
-            **layout, **self.options(),
+            seed=seed, **layout, **self.options(),
         )  # fmt: skip
 
     def _batch_unit(
-        self, target: Tensor, history: Tensor, layout: dict[str, Any], pad_to: int | None
+        self, target: Tensor, history: Tensor, layout: dict[str, Any], pad_to: int | None, seed: Tensor | None
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """As `unit`, normalised by this batch; updates the running statistics."""
         if self.pads_in_norm and pad_to is None:
@@ -178,7 +192,8 @@ class TargetAttention(nn.Module):
             found = unit_statistics(
                 target, history, weights[: i + 1], biases[: i + 1], slopes=slopes[:i],
                 activation=self.activation, negative_slope=self.negative_slope, blocks=self.blocks,
-                pad_to=pad_to if self.pads_in_norm else None, backend=self.backend, **layout,
+                dropout=self.dropout, seed=seed, pad_to=pad_to if self.pads_in_norm else None, backend=self.backend,
+                **layout,
             )  # fmt: skip
             self._normalise(i, found.mean, found.variance, weights, biases, slopes)
             _update(norm, found.mean.detach(), found.variance.detach(), found.rows)

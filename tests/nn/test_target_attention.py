@@ -73,6 +73,21 @@ def test_is_the_function(hidden: list[int], activation: str, backend: str) -> No
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("hidden", [[8], [8, 5]])
+def test_dropout_in_training_only(hidden: list[int], backend: str, generator: torch.Generator) -> None:
+    layer = TargetAttention(6, hidden, backend=backend, dropout=0.5)
+    target, history = torch.randn(3, 6, generator=generator), torch.randn(3, 4, 6, generator=generator)
+    torch.manual_seed(2)
+    first, second = layer(target, history), layer(target, history)
+    torch.manual_seed(2)
+    assert torch.equal(layer(target, history), first)
+    assert not torch.equal(second, first)
+    plain = TargetAttention(6, hidden, backend=backend)
+    plain.load_state_dict(layer.state_dict())
+    assert torch.equal(layer.eval()(target, history), plain(target, history))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_every_parameter_gets_a_gradient(backend: str) -> None:
     layer = TargetAttention(6, [8, 5], "prelu", backend=backend)
     layer(torch.randn(7, 6), torch.randn(7, 9, 6)).square().sum().backward()
@@ -126,6 +141,7 @@ def test_double() -> None:
     [
         ({"activation": "mish"}, "activation was 'mish'"),
         ({"normalize": "l2"}, "normalize was 'l2'"),
+        ({"dropout": 1.0}, r"dropout was 1.0; expected 0 <= dropout < 1"),
         ({"hidden_units": []}, r"hidden_units was \[\]; expected one to three"),
         ({"hidden_units": [4, 4, 4, 4]}, r"hidden_units was \[4, 4, 4, 4\]; expected one to three"),
     ],

@@ -25,7 +25,13 @@ struct UnitScratch {
     float* lost;                // what their sums rounded away [H1p]
     float* row;                 // row-wise activations: gradients of one row, sums over rows [2][max H_i p]
     const float* rows[CHUNK];
+    uint32_t keys[CHUNK];  // of the chunk's tokens, where units are dropped
 };
+
+// Whether the last hidden layer and the output layer are one product.
+MIXPOL_INLINE bool fuses_score(const ActivationUnit& unit) {
+    return unit.activation == Activation::relu && !unit.dropout.on;
+}
 
 static inline UnitScratch carve_scratch(const ActivationUnit& unit, bool backward, bool bits, Arena& arena) {
     UnitScratch s{};
@@ -38,7 +44,7 @@ static inline UnitScratch carve_scratch(const ActivationUnit& unit, bool backwar
     for (int i = 0; i < unit.layers; i++) {
         int64_t size = int64_t{CHUNK} * padded(unit.units[i]);
         if (recompute) s.before[i] = arena.take(size);
-        bool fused = unit.activation == Activation::relu && i + 1 == unit.layers;
+        bool fused = fuses_score(unit) && i + 1 == unit.layers;
         if (recompute || (!backward && !fused)) s.after[i] = arena.take(size);
         if (backward) s.signal[i] = arena.take(int64_t{CHUNK} * signal_width(unit, i));
     }
@@ -227,6 +233,30 @@ MIXPOL_INLINE void activate_rows(const float* before, const float* slope, int n,
     }
 }
 
+// Tokens seen ... seen + n - 1 of a user, for the target of this row.
+MIXPOL_INLINE void drop_keys(const ActivationUnit& unit, int64_t row, int64_t seen, int n, UnitScratch& s) {
+    for (int r = 0; unit.dropout.on && r < n; r++)
+        s.keys[r] = math::dropout_token(unit.dropout.call, row, seen + r);
+}
+
+// Drops units of a layer's output, or of its gradient.
+[[maybe_unused]] static __attribute__((noinline)) void drop(const Dropout& dropout, const uint32_t* keys,
+                                                            int layer, int n, int hp, float* rows,
+                                                            int64_t ld) {
+    uvec unit;
+    for (int i = 0; i < W; i++) unit[i] = static_cast<uint32_t>(i) * math::UNIT_STEP;
+    const ivec threshold = dropout.threshold - ivec{};
+    const vec scale = broadcast(dropout.scale);
+    for (int r = 0; r < n; r++) {
+        uvec at = unit + math::dropout_layer(keys[r], layer);
+        for (int c = 0; c < hp; c += W, at += static_cast<uint32_t>(W) * math::UNIT_STEP) {
+            const ivec bits = __builtin_convertvector(math::dropout_bits(at), ivec);
+            float* to = rows + r * ld + c;
+            store(to, load(to) * (bits < threshold ? vec{} : scale));
+        }
+    }
+}
+
 MIXPOL_INLINE void point_rows(const float** rows, const float* base, int n, int64_t width) {
     for (int r = 0; r < n; r++) rows[r] = base + r * width;
 }
@@ -245,6 +275,7 @@ MIXPOL_INLINE void hidden_layers(const ActivationUnit& unit, const PackedUnit& p
         float* before = s.before[i] ? s.before[i] : s.after[i];
         multiply(rows, n, depth, table, hp, hp, i ? packed.bias[i] : constant, 0, before, hp);
         activate_rows<A>(before, packed.slope[i], n, unit.units[i], s.after[i]);
+        if (unit.dropout.on) drop(unit.dropout, s.keys, i, n, hp, s.after[i], hp);
         if (i + 1 == unit.layers) break;
         point_rows(s.rows, s.after[i], n, hp);
         rows = s.rows;
@@ -261,7 +292,7 @@ template <Activation A>
                                                                     const float* constant, UnitScratch& s,
                                                                     float* scores, uint64_t* bits) {
     const int last = unit.layers - 1, hp = padded(unit.units[last]);
-    if (A == Activation::relu) {
+    if (A == Activation::relu && fuses_score(unit)) {
         hidden_layers<A>(unit, packed, tokens, n, constant, last, s);
         const float* const* rows = last ? s.rows : tokens;
         const float* table = last ? packed.weight_t[last] : s.table;
@@ -288,6 +319,7 @@ MIXPOL_INLINE void signal_below(const ActivationUnit& unit, const PackedUnit& pa
         float* signal = s.signal[i - 1];
         const int64_t out = signal_width(unit, i - 1);
         multiply(s.rows, n, h, packed.weight_n[i], below, below, nullptr, 0, signal, out);
+        if (unit.dropout.on) drop(unit.dropout, s.keys, i - 1, n, below, signal, out);
         if constexpr (row_wise(A)) {
             dice_rows_backward(s.before[i - 1], n, packed.slope[i - 1], unit.units[i - 1], signal, out,
                                sums.slope[i - 1], s.row);
@@ -316,6 +348,12 @@ template <Activation A>
     const int last = unit.layers - 1;
     hidden_layers<A>(unit, packed, tokens, n, constant, unit.layers, s);
     const int hp = padded(unit.units[last]), ld = signal_width(unit, last);
+    const bool at_once = !row_wise(A) && !unit.dropout.on;  // column by column, while they are in registers
+    auto through_activation = [&](int c) __attribute__((always_inline)) {
+        if constexpr (!row_wise(A))
+            activation_backward<A>(s.before[last] + c, hp, n, packed.slope[last], hp, c, s.signal[last] + c,
+                                   ld, sums.slope[last]);
+    };
     for (int c = 0; c < hp; c += W) {
         vec output{}, weight = load(packed.output + c);
         for (int r = 0; r < n; r++) {
@@ -324,13 +362,15 @@ template <Activation A>
             store(s.signal[last] + r * int64_t{ld} + c, ds * weight);
         }
         store(sums.output + c, load(sums.output + c) + output);
-        if constexpr (!row_wise(A))
-            activation_backward<A>(s.before[last] + c, hp, n, packed.slope[last], hp, c, s.signal[last] + c,
-                                   ld, sums.slope[last]);
+        if (at_once) through_activation(c);
     }
-    if constexpr (row_wise(A))
+    if (unit.dropout.on) drop(unit.dropout, s.keys, last, n, hp, s.signal[last], ld);
+    if constexpr (row_wise(A)) {
         dice_rows_backward(s.before[last], n, packed.slope[last], unit.units[last], s.signal[last], ld,
                            sums.slope[last], s.row);
+    } else {
+        for (int c = 0; !at_once && c < hp; c += W) through_activation(c);
+    }
     signal_below<A>(unit, packed, last, n, s, sums);
 }
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mixpol_kernels.ops.target_attention.dropout import Dropout, token_dropout
+
 _PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "sigmoid": torch.sigmoid,
@@ -46,11 +48,13 @@ def activation_unit(
     biases: Sequence[Tensor],
     slopes: Sequence[Tensor],
     activation: str,
+    drop: Dropout | None = None,
 ) -> Tensor:
     """Raw scores of the DIN activation unit for matching rows: target and tokens [..., D] to [...]."""
     h = torch.cat([target, tokens, target - tokens, target * tokens], dim=-1)
     for i, (weight, bias) in enumerate(zip(weights[:-1], biases[:-1], strict=True)):
         h = activate(F.linear(h, weight, bias), activation, slopes[i] if slopes else None)
+        h = h if drop is None else drop(h, i)
     return F.linear(h, weights[-1], biases[-1]).squeeze(-1)
 
 
@@ -64,6 +68,8 @@ def target_attention(
     slopes: Sequence[Tensor],
     activation: str,
     normalize: str,
+    dropout: float = 0.0,
+    seed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Target attention over tokens that name their user.
 
@@ -74,7 +80,8 @@ def target_attention(
         keep: [T] bool, or None if every token is kept.
         weights, biases: the hidden layers, then the output layer.
         slopes: one per hidden layer for "prelu", "dice" and "dice_row", else empty.
-        activation, normalize: as in the public function.
+        activation, normalize, dropout: as in the public function.
+        seed: [1] int64; None without dropout.
 
     Returns:
         pooled [B, M, D] and attention weights [T, M].
@@ -85,7 +92,8 @@ def target_attention(
     if keep is not None:  # whatever stands in the pads, NaN included, must not leak
         tokens = torch.where(keep[:, None, None], tokens, torch.zeros_like(tokens))
     tokens = tokens.expand(-1, candidates, width)
-    scores = activation_unit(target[user], tokens, weights, biases, slopes, activation)
+    drop = token_dropout(dropout, seed, user, keep, batch, candidates)
+    scores = activation_unit(target[user], tokens, weights, biases, slopes, activation, drop)
     if normalize == "softmax":
         highest = scores.new_full((batch, candidates), -torch.inf)
         reachable = scores if keep is None else scores.masked_fill(~keep[:, None], -torch.inf)
