@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "math/activations.h"
+#include "math/dropout.h"
 
 namespace mixpol::cpu {
 
@@ -40,6 +41,14 @@ struct TokenRows {
     const int64_t* ids = nullptr;  // by position; selects the row of the table `base`
 };
 
+// Of the hidden units, behind each activation.
+struct Dropout {
+    bool on;
+    uint32_t call;  // math::dropout_call of the seed
+    int threshold;  // p * 2^DROPOUT_BITS
+    float scale;    // of what is kept: 1 / (1 - p)
+};
+
 struct ActivationUnit {
     Activation activation;
     Normalize normalize;
@@ -49,6 +58,7 @@ struct ActivationUnit {
     const float* weight[MAX_HIDDEN + 1];  // contiguous [H_i, inputs], then the output layer [1, H_last]
     const float* bias[MAX_HIDDEN + 1];
     const float* slope[MAX_HIDDEN];  // [parameter_rows, H_i]
+    Dropout dropout;
 };
 
 enum class Fusion : int { none = 0, bias = 1, tapf = 2 };

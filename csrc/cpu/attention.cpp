@@ -106,8 +106,11 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Inputs& in, bool save_attention
     AttentionForward args{};
     in.fill(args);
     const int64_t hidden = in.unit.args.units[0];
-    if (save_bits && (in.unit.args.layers > 1 || hidden > 64 || in.unit.args.activation != Activation::relu))
-        fail("save_bits was true; expected false unless the unit is one ReLU layer of at most 64 units");
+    if (save_bits && (in.unit.args.layers > 1 || hidden > 64 || in.unit.args.activation != Activation::relu ||
+                      in.unit.args.dropout.on))
+        fail(
+            "save_bits was true; expected false unless the unit is one ReLU layer of at most 64 units "
+            "without dropout");
     Packed packed = pack(args, true, false);
     Tensor pooled = new_floats(in.target_shape);
     std::vector<int64_t> shape = in.token_shape;
@@ -259,14 +262,13 @@ Gradients backward(const Inputs& in, const Tensor& grad_pooled, const OptionalTe
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor> target_attention_fwd(Tensor target, Tensor history, OptionalTensor offsets,
-                                                        OptionalTensor lengths, OptionalTensor mask,
-                                                        std::vector<Tensor> weights,
-                                                        std::vector<Tensor> biases, OptionalTensors slopes,
-                                                        int64_t activation, int64_t normalize,
-                                                        bool save_attention, bool save_bits) {
+std::tuple<Tensor, Tensor, Tensor> target_attention_fwd(
+    Tensor target, Tensor history, OptionalTensor offsets, OptionalTensor lengths, OptionalTensor mask,
+    std::vector<Tensor> weights, std::vector<Tensor> biases, OptionalTensors slopes, int64_t activation,
+    int64_t normalize, double dropout, OptionalTensor seed, bool save_attention, bool save_bits) {
     Inputs in = read_tokens(target, history, offsets, lengths, mask, weights, biases, list_of(slopes),
                             activation, normalize);
+    read_dropout(in.unit.args, dropout, seed);
     return forward(in, save_attention, save_bits);
 }
 
@@ -274,9 +276,10 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> target_attention_bwd(
     Tensor grad_pooled, OptionalTensor grad_attention, Tensor attention, Tensor bits, Tensor target,
     Tensor history, OptionalTensor offsets, OptionalTensor lengths, OptionalTensor mask,
     std::vector<Tensor> weights, std::vector<Tensor> biases, std::vector<Tensor> slopes, int64_t activation,
-    int64_t normalize) {
+    int64_t normalize, double dropout, OptionalTensor seed) {
     Inputs in =
         read_tokens(target, history, offsets, lengths, mask, weights, biases, slopes, activation, normalize);
+    read_dropout(in.unit.args, dropout, seed);
     Gradients g = backward(in, grad_pooled, grad_attention, attention, bits);
     return {g.target, g.tokens, g.parameters};
 }
@@ -342,11 +345,12 @@ std::tuple<Tensor, Tensor, Tensor> mixed_polarity_attention_fwd(
     Tensor target, Tensor item_ids, OptionalTensor polarity, Tensor item_table, OptionalTensor polarity_table,
     Tensor sign, OptionalTensors gate, OptionalTensor extra_ids, OptionalTensor extra_table,
     OptionalTensor offsets, OptionalTensor lengths, OptionalTensor mask, std::vector<Tensor> weights,
-    std::vector<Tensor> biases, OptionalTensors slopes, int64_t activation, int64_t normalize,
-    bool save_attention, bool save_bits) {
+    std::vector<Tensor> biases, OptionalTensors slopes, int64_t activation, int64_t normalize, double dropout,
+    OptionalTensor seed, bool save_attention, bool save_bits) {
     Inputs in = read_ids(target, item_ids, polarity, item_table, polarity_table, sign, list_of(gate),
                          extra_ids, extra_table, offsets, lengths, mask, weights, biases, list_of(slopes),
                          activation, normalize);
+    read_dropout(in.unit.args, dropout, seed);
     return forward(in, save_attention, save_bits);
 }
 
@@ -357,9 +361,10 @@ mixed_polarity_attention_bwd(Tensor grad_pooled, OptionalTensor grad_attention, 
                              OptionalTensor extra_ids, OptionalTensor extra_table, OptionalTensor offsets,
                              OptionalTensor lengths, OptionalTensor mask, std::vector<Tensor> weights,
                              std::vector<Tensor> biases, std::vector<Tensor> slopes, int64_t activation,
-                             int64_t normalize) {
+                             int64_t normalize, double dropout, OptionalTensor seed) {
     Inputs in = read_ids(target, item_ids, polarity, item_table, polarity_table, sign, gate, extra_ids,
                          extra_table, offsets, lengths, mask, weights, biases, slopes, activation, normalize);
+    read_dropout(in.unit.args, dropout, seed);
     Gradients g = backward(in, grad_pooled, grad_attention, attention, bits);
     return {g.target, g.tokens, g.table, g.extra, g.gate, g.parameters};
 }

@@ -7,18 +7,16 @@
 
 namespace mixpol::cpu {
 
-std::tuple<Tensor, Tensor, Tensor> target_attention_fwd(Tensor target, Tensor history, OptionalTensor offsets,
-                                                        OptionalTensor lengths, OptionalTensor mask,
-                                                        std::vector<Tensor> weights,
-                                                        std::vector<Tensor> biases, OptionalTensors slopes,
-                                                        int64_t activation, int64_t normalize,
-                                                        bool save_attention, bool save_bits);
+std::tuple<Tensor, Tensor, Tensor> target_attention_fwd(
+    Tensor target, Tensor history, OptionalTensor offsets, OptionalTensor lengths, OptionalTensor mask,
+    std::vector<Tensor> weights, std::vector<Tensor> biases, OptionalTensors slopes, int64_t activation,
+    int64_t normalize, double dropout, OptionalTensor seed, bool save_attention, bool save_bits);
 
 std::tuple<Tensor, Tensor, std::vector<Tensor>> target_attention_bwd(
     Tensor grad_pooled, OptionalTensor grad_attention, Tensor attention, Tensor bits, Tensor target,
     Tensor history, OptionalTensor offsets, OptionalTensor lengths, OptionalTensor mask,
     std::vector<Tensor> weights, std::vector<Tensor> biases, std::vector<Tensor> slopes, int64_t activation,
-    int64_t normalize);
+    int64_t normalize, double dropout, OptionalTensor seed);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> dice_attention_fwd(
     Tensor target, Tensor history, OptionalTensor offsets, OptionalTensor lengths, OptionalTensor mask,
@@ -35,8 +33,8 @@ std::tuple<Tensor, Tensor, Tensor> mixed_polarity_attention_fwd(
     Tensor target, Tensor item_ids, OptionalTensor polarity, Tensor item_table, OptionalTensor polarity_table,
     Tensor sign, OptionalTensors gate, OptionalTensor extra_ids, OptionalTensor extra_table,
     OptionalTensor offsets, OptionalTensor lengths, OptionalTensor mask, std::vector<Tensor> weights,
-    std::vector<Tensor> biases, OptionalTensors slopes, int64_t activation, int64_t normalize,
-    bool save_attention, bool save_bits);
+    std::vector<Tensor> biases, OptionalTensors slopes, int64_t activation, int64_t normalize, double dropout,
+    OptionalTensor seed, bool save_attention, bool save_bits);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>, std::vector<Tensor>>
 mixed_polarity_attention_bwd(Tensor grad_pooled, OptionalTensor grad_attention, Tensor attention, Tensor bits,
@@ -45,6 +43,6 @@ mixed_polarity_attention_bwd(Tensor grad_pooled, OptionalTensor grad_attention, 
                              OptionalTensor extra_ids, OptionalTensor extra_table, OptionalTensor offsets,
                              OptionalTensor lengths, OptionalTensor mask, std::vector<Tensor> weights,
                              std::vector<Tensor> biases, std::vector<Tensor> slopes, int64_t activation,
-                             int64_t normalize);
+                             int64_t normalize, double dropout, OptionalTensor seed);
 
 }  // namespace mixpol::cpu

@@ -295,7 +295,7 @@ Unit read_unit(int64_t width, const std::vector<Tensor>& weights, const std::vec
     const int64_t rows = parameter_rows(args.activation), activated = output ? layers : layers - 1;
     if (static_cast<int64_t>(slopes.size()) != (rows ? activated : 0))
         fail("slopes has ", slopes.size(), " entries; expected ", rows ? activated : 0,
-             ": one per activated layer for prelu and dice, else none");
+             ": one per activated layer for prelu and both dices, else none");
     args.width = static_cast<int>(width);
     args.layers = static_cast<int>(layers);
     auto keep = [&](const Tensor& tensor, const char* name, std::initializer_list<int64_t> sizes) {
@@ -316,6 +316,17 @@ Unit read_unit(int64_t width, const std::vector<Tensor>& weights, const std::vec
     for (const auto* list : {&weights, &biases, &slopes})
         unit.parameters.insert(unit.parameters.end(), list->begin(), list->end());
     return unit;
+}
+
+void read_dropout(ActivationUnit& unit, double p, const OptionalTensor& seed) {
+    if (p == 0) return;
+    if (!(p > 0 && p < 1)) fail("dropout is ", p, "; expected 0 <= dropout < 1");
+    if (!seed) fail("seed is missing; dropout ", p, " needs one");
+    if (seed->numel() != 1 || seed->scalar_type() != ScalarType::Long || !seed->is_cpu())
+        fail("seed has ", seed->numel(), " values; expected one int64 on the CPU");
+    const auto value = static_cast<uint64_t>(*static_cast<const int64_t*>(seed->const_data_ptr()));
+    unit.dropout = {true, math::dropout_call(value), static_cast<int>(p * (1 << math::DROPOUT_BITS)),
+                    static_cast<float>(1 / (1 - p))};
 }
 
 std::vector<Tensor> Unit::new_gradients(UnitGradients& out) const {

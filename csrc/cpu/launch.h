@@ -129,6 +129,9 @@ Unit read_unit(int64_t width, const std::vector<Tensor>& weights, const std::vec
                const std::vector<Tensor>& slopes, int64_t activation, int64_t normalize, bool output = true,
                Element element = Element::f32);
 
+// Dropout of its hidden units: `seed` [1] int64 is read where `p` is not 0.
+void read_dropout(ActivationUnit& unit, double p, const OptionalTensor& seed);
+
 struct FusionInputs {
     PolarityFusion args;
     Ids polarity, extra;

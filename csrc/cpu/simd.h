@@ -30,6 +30,7 @@ constexpr int MAX_ROWS = 6;
 typedef float vec __attribute__((vector_size(W * 4)));
 typedef float quad __attribute__((vector_size(16)));
 typedef int32_t ivec __attribute__((vector_size(W * 4)));
+typedef uint32_t uvec __attribute__((vector_size(W * 4)));
 
 MIXPOL_INLINE vec load(const float* p) {
     vec v;
@@ -110,6 +111,13 @@ MIXPOL_INLINE quad sums(vec a, vec b, vec c, vec d) {
 }
 
 MIXPOL_INLINE vec where_positive(vec x, vec a, vec b) { return x <= vec{} ? b : a; }
+
+// x in the first `lanes` lanes, 0 in the others.
+MIXPOL_INLINE vec first_lanes(vec x, int lanes) {
+    ivec lane;
+    for (int i = 0; i < W; i++) lane[i] = i;
+    return lane < lanes - ivec{} ? x : vec{};
+}
 
 // exp to about 1 ulp; overflows to inf, flushes results below 2^-126 to 0, and NaN stays NaN.
 MIXPOL_INLINE vec exp(vec x) {

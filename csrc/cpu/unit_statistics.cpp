@@ -21,7 +21,7 @@ struct Inputs {
 Inputs read(const Tensor& target, const Tensor& history, const OptionalTensor& offsets,
             const OptionalTensor& lengths, const OptionalTensor& mask, const std::vector<Tensor>& weights,
             const std::vector<Tensor>& biases, const std::vector<Tensor>& slopes, int64_t activation,
-            int64_t pad_to) {
+            double dropout, const OptionalTensor& seed, int64_t pad_to) {
     Inputs in;
     in.target_shape = sizes_of(target);
     const bool many = in.target_shape.size() == 3;
@@ -33,6 +33,10 @@ Inputs read(const Tensor& target, const Tensor& history, const OptionalTensor& o
     token_shape.pop_back();
     in.layout = read_layout(users, token_shape, offsets, lengths, mask);
     in.unit = read_unit(width, weights, biases, slopes, activation, 0, false);
+    read_dropout(in.unit.args, dropout, seed);
+    if (in.unit.args.dropout.on && in.unit.args.layers > 1 && pad_to >= 0)
+        fail("pad_to is ", pad_to, " with dropout ", dropout,
+             "; expected -1: one row cannot stand for pads that differ");
     in.count = statistics_rows(in.layout, candidates, pad_to);
     StatisticsBackward& pass = in.pass;
     pass.history = in.layout.history;
@@ -93,9 +97,10 @@ void batch_statistics(StatisticsPass& pass, const Layout& layout, float* to_mean
 std::tuple<Tensor, Tensor> unit_statistics_fwd(Tensor target, Tensor history, OptionalTensor offsets,
                                                OptionalTensor lengths, OptionalTensor mask,
                                                std::vector<Tensor> weights, std::vector<Tensor> biases,
-                                               std::vector<Tensor> slopes, int64_t activation,
-                                               int64_t pad_to) {
-    Inputs in = read(target, history, offsets, lengths, mask, weights, biases, slopes, activation, pad_to);
+                                               std::vector<Tensor> slopes, int64_t activation, double dropout,
+                                               OptionalTensor seed, int64_t pad_to) {
+    Inputs in = read(target, history, offsets, lengths, mask, weights, biases, slopes, activation, dropout,
+                     seed, pad_to);
     const int64_t units = in.unit.args.units[in.unit.args.layers - 1];
     Tensor mean = new_floats({units}), variance = new_floats({units});
     batch_statistics(in.pass, in.layout, static_cast<float*>(mean.mutable_data_ptr()),
@@ -106,8 +111,10 @@ std::tuple<Tensor, Tensor> unit_statistics_fwd(Tensor target, Tensor history, Op
 std::tuple<Tensor, Tensor, std::vector<Tensor>> unit_statistics_bwd(
     Tensor grad_mean, Tensor grad_variance, Tensor mean, Tensor target, Tensor history,
     OptionalTensor offsets, OptionalTensor lengths, OptionalTensor mask, std::vector<Tensor> weights,
-    std::vector<Tensor> biases, std::vector<Tensor> slopes, int64_t activation, int64_t pad_to) {
-    Inputs in = read(target, history, offsets, lengths, mask, weights, biases, slopes, activation, pad_to);
+    std::vector<Tensor> biases, std::vector<Tensor> slopes, int64_t activation, double dropout,
+    OptionalTensor seed, int64_t pad_to) {
+    Inputs in = read(target, history, offsets, lengths, mask, weights, biases, slopes, activation, dropout,
+                     seed, pad_to);
     StatisticsBackward& pass = in.pass;
     const int64_t units = in.unit.args.units[in.unit.args.layers - 1], wide = padded_columns(units);
     Tensor by_mean = floats(grad_mean, "grad_mean", {units}),

@@ -16,12 +16,13 @@ void batch_statistics(StatisticsPass& pass, const Layout& layout, float* mean, f
 std::tuple<Tensor, Tensor> unit_statistics_fwd(Tensor target, Tensor history, OptionalTensor offsets,
                                                OptionalTensor lengths, OptionalTensor mask,
                                                std::vector<Tensor> weights, std::vector<Tensor> biases,
-                                               std::vector<Tensor> slopes, int64_t activation,
-                                               int64_t pad_to);
+                                               std::vector<Tensor> slopes, int64_t activation, double dropout,
+                                               OptionalTensor seed, int64_t pad_to);
 
 std::tuple<Tensor, Tensor, std::vector<Tensor>> unit_statistics_bwd(
     Tensor grad_mean, Tensor grad_variance, Tensor mean, Tensor target, Tensor history,
     OptionalTensor offsets, OptionalTensor lengths, OptionalTensor mask, std::vector<Tensor> weights,
-    std::vector<Tensor> biases, std::vector<Tensor> slopes, int64_t activation, int64_t pad_to);
+    std::vector<Tensor> biases, std::vector<Tensor> slopes, int64_t activation, double dropout,
+    OptionalTensor seed, int64_t pad_to);
 
 }  // namespace mixpol::cpu

@@ -6,23 +6,32 @@
 // limit, else b (NaN takes b).
 #pragma once
 
-#if defined(__CUDACC__)
-#define MIXPOL_HD __host__ __device__ __forceinline__
-#else
-#define MIXPOL_HD static inline __attribute__((always_inline))
-#endif
+#include "math/host_device.h"
 
 namespace mixpol {
 
-enum class Activation : int { relu = 0, prelu = 1, sigmoid = 2, silu = 3, tanh = 4, gelu = 5, dice = 6 };
-constexpr int ACTIVATION_COUNT = 7;
+enum class Activation : int {
+    relu = 0,
+    prelu = 1,
+    sigmoid = 2,
+    silu = 3,
+    tanh = 4,
+    gelu = 5,
+    dice = 6,
+    dice_row = 7
+};
+constexpr int ACTIVATION_COUNT = 8;
 enum class Normalize : int { none = 0, softmax = 1, sigmoid = 2 };
 constexpr int NORMALIZE_COUNT = 3;
 
-// Rows of parameters per unit: prelu's slope; Dice's alpha, and scale and shift of n(x) = scale * x + shift.
+// Rows of parameters per unit: prelu's slope; Dice's alpha, and scale and shift of n(x) = scale * x + shift;
+// per-row Dice's alpha, and what the unit adds to the sum under the root.
 constexpr int parameter_rows(Activation a) {
-    return a == Activation::dice ? 3 : a == Activation::prelu ? 1 : 0;
+    return a == Activation::dice ? 3 : a == Activation::dice_row ? 2 : a == Activation::prelu ? 1 : 0;
 }
+
+// Whether a unit's output depends on the other units of its token.
+constexpr bool row_wise(Activation a) { return a == Activation::dice_row; }
 
 namespace math {
 
@@ -77,7 +86,26 @@ MIXPOL_HD T normal_cdf(T x) {
     return 0.5f * (1.0f + erf<Ops>(x * 0.70710678118654752f));
 }
 
-// a(x). Dice (Deep Interest Network, arXiv 1706.06978, equation 3): x * (p + alpha * (1 - p)), p = σ(n(x)).
+// Dice (Deep Interest Network, arXiv 1706.06978, equation 3): x * (p + alpha * (1 - p)), p = σ(n(x)).
+template <class Ops, class T>
+MIXPOL_HD T dice(T x, T n, T alpha) {
+    T p = sigmoid<Ops>(n);
+    return x * (p + alpha * (1.0f - p));
+}
+
+// Its derivatives by x at fixed n, by n, and by alpha.
+template <class T>
+struct DiceDerivatives {
+    T x, n, alpha;
+};
+
+template <class Ops, class T>
+MIXPOL_HD DiceDerivatives<T> dice_derivatives(T x, T n, T alpha) {
+    T p = sigmoid<Ops>(n), off = 1.0f - p;
+    return {p + alpha * off, x * (1.0f - alpha) * p * off, off * x};
+}
+
+// a(x), of those that are not row-wise.
 template <Activation A, class Ops, class T>
 MIXPOL_HD T activate(T x, const UnitParameters<T>& unit) {
     if constexpr (A == Activation::relu) return Ops::relu(x);
@@ -86,10 +114,7 @@ MIXPOL_HD T activate(T x, const UnitParameters<T>& unit) {
     if constexpr (A == Activation::silu) return x * sigmoid<Ops>(x);
     if constexpr (A == Activation::tanh) return tanh<Ops>(x);
     if constexpr (A == Activation::gelu) return x * normal_cdf<Ops>(x);
-    if constexpr (A == Activation::dice) {
-        T p = sigmoid<Ops>(x * unit.scale + unit.shift);
-        return x * (p + unit.slope * (1.0f - p));
-    }
+    if constexpr (A == Activation::dice) return dice<Ops>(x, x * unit.scale + unit.shift, unit.slope);
 }
 
 // What one pre-activation gives to the backward: a'(x), and the derivatives of a(x) by the unit's parameters.
@@ -121,11 +146,11 @@ MIXPOL_HD Derivatives<T> derivatives(T x, const UnitParameters<T>& unit) {
     if constexpr (A == Activation::gelu)
         d.x = normal_cdf<Ops>(x) + x * 0.39894228040143268f * Ops::exp(x * x * -0.5f);
     if constexpr (A == Activation::dice) {
-        T p = sigmoid<Ops>(x * unit.scale + unit.shift), off = 1.0f - p;
-        d.slope = off * x;
-        d.shift = x * (1.0f - unit.slope) * p * off;
-        d.scale = d.shift * x;
-        d.x = p + unit.slope * off + d.shift * unit.scale;
+        const DiceDerivatives<T> by = dice_derivatives<Ops>(x, x * unit.scale + unit.shift, unit.slope);
+        d.slope = by.alpha;
+        d.shift = by.n;
+        d.scale = by.n * x;
+        d.x = by.x + by.n * unit.scale;
     }
     return d;
 }

@@ -92,18 +92,19 @@ class MixedPolarityAttention(nn.Module):
         """
         if not target.is_floating_point():
             target = self.item_embedding(target)
-        if self.attention.needs_statistics:
+        unit = self.attention.unit()
+        if unit.needs_statistics:
             return self._with_batch_statistics(
                 target, item_ids, polarity, extra_ids, lengths, mask, offsets, return_weights
             )
-        weights, biases, slopes = self.attention.unit()
+        weights, biases, slopes = unit.by_running_statistics()
         return mixed_polarity_attention(
             target, item_ids, polarity, self.item_embedding.weight, self.fusion.polarity_table,
             weights, biases, fusion=self.fusion.fusion, gate=self.fusion.gate_tensors(),
             sign=self.fusion.sign if self.fusion.fusion != "none" else None,
             extra_ids=extra_ids, extra_table=self.fusion.extra_table,
             slopes=slopes, offsets=offsets, lengths=lengths, mask=mask, sparse=self.item_embedding.sparse,
-            return_weights=return_weights, backend=self.backend, **self.attention.options(),
+            return_weights=return_weights, backend=self.backend, **unit.options(),
         )  # fmt: skip
 
     def _with_batch_statistics(

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from mixpol_kernels.checks import check_choice
-from mixpol_kernels.ops.dice_attention.api import dice_attention
-from mixpol_kernels.ops.target_attention.api import BLOCKS, PUBLIC_ACTIVATIONS, target_attention
+from mixpol_kernels.nn.unit import Unit
+from mixpol_kernels.ops.target_attention.api import BLOCKS, PUBLIC_ACTIVATIONS
 from mixpol_kernels.ops.target_attention.autograd import NORMALIZERS
-from mixpol_kernels.ops.unit_statistics.api import unit_statistics
+from mixpol_kernels.ops.target_attention.dropout import check_dropout
 
 
 class TargetAttention(nn.Module):
@@ -28,21 +28,25 @@ class TargetAttention(nn.Module):
         embedding_dim: width D of target and history.
         hidden_units: one to three hidden layers.
         activation: "relu", "prelu" (one slope per unit, starting at 0.25), "leaky_relu", "sigmoid", "silu", "tanh",
-            "gelu" or "dice" (one alpha per unit, starting at 0). RecBole's "dice" is "silu".
+            "gelu", "dice" (one alpha per unit, starting at 0) or "dice_row" (one alpha per layer, starting at 0).
+            RecBole's "dice" is "silu"; torch-rechub's is "dice_row", behind `batch_norm`.
         normalize: "none", "softmax" or "sigmoid".
         backend: "auto", "cpu" or "reference".
         negative_slope: of "leaky_relu".
         scale: multiplies the scores before they are normalised.
         blocks: inputs of the first layer in order, some of "t", "x", "t-x", "t*x".
+        dropout: in training, probability that a hidden unit is set to 0 behind its activation. The seed of every call
+            comes from torch's default generator. Not with `pads_in_norm` and several hidden layers.
         batch_norm: normalise each hidden layer before its activation; not with "dice", which normalises itself.
         norm_eps, norm_momentum, norm_affine: of Dice's or the batch norm's statistics. Frameworks differ: FuxiCTR's
             Dice has 1e-9, 0.01, False; DeepCTR-Torch's 1e-8, 0.1, True; TorchEasyRec's 1e-5, 0.1, False.
+        row_eps: ε of "dice_row", whose statistics are those of one token's units. torch-rechub has 1e-3.
         pads_in_norm: count padded positions as zero tokens in the statistics, as those frameworks do. The
             statistics, and so the outputs in training, then depend on how far the batch is padded.
 
     Attributes:
         layers: ordinary `nn.Linear` in order: len(blocks) D to H_1, ..., H_last to 1.
-        slopes: for "prelu" and "dice", one [H_i] parameter per hidden layer; otherwise empty.
+        slopes: one parameter per hidden layer: [H_i] for "prelu" and "dice", [1] for "dice_row"; otherwise empty.
         norms: one `nn.BatchNorm1d` per hidden layer where they are normalised; otherwise empty.
 
     Example:
@@ -64,10 +68,12 @@ class TargetAttention(nn.Module):
         negative_slope: float = 0.01,
         scale: float = 1.0,
         blocks: Sequence[str] = BLOCKS,
+        dropout: float = 0.0,
         batch_norm: bool = False,
         norm_eps: float = 1e-9,
         norm_momentum: float = 0.01,
         norm_affine: bool = False,
+        row_eps: float = 1e-3,
         pads_in_norm: bool = False,
     ) -> None:
         super().__init__()
@@ -77,6 +83,12 @@ class TargetAttention(nn.Module):
             raise ValueError(f"hidden_units was {list(hidden_units)}; expected one to three layer widths")
         if batch_norm and activation == "dice":
             raise ValueError("batch_norm was True with activation 'dice'; expected one of them: dice normalises itself")
+        check_dropout(dropout, None)
+        if dropout and pads_in_norm and len(hidden_units) > 1:
+            raise ValueError(
+                f"dropout was {dropout} with pads_in_norm and {len(hidden_units)} hidden layers; expected 0: behind a "
+                "dropped layer no two pads are the same"
+            )
         widths = [len(blocks) * embedding_dim, *hidden_units, 1]
         self.embedding_dim = embedding_dim
         self.activation = activation
@@ -85,42 +97,36 @@ class TargetAttention(nn.Module):
         self.negative_slope = negative_slope
         self.scale = scale
         self.blocks = tuple(blocks)
+        self.dropout = dropout
+        self.row_eps = row_eps
         self.pads_in_norm = pads_in_norm
         self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in itertools.pairwise(widths))
         start = 0.25 if activation == "prelu" else 0.0
-        slopes = hidden_units if activation in ("prelu", "dice") else ()
+        slopes = hidden_units if activation in ("prelu", "dice") else [1] * len(hidden_units)
+        if activation not in ("prelu", "dice", "dice_row"):
+            slopes = ()
         self.slopes = nn.ParameterList(nn.Parameter(torch.full((units,), start)) for units in slopes)
         norms = hidden_units if batch_norm or activation == "dice" else ()
         self.norms = nn.ModuleList(
             nn.BatchNorm1d(units, norm_eps, norm_momentum, affine=norm_affine) for units in norms
         )
 
-    @property
-    def needs_statistics(self) -> bool:
-        """Whether a call reads the statistics of its own batch."""
-        return self.training and len(self.norms) > 0
-
-    def unit(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Weights, biases and slopes, as the op takes them; normalised layers by their running statistics."""
-        layers = cast("list[nn.Linear]", list(self.layers))
-        weights: list[Tensor] = [m.weight for m in layers]
-        biases: list[Tensor] = [m.bias for m in layers]
-        slopes: list[Tensor] = list(self.slopes)
-        for i, norm in enumerate(cast("list[nn.BatchNorm1d]", list(self.norms))):
-            assert norm.running_mean is not None
-            assert norm.running_var is not None
-            self._normalise(i, norm.running_mean, norm.running_var, weights, biases, slopes)
-        return weights, biases, slopes
-
-    def options(self) -> dict[str, Any]:
-        """The unit's other keyword arguments, as the op takes them."""
-        return {
-            "activation": self.activation,
-            "negative_slope": self.negative_slope,
-            "normalize": self.normalize,
-            "scale": self.scale,
-            "blocks": self.blocks,
-        }
+    def unit(self) -> Unit:
+        """The layers as they are now, with this module's options."""
+        return Unit(
+            linears=cast("list[nn.Linear]", list(self.layers)),
+            activation=self.activation,
+            slopes=list(self.slopes),
+            norms=cast("list[nn.BatchNorm1d]", list(self.norms)),
+            pads="zeros" if self.pads_in_norm else "none",
+            negative_slope=self.negative_slope,
+            normalize=self.normalize,
+            scale=self.scale,
+            blocks=self.blocks,
+            dropout=self.dropout if self.training else 0.0,
+            row_eps=self.row_eps,
+            backend=self.backend,
+        )
 
     def forward(
         self,
@@ -137,88 +143,8 @@ class TargetAttention(nn.Module):
 
         `pad_to`: with `pads_in_norm`, the padded length behind a jagged history; L by default for a padded one.
         """
-        layout: dict[str, Any] = {"lengths": lengths, "mask": mask, "offsets": offsets}
-        if self.needs_statistics and self.activation == "dice" and len(self.norms) == 1:
-            return self._dice(target, history, layout, pad_to, return_weights)
-        if self.needs_statistics:
-            weights, biases, slopes = self._batch_unit(target, history, layout, pad_to)
-        else:
-            weights, biases, slopes = self.unit()
-        return target_attention(
-            target, history, weights, biases, slopes=slopes, return_weights=return_weights, backend=self.backend,
-            **layout, **self.options(),
-        )  # fmt: skip
-
-    def _dice(
-        self, target: Tensor, history: Tensor, layout: dict[str, Any], pad_to: int | None, return_weights: bool
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """One hidden layer with Dice by this batch's statistics, in one op; updates the running statistics."""
-        hidden, output = cast("list[nn.Linear]", list(self.layers))
-        norm = cast(nn.BatchNorm1d, self.norms[0])
-        found = dice_attention(
-            target, history, [hidden.weight, output.weight], [hidden.bias, output.bias], self.slopes[0],
-            norm_weight=norm.weight, norm_bias=norm.bias, eps=norm.eps, normalize=self.normalize, scale=self.scale,
-            blocks=self.blocks, pad_to=self._padded_length(history, layout, pad_to),
-            return_weights=return_weights, backend=self.backend, **layout,
-        )  # fmt: skip
-        _update(norm, found.mean, found.variance, found.rows)
-        return found.pooled if found.attention is None else (found.pooled, found.attention)
-
-    def _padded_length(self, history: Tensor, layout: dict[str, Any], pad_to: int | None) -> int | None:
-        """The length that the statistics count every history with; None: its own."""
-        if not self.pads_in_norm:
-            return None
-        if pad_to is None and layout["offsets"] is not None:
-            raise ValueError("pad_to was None; expected the padded length: pads_in_norm counts it, offsets hide it")
-        return history.shape[1] if pad_to is None else pad_to
-
-    def _batch_unit(
-        self, target: Tensor, history: Tensor, layout: dict[str, Any], pad_to: int | None
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """As `unit`, normalised by this batch; updates the running statistics."""
-        pad_to = self._padded_length(history, layout, pad_to)
-        layers = cast("list[nn.Linear]", list(self.layers))
-        weights: list[Tensor] = [m.weight for m in layers]
-        biases: list[Tensor] = [m.bias for m in layers]
-        slopes: list[Tensor] = list(self.slopes)
-        for i, norm in enumerate(cast("list[nn.BatchNorm1d]", list(self.norms))):
-            found = unit_statistics(
-                target, history, weights[: i + 1], biases[: i + 1], slopes=slopes[:i],
-                activation=self.activation, negative_slope=self.negative_slope, blocks=self.blocks,
-                pad_to=pad_to, backend=self.backend, **layout,
-            )  # fmt: skip
-            self._normalise(i, found.mean, found.variance, weights, biases, slopes)
-            _update(norm, found.mean.detach(), found.variance.detach(), found.rows)
-        return weights, biases, slopes
-
-    def _normalise(
-        self, i: int, mean: Tensor, variance: Tensor, weights: list[Tensor], biases: list[Tensor], slopes: list[Tensor]
-    ) -> None:
-        """Puts layer i's normalisation n(x) = scale * x + shift where the op has room for it."""
-        norm = cast(nn.BatchNorm1d, self.norms[i])
-        scale = torch.rsqrt(variance + norm.eps)
-        if norm.affine:
-            scale = scale * norm.weight
-        shift = -mean * scale
-        if norm.affine:
-            shift = shift + norm.bias
-        if self.activation == "dice":
-            slopes[i] = torch.stack([slopes[i], scale, shift])
-        else:  # an affine map behind a linear layer is another linear layer
-            weights[i] = weights[i] * scale[:, None]
-            biases[i] = biases[i] * scale + shift
+        layout = {"lengths": lengths, "mask": mask, "offsets": offsets}
+        return self.unit().attend(target, history, layout, pad_to, return_weights)
 
     def extra_repr(self) -> str:
         return f"activation={self.activation!r}, normalize={self.normalize!r}, backend={self.backend!r}"
-
-
-@torch.no_grad()
-def _update(norm: nn.BatchNorm1d, mean: Tensor, variance: Tensor, count: Tensor) -> None:
-    """Moves the running statistics, as `nn.BatchNorm1d` does: the running variance is the unbiased one."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    assert norm.num_batches_tracked is not None
-    norm.num_batches_tracked.add_(1)
-    unbiased = variance * (count / (count - 1).clamp(min=1)).to(variance.dtype)
-    norm.running_mean.lerp_(mean, norm.momentum or 0.0)
-    norm.running_var.lerp_(unbiased, norm.momentum or 0.0)

@@ -26,9 +26,10 @@ _COMMON: dict[str, Sequence[Any]] = {
 _UNIT: dict[str, Sequence[Any]] = {
     "units": UNITS,
     "deeper": DEEPER,
-    "activation": ("relu", "prelu", "leaky_relu", "sigmoid", "silu", "tanh", "gelu", "dice"),
+    "activation": ("relu", "prelu", "leaky_relu", "sigmoid", "silu", "tanh", "gelu", "dice", "dice_row"),
     "normalize": ("none", "softmax", "sigmoid"),
     "scale": (1.0, 0.3),
+    "dropout": (0.0, 0.3),
     "blocks": (BLOCKS, ("x", "t*x", "t"), ("t", "x", "t*x", "t-x")),
     "candidates": (None, 1, 3),
 }
@@ -106,6 +107,8 @@ def label(config: Config) -> str:
         words.append("M-" if config.candidates is None else f"M{config.candidates}")
     if config.op in ("polarity_fusion", "mixed_polarity_attention"):
         words.append(f"{config.gate_inputs}-tapf" if config.has_gate else config.fusion)
+    if config.has_unit and config.dropout:
+        words.append("drop")
     if config.has_extra:
         words.append(f"R{config.n_extra}")
     return "-".join(words)

@@ -16,6 +16,7 @@ from mixpol_kernels.testing.layouts import Placement, place
 from mixpol_kernels.testing.oracle import kink_distance
 
 OPS = ("polarity_embedding", "polarity_fusion", "target_attention", "mixed_polarity_attention")
+SEED = -(2**40) + 12345  # of dropout
 # A rectifier's gradient jumps at 0: no hidden unit may come so close that rounding decides its side.
 _KINK_MARGIN = 32 * torch.finfo(torch.float32).eps
 
@@ -34,6 +35,7 @@ class Config:
         candidates: M for a target [B, M, D] where the op takes one; None for [B, D].
         id_dtype: of item ids and polarities; index_dtype: of offsets and lengths.
         items, n_polarity: rows of the tables.
+        dropout: of hidden units; with a seed that is the same in every call.
         gate_inputs: "product" or "full", for "tapf".
         n_extra: rows of the extra table; 0 for none.
     """
@@ -50,6 +52,7 @@ class Config:
     activation: str = "relu"
     normalize: str = "none"
     scale: float = 1.0
+    dropout: float = 0.0
     blocks: tuple[str, ...] = BLOCKS
     id_dtype: torch.dtype = torch.int64
     index_dtype: torch.dtype = torch.int64
@@ -164,7 +167,10 @@ class Case:
             arguments["sign"] = made("sign", self.sign.to(dtype))
         if config.has_unit:
             arguments |= {p: leaves(p) for p in ("weights", "biases", "slopes")}
-            arguments |= {key: getattr(config, key) for key in ("activation", "normalize", "scale", "blocks")}
+            arguments |= {
+                key: getattr(config, key) for key in ("activation", "normalize", "scale", "blocks", "dropout")
+            }
+            arguments["seed"] = SEED
         return arguments
 
     def call(self, arguments: dict[str, Any], backend: str = "auto", **more: Any) -> Any:
@@ -304,6 +310,10 @@ def _draw(config: Config, generator: torch.Generator) -> Case:
             if config.activation == "dice" and i < len(config.hidden):
                 floats[f"slopes[{i}]"] = torch.stack(
                     [normal(units, scale=0.3), 0.5 + torch.rand(units, generator=generator), normal(units)]
+                )
+            if config.activation == "dice_row" and i < len(config.hidden):
+                floats[f"slopes[{i}]"] = torch.stack(
+                    [normal(units, scale=0.3), 0.01 + torch.rand(units, generator=generator)]
                 )
     sign = torch.ones(config.n_polarity)
     sign[::2] = -1

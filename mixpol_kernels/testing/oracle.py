@@ -30,7 +30,7 @@ def outputs(case: Case) -> tuple[Tensor, Tensor | None]:
     for b, (start, stop) in enumerate(_rows(case)):
         for m in range(wide.shape[1]):
             tokens = _fused(case, floats, b, wide[b, m])
-            scores = _scores(case, floats, tokens, wide[b, m])[0]
+            scores = _scores(case, floats, tokens, wide[b, m], b * wide.shape[1] + m)[0]
             scores = case.config.scale * scores
             if case.config.normalize == "sigmoid":
                 scores = 1 / (1 + torch.exp(-scores))
@@ -52,7 +52,8 @@ def kink_distance(case: Case) -> float:
     closest = torch.inf
     for b in range(len(case.counts)):
         for m in range(wide.shape[1]):
-            closest = min(closest, _scores(case, floats, _fused(case, floats, b, wide[b, m]), wide[b, m])[1])
+            tokens = _fused(case, floats, b, wide[b, m])
+            closest = min(closest, _scores(case, floats, tokens, wide[b, m], b * wide.shape[1] + m)[1])
     return closest
 
 
@@ -81,8 +82,8 @@ def _fused(case: Case, floats: dict[str, Tensor], user: int, target: Tensor) -> 
     return fused
 
 
-def _scores(case: Case, floats: dict[str, Tensor], x: Tensor, target: Tensor) -> tuple[Tensor, float]:
-    """Raw scores [n] of one user's tokens for one target, and the distance of the closest unit from 0."""
+def _scores(case: Case, floats: dict[str, Tensor], x: Tensor, target: Tensor, row: int) -> tuple[Tensor, float]:
+    """Raw scores [n] of one user's tokens for target `row`, and the distance of the closest unit from 0."""
     t = target.expand_as(x)
     inputs = {"t": t, "x": x, "t-x": t - x, "t*x": t * x}
     h = torch.cat([inputs[block] for block in case.config.blocks], 1)
@@ -104,9 +105,42 @@ def _scores(case: Case, floats: dict[str, Tensor], x: Tensor, target: Tensor) ->
             alpha, scale, shift = floats[f"slopes[{i}]"]
             p = 1 / (1 + torch.exp(-(scale * h + shift)))
             h = p * h + (1 - p) * alpha * h
+        elif case.config.activation == "dice_row":
+            alpha, epsilon = floats[f"slopes[{i}]"]
+            normal = (
+                torch.stack(
+                    [(row - row.mean()) / ((row.var(correction=0) * len(row) + epsilon.sum()) ** 0.5) for row in h]
+                )
+                if len(h)
+                else h
+            )
+            p = 1 / (1 + torch.exp(-normal))
+            h = p * h + (1 - p) * alpha * h
         elif case.config.activation == "leaky_relu":
             h = torch.where(h > 0, h, 0.01 * h)
         else:
             slope = floats[f"slopes[{i}]"] if case.config.activation == "prelu" else 0.0
             h = h.clamp(min=0) + slope * h.clamp(max=0)
+        if case.config.dropout:
+            h = h * _dropout(case.config.dropout, row, i, *h.shape)
     return (h @ floats[f"weights[{layers}]"].T + floats[f"biases[{layers}]"])[:, 0], closest
+
+
+def _dropout(p: float, row: int, layer: int, tokens: int, units: int) -> Tensor:
+    """Factors 0 or 1 / (1 - p), [tokens, units], by the rules of csrc/math/dropout.h."""
+    from mixpol_kernels.testing.inputs import SEED
+
+    call = _mix(_mix(SEED ^ 0x9E3779B9) ^ (SEED >> 32))
+    keys = [_mix(_mix(_mix(call ^ row) ^ position) ^ layer) for position in range(tokens)]
+    bits = [[_mix(key + unit * 0x9E3779B9) >> 8 for unit in range(units)] for key in keys]
+    dropped = [[value < int(p * 2**24) for value in line] for line in bits]
+    return (~torch.tensor(dropped, dtype=torch.bool).reshape(tokens, units)).double() / (1 - p)
+
+
+def _mix(x: int) -> int:
+    x &= 2**32 - 1
+    x ^= x >> 16
+    x = x * 0x7FEB352D % 2**32
+    x ^= x >> 15
+    x = x * 0x846CA68B % 2**32
+    return x ^ x >> 16

@@ -11,17 +11,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mixpol_kernels.nn import MixedPolarityAttention, TargetAttention
+from mixpol_kernels.ops.target_attention.dropout import Dropout, draw_seed, token_dropout
 
 KINDS: dict[str, dict[str, Any]] = {
     "dice": {"activation": "dice"},
     "dice with affine": {"activation": "dice", "norm_affine": True, "norm_eps": 1e-8, "norm_momentum": 0.1},
     "batch norm": {"activation": "sigmoid", "batch_norm": True, "norm_affine": True, "norm_eps": 1e-5},
     "batch norm, prelu": {"activation": "prelu", "batch_norm": True, "norm_eps": 1e-5},
+    "torch-rechub": {"activation": "dice_row", "batch_norm": True, "norm_affine": True, "norm_eps": 1e-5},
 }
 
 
-def textbook(layer: TargetAttention, target: Tensor, history: Tensor, keep: Tensor, pads: bool) -> Tensor:
+def textbook(
+    layer: TargetAttention, target: Tensor, history: Tensor, keep: Tensor, pads: bool, seed: Tensor | None = None
+) -> Tensor:
     """As FuxiCTR writes it: [B, L, 4 D] built, `nn.BatchNorm1d` over rows; without `pads` over the kept rows only."""
+    users = torch.arange(len(keep)).repeat_interleave(keep.shape[1])
+    drop = token_dropout(layer.dropout, seed, users, keep.flatten(), len(keep), 1)
     t = target[:, None].expand_as(history)
     h = torch.cat([t, history, t - history, t * history], dim=-1).flatten(0, 1)
     rows = torch.ones_like(keep).flatten() if pads else keep.flatten()
@@ -33,10 +39,22 @@ def textbook(layer: TargetAttention, target: Tensor, history: Tensor, keep: Tens
         if layer.activation == "dice":
             p = torch.sigmoid(n)
             h = p * h + (1 - p) * layer.slopes[i] * h
+        elif layer.activation == "dice_row":
+            h = rechub_dice(n, layer.slopes[i], layer.row_eps)
         else:
             h = F.prelu(n, layer.slopes[i]) if layer.activation == "prelu" else torch.sigmoid(n)
+        if drop is not None:
+            h = Dropout(drop.p, drop.tokens[rows])(h[:, None], i)[:, 0]
     scores = torch.zeros(keep.numel(), dtype=h.dtype).masked_scatter(rows, last(h).squeeze(-1)).view(keep.shape)
     return ((scores * keep)[..., None] * history).sum(1)
+
+
+def rechub_dice(x: Tensor, alpha: Tensor, epsilon: float) -> Tensor:
+    """As torch-rechub writes it: sums over dimension 1, the units of one row; alpha [1]."""
+    average = x.mean(dim=1).unsqueeze(dim=1)
+    variance = (torch.pow(x - average, 2) + epsilon).sum(dim=1).unsqueeze(dim=1)
+    p = torch.sigmoid((x - average) / torch.sqrt(variance))
+    return p * x + (1 - p) * alpha * x
 
 
 def problem(generator: torch.Generator, users: int = 7, length: int = 9) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -94,6 +112,34 @@ def test_training_step(
     close(layer(target, history, lengths=lengths), textbook(exact, target64, history64, keep, True), "evaluation")
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize(("pads", "hidden"), [(False, [20, 5]), (False, [9, 17, 4]), (True, [20])])
+@pytest.mark.parametrize("kind", KINDS)
+def test_dropout(kind: str, pads: bool, hidden: list[int], backend: str, generator: torch.Generator) -> None:
+    """The statistics of a layer are those of what dropout left of the layers below, with the masks of the scores."""
+    layer = TargetAttention(6, hidden, backend=backend, pads_in_norm=pads, dropout=0.4, **KINDS[kind])
+    exact = copy.deepcopy(layer).double()
+    target, history, lengths, keep = problem(generator)
+    history64 = history.double().requires_grad_()
+    history.requires_grad_()
+    torch.manual_seed(5)
+    got = layer(target, history, lengths=lengths)
+    torch.manual_seed(5)
+    want = textbook(exact, target.double(), history64, keep, pads, draw_seed())
+    close(got, want, "out")
+    got.sum().backward()
+    want.sum().backward()
+    close(history.grad * keep[..., None], history64.grad * keep[..., None], "history")
+    for (name, p), q in zip(layer.named_parameters(), exact.parameters(), strict=True):
+        close(p.grad, q.grad, name)
+    for (name, p), q in zip(layer.named_buffers(), exact.buffers(), strict=True):
+        close(p, q.double(), name)
+    layer.eval(), exact.eval()
+    close(
+        layer(target, history, lengths=lengths), textbook(exact, target.double(), history64, keep, True), "evaluation"
+    )
+
+
 def test_training_is_the_same_with_any_number_of_threads(generator: torch.Generator) -> None:
     layer = TargetAttention(24, [40, 12], "dice")
     target, history = torch.randn(300, 24, generator=generator), torch.randn(300, 30, 24, generator=generator)
@@ -132,6 +178,8 @@ def test_from_ids(generator: torch.Generator) -> None:
 def test_contradictions_are_refused() -> None:
     with pytest.raises(ValueError, match="dice normalises itself"):
         TargetAttention(4, [8], "dice", batch_norm=True)
+    with pytest.raises(ValueError, match=r"dropout was 0\.1 with pads_in_norm and 2 hidden layers"):
+        TargetAttention(4, [8, 8], "dice", pads_in_norm=True, dropout=0.1)
     layer = TargetAttention(4, [8], "dice", pads_in_norm=True)
     with pytest.raises(ValueError, match="pad_to was None"):
         layer(torch.randn(1, 4), torch.randn(3, 4), offsets=torch.tensor([0, 3]))

@@ -128,3 +128,19 @@ def test_copy_and_double() -> None:
     expected = layer(target, IDS, POLARITY, offsets=OFFSETS)
     assert torch.equal(copy.deepcopy(layer)(target, IDS, POLARITY, offsets=OFFSETS), expected)
     assert layer.double()(target, IDS, POLARITY, offsets=OFFSETS).dtype == torch.float64
+
+
+@pytest.mark.parametrize("activation", ["relu", "dice", "dice_row"])
+def test_dropout_in_training_only(activation: str, generator: torch.Generator) -> None:
+    """Fused from ids, or with "dice" token by token: the same seed gives the same step."""
+    layer = MixedPolarityAttention(9, 6, [8, 5], activation=activation, dropout=0.5)
+    ids, polarity = torch.randint(9, (3, 5), generator=generator), torch.randint(2, (3, 5), generator=generator)
+    target = torch.randn(3, 6, generator=generator)
+    draws = []
+    for seed in (2, 2, 3):
+        torch.manual_seed(seed)
+        draws.append(layer(target, ids, polarity))
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+    layer.eval()
+    assert torch.equal(layer(target, ids, polarity), layer(target, ids, polarity))

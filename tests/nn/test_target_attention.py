@@ -30,16 +30,38 @@ def test_state_dict() -> None:
     ]  # fmt: skip
 
 
+def test_dice_row_without_batch_norm(generator: torch.Generator) -> None:
+    """One alpha a layer, statistics of one token's units: nothing depends on the batch, in training neither."""
+    layer = TargetAttention(6, [20, 5], "dice_row", row_eps=0.25)
+    assert [tuple(slope.shape) for slope in layer.slopes] == [(1,), (1,)]
+    assert not layer.norms
+    with torch.no_grad():
+        layer.slopes[0].fill_(-0.3)
+    target, history = torch.randn(2, 6, generator=generator), torch.randn(2, 3, 6, generator=generator)
+    t = target[:, None].expand_as(history)
+    h = torch.cat([t, history, t - history, t * history], dim=-1)
+    for linear, alpha in zip(layer.layers[:-1], (-0.3, 0.0), strict=True):
+        x = linear(h)
+        root = torch.sqrt(20 * 0.25 + x.var(-1, correction=0) * 20 if alpha else 5 * 0.25 + x.var(-1, correction=0) * 5)
+        p = torch.sigmoid((x - x.mean(-1, keepdim=True)) / root[..., None])
+        h = x * (p + alpha * (1 - p))
+    expected = (layer.layers[-1](h) * history).sum(1)
+    torch.testing.assert_close(layer(target, history), expected)
+    assert torch.equal(layer(target[:1], history[:1]), layer(target, history)[:1])
+
+
 def test_slopes_start_at_a_quarter() -> None:
     assert all((slope == 0.25).all() for slope in TargetAttention(6, [8, 5], activation="prelu").slopes)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
-@pytest.mark.parametrize("activation", ["relu", "prelu", "leaky_relu", "sigmoid", "silu", "tanh", "gelu", "dice"])
+@pytest.mark.parametrize(
+    "activation", ["relu", "prelu", "leaky_relu", "sigmoid", "silu", "tanh", "gelu", "dice", "dice_row"]
+)
 @pytest.mark.parametrize("hidden", [[8], [8, 5], [8, 5, 3]])
 def test_is_the_function(hidden: list[int], activation: str, backend: str) -> None:
     layer = TargetAttention(6, hidden, activation, "softmax", backend).eval()
-    weights, biases, slopes = layer.unit()
+    weights, biases, slopes = layer.unit().by_running_statistics()
     target, history, lengths = torch.randn(3, 6), torch.randn(3, 4, 6), torch.tensor([4, 0, 2])
     options = {"lengths": lengths, "return_weights": True}
     got = layer(target, history, **options)
@@ -48,6 +70,21 @@ def test_is_the_function(hidden: list[int], activation: str, backend: str) -> No
         backend=backend, **options,
     )  # fmt: skip
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("hidden", [[8], [8, 5]])
+def test_dropout_in_training_only(hidden: list[int], backend: str, generator: torch.Generator) -> None:
+    layer = TargetAttention(6, hidden, backend=backend, dropout=0.5)
+    target, history = torch.randn(3, 6, generator=generator), torch.randn(3, 4, 6, generator=generator)
+    torch.manual_seed(2)
+    first, second = layer(target, history), layer(target, history)
+    torch.manual_seed(2)
+    assert torch.equal(layer(target, history), first)
+    assert not torch.equal(second, first)
+    plain = TargetAttention(6, hidden, backend=backend)
+    plain.load_state_dict(layer.state_dict())
+    assert torch.equal(layer.eval()(target, history), plain(target, history))
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
@@ -104,6 +141,7 @@ def test_double() -> None:
     [
         ({"activation": "mish"}, "activation was 'mish'"),
         ({"normalize": "l2"}, "normalize was 'l2'"),
+        ({"dropout": 1.0}, r"dropout was 1.0; expected 0 <= dropout < 1"),
         ({"hidden_units": []}, r"hidden_units was \[\]; expected one to three"),
         ({"hidden_units": [4, 4, 4, 4]}, r"hidden_units was \[4, 4, 4, 4\]; expected one to three"),
     ],

@@ -19,6 +19,8 @@ VARIANTS = [
     *[("cpu", Config(op=op, layout="lengths", normalize="softmax", activation="silu", candidates=3)) for op in OPS],
     ("cpu", Config(op="target_attention", layout="mask_left", hidden=(12, 5), activation="prelu")),
     ("cpu", Config(op="mixed_polarity_attention", layout="full", fusion="none")),
+    ("cpu", Config(op="mixed_polarity_attention", layout="lengths", dropout=0.3, activation="dice_row")),
+    ("reference", Config(op="target_attention", layout="lengths", dropout=0.3, activation="dice_row")),
     *[("cpu", Config(op=op, gate_inputs="full", n_extra=3)) for op in OPS if op != "target_attention"],
     *[("reference", Config(op=op, activation="prelu", normalize="softmax")) for op in OPS],
     ("reference", Config(op="polarity_fusion", layout="lengths", gate_inputs="full", n_extra=3)),
@@ -91,6 +93,20 @@ def test_inductor(generator: torch.Generator) -> None:
         expected = torch.autograd.grad(model(*inputs), parameters)
         for got, true in zip(torch.autograd.grad(compiled(*inputs), parameters), expected, strict=True):
             torch.testing.assert_close(got, true)
+
+
+def test_dropout_is_drawn_anew(generator: torch.Generator) -> None:
+    """Every call of the compiled graph draws a seed, from the generator that the caller seeds."""
+    layer = mixpol_kernels.nn.TargetAttention(8, [16], dropout=0.5)
+    compiled = torch.compile(layer, fullgraph=True)
+    target, history = torch.randn(3, 8, generator=generator), torch.randn(3, 5, 8, generator=generator)
+    torch.manual_seed(3)
+    first, second = compiled(target, history), compiled(target, history)
+    torch.manual_seed(3)
+    assert torch.equal(compiled(target, history), first)
+    assert not torch.equal(first, second)
+    first.sum().backward()
+    assert layer.layers[0].weight.grad is not None
 
 
 @pytest.mark.parametrize("op", UNITS)

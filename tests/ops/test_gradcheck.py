@@ -14,6 +14,8 @@ from mixpol_kernels.testing.inputs import OPS, Config, make
 CONFIGS = [
     *[Config(op=op, counts=(3, 0, 2), width=3, hidden=(4,), items=4) for op in OPS],
     Config(op="target_attention", counts=(3, 2), width=3, hidden=(4, 2), activation="dice", normalize="softmax"),
+    Config(op="target_attention", counts=(3, 2), width=3, hidden=(4, 5), activation="dice_row"),
+    Config(op="target_attention", counts=(3, 2), width=3, hidden=(9, 7), activation="silu", dropout=0.3),
     Config(
         op="target_attention", counts=(3, 2), width=3, hidden=(4,), activation="gelu", normalize="sigmoid", scale=0.5
     ),

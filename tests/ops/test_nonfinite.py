@@ -20,6 +20,7 @@ VARIANTS = [
     Config(op="target_attention", hidden=(36, 20), activation="prelu"),
     Config(op="target_attention", activation="sigmoid", normalize="softmax"),
     Config(op="target_attention", hidden=(130,), activation="silu", width=40, candidates=2),
+    Config(op="target_attention", hidden=(36, 20), activation="dice_row"),
     Config(normalize="softmax"),
     Config(activation="silu", fusion="bias", layout="lengths"),
     Config(activation="sigmoid", fusion="none", candidates=3, layout="mask_left"),

@@ -21,6 +21,7 @@ VARIANTS = [
     Config(op="target_attention"),
     Config(op="target_attention", layout="mask_holes", hidden=(36, 5), activation="prelu", candidates=3),
     Config(op="target_attention", batch=0, normalize="softmax"),
+    Config(op="target_attention", dropout=0.3, activation="dice_row"),
     Config(normalize="softmax", activation="silu", id_dtype=torch.uint8, sparse=True),
     Config(fusion="none", layout="full", candidates=2),
     Config(fusion="bias", layout="lengths", counts=(0, 0)),

@@ -24,10 +24,17 @@ struct UnitScratch {
     float* outer;               // Σ z xᵀ of one target [H1][Dp]
     float* grad_constants;      // [GROUP][H1p]
     float* lost;                // what their sums rounded away [H1p]
+    float* row;                 // row-wise activations: gradients of one row, sums over rows [2][max H_i p]
     const float* rows[CHUNK];
+    uint32_t keys[CHUNK];  // of the chunk's tokens, where units are dropped
     // Batch statistics of the last layer, and what their gradients give to each pre-activation; null without.
     const float *mean, *grad_mean, *grad_square;
 };
+
+// Whether the last hidden layer and the output layer are one product.
+MIXPOL_INLINE bool fuses_score(const ActivationUnit& unit) {
+    return unit.activation == Activation::relu && !unit.dropout.on;
+}
 
 static inline UnitScratch carve_scratch(const ActivationUnit& unit, bool backward, bool bits, Arena& arena) {
     UnitScratch s{};
@@ -40,7 +47,7 @@ static inline UnitScratch carve_scratch(const ActivationUnit& unit, bool backwar
     for (int i = 0; i < unit.layers; i++) {
         int64_t size = int64_t{CHUNK} * padded(unit.units[i]);
         if (recompute) s.before[i] = arena.take(size);
-        bool fused = unit.activation == Activation::relu && i + 1 == unit.layers;
+        bool fused = fuses_score(unit) && i + 1 == unit.layers;
         if (recompute || (!backward && !fused)) s.after[i] = arena.take(size);
         if (backward) s.signal[i] = arena.take(int64_t{CHUNK} * signal_width(unit, i));
     }
@@ -49,6 +56,12 @@ static inline UnitScratch carve_scratch(const ActivationUnit& unit, bool backwar
         s.outer = arena.take(h * dp);
         s.grad_constants = arena.take(GROUP * hp);
         s.lost = arena.take(hp);
+    }
+    if (recompute && row_wise(unit.activation)) {
+        int64_t widest = hp;
+        for (int i = 1; i < unit.layers; i++)
+            if (padded(unit.units[i]) > widest) widest = padded(unit.units[i]);
+        s.row = arena.take(2 * widest);
     }
     return s;
 }
@@ -141,18 +154,122 @@ MIXPOL_INLINE void activation_backward(const float* before, int64_t ldb, int n, 
     add_parameters<A>(total, hp, c, sums);
 }
 
-// after = a(before). Where a backward comes (the two are not the same memory), `before` of activations
-// without parameters turns into their derivative, which shares its exponential.
-template <Activation A>
-MIXPOL_INLINE void activate_rows(float* before, const float* slope, int n, int hp, float* after) {
-    const bool derive = parameter_rows(A) == 0 && before != after;
+// What the units of one row share, by Dice as torch-rechub has it (`basic/activation.py`):
+// n(x_j) = (x_j - mean) / sqrt(Σ ((x_k - mean)² + epsilon_k)). The columns that pad a row do not count.
+struct RowMoments {
+    vec mean, rsqrt;
+};
+
+MIXPOL_INLINE float sum_of(const float* row, int hp) {
+    vec total{};
+    for (int c = 0; c < hp; c += W) total += load(row + c);
+    return sum(total);
+}
+
+// `padding`: Σ epsilon_k.
+MIXPOL_INLINE RowMoments row_moments(const float* row, int h, int hp, float padding) {
+    const vec mean = broadcast(sum_of(row, hp) / static_cast<float>(h));
+    vec squares{};
     for (int c = 0; c < hp; c += W) {
-        const math::UnitParameters<vec> unit = unit_parameters<A>(slope, hp, c);
-        for (int r = 0; r < n; r++) {
-            const int64_t at = r * int64_t{hp} + c;
-            const vec x = load(before + at);
-            store(after + at, math::activate<A, Simd>(x, unit));
-            if (derive) store(before + at, math::derivatives<A, Simd>(x, unit).x);
+        const vec off = first_lanes(load(row + c) - mean, h - c);
+        squares = fma(off, off, squares);
+    }
+    return {mean, broadcast(1.0f / __builtin_sqrtf(sum(squares) + padding))};
+}
+
+MIXPOL_INLINE void dice_rows(const float* before, const float* slope, int n, int h, float* after) {
+    const int hp = padded(h);
+    const float padding = sum_of(slope + hp, hp);
+    for (int r = 0; r < n; r++) {
+        const float* row = before + r * int64_t{hp};
+        const RowMoments m = row_moments(row, h, hp, padding);
+        for (int c = 0; c < hp; c += W) {
+            const vec x = load(row + c);
+            store(after + r * int64_t{hp} + c, math::dice<Simd>(x, (x - m.mean) * m.rsqrt, load(slope + c)));
+        }
+    }
+}
+
+// As activation_backward, for all columns. With dn_j the gradient of n(x_j): that of x_j through n is
+// rsqrt (dn_j - Σ dn / H - n_j Σ dn n), and that of each epsilon is -rsqrt² / 2 Σ dn n.
+MIXPOL_INLINE void dice_rows_backward(const float* before, int n, const float* slope, int h, float* grads,
+                                      int64_t ldg, float* sums, float* scratch) {
+    const int hp = padded(h);
+    const float padding = sum_of(slope + hp, hp);
+    float *by_n = scratch, *alpha = scratch + hp, epsilon = 0;
+    zero(alpha, hp);
+    for (int r = 0; r < n; r++) {
+        const float* row = before + r * int64_t{hp};
+        float* grad = grads + r * ldg;
+        const RowMoments m = row_moments(row, h, hp, padding);
+        vec total{}, product{};
+        for (int c = 0; c < hp; c += W) {
+            const vec x = load(row + c), normal = (x - m.mean) * m.rsqrt, g = load(grad + c);
+            const math::DiceDerivatives<vec> d = math::dice_derivatives<Simd>(x, normal, load(slope + c));
+            const vec dn = first_lanes(g * d.n, h - c);
+            total += dn;
+            product = fma(dn, normal, product);
+            store(alpha + c, fma(g, d.alpha, load(alpha + c)));
+            store(by_n + c, dn);
+            store(grad + c, g * d.x);
+        }
+        const float along = sum(product);
+        const vec mean = broadcast(sum(total) / static_cast<float>(h));
+        for (int c = 0; c < hp; c += W) {
+            const vec normal = (load(row + c) - m.mean) * m.rsqrt;
+            const vec through = m.rsqrt * (load(by_n + c) - mean - normal * broadcast(along));
+            store(grad + c, load(grad + c) + first_lanes(through, h - c));
+        }
+        epsilon -= 0.5f * m.rsqrt[0] * m.rsqrt[0] * along;
+    }
+    for (int c = 0; c < hp; c += W) {
+        store(sums + c, load(sums + c) + load(alpha + c));
+        store(sums + hp + c, load(sums + hp + c) + broadcast(epsilon));
+    }
+}
+
+// A layer's output from its n inputs to the activation, h units wide. Where a backward comes (the two are not
+// the same memory), `before` of activations without parameters turns into their derivative, which shares its
+// exponential.
+template <Activation A>
+MIXPOL_INLINE void activate_rows(float* before, const float* slope, int n, int h, float* after) {
+    if constexpr (row_wise(A)) {
+        dice_rows(before, slope, n, h, after);
+    } else {
+        const int hp = padded(h);
+        const bool derive = parameter_rows(A) == 0 && before != after;
+        for (int c = 0; c < hp; c += W) {
+            const math::UnitParameters<vec> unit = unit_parameters<A>(slope, hp, c);
+            for (int r = 0; r < n; r++) {
+                const int64_t at = r * int64_t{hp} + c;
+                const vec x = load(before + at);
+                store(after + at, math::activate<A, Simd>(x, unit));
+                if (derive) store(before + at, math::derivatives<A, Simd>(x, unit).x);
+            }
+        }
+    }
+}
+
+// Tokens seen ... seen + n - 1 of a user, for the target of this row.
+MIXPOL_INLINE void drop_keys(const ActivationUnit& unit, int64_t row, int64_t seen, int n, UnitScratch& s) {
+    for (int r = 0; unit.dropout.on && r < n; r++)
+        s.keys[r] = math::dropout_token(unit.dropout.call, row, seen + r);
+}
+
+// Drops units of a layer's output, or of its gradient.
+[[maybe_unused]] static __attribute__((noinline)) void drop(const Dropout& dropout, const uint32_t* keys,
+                                                            int layer, int n, int hp, float* rows,
+                                                            int64_t ld) {
+    uvec unit;
+    for (int i = 0; i < W; i++) unit[i] = static_cast<uint32_t>(i) * math::UNIT_STEP;
+    const ivec threshold = dropout.threshold - ivec{};
+    const vec scale = broadcast(dropout.scale);
+    for (int r = 0; r < n; r++) {
+        uvec at = unit + math::dropout_layer(keys[r], layer);
+        for (int c = 0; c < hp; c += W, at += static_cast<uint32_t>(W) * math::UNIT_STEP) {
+            const ivec bits = __builtin_convertvector(math::dropout_bits(at), ivec);
+            float* to = rows + r * ld + c;
+            store(to, load(to) * (bits < threshold ? vec{} : scale));
         }
     }
 }
@@ -175,7 +292,8 @@ MIXPOL_INLINE void hidden_layers(const ActivationUnit& unit, const PackedUnit& p
         float* before = s.before[i] ? s.before[i] : s.after[i];
         multiply(rows, n, depth, table, hp, hp, i ? packed.bias[i] : constant, 0, before, hp);
         if (i + 1 == layers && !activated) break;
-        activate_rows<A>(before, packed.slope[i], n, hp, s.after[i]);
+        activate_rows<A>(before, packed.slope[i], n, unit.units[i], s.after[i]);
+        if (unit.dropout.on) drop(unit.dropout, s.keys, i, n, hp, s.after[i], hp);
         if (i + 1 == unit.layers) break;
         point_rows(s.rows, s.after[i], n, hp);
         rows = s.rows;
@@ -192,7 +310,7 @@ template <Activation A>
                                                                     const float* constant, UnitScratch& s,
                                                                     float* scores, uint64_t* bits) {
     const int last = unit.layers - 1, hp = padded(unit.units[last]);
-    if (A == Activation::relu) {
+    if (A == Activation::relu && fuses_score(unit)) {
         hidden_layers<A>(unit, packed, tokens, n, constant, last, true, s);
         const float* const* rows = last ? s.rows : tokens;
         const float* table = last ? packed.weight_t[last] : s.table;
@@ -219,9 +337,15 @@ MIXPOL_INLINE void signal_below(const ActivationUnit& unit, const PackedUnit& pa
         float* signal = s.signal[i - 1];
         const int64_t out = signal_width(unit, i - 1);
         multiply(s.rows, n, h, packed.weight_n[i], below, below, nullptr, 0, signal, out);
-        for (int c = 0; c < below; c += W)
-            activation_backward<A>(s.before[i - 1] + c, below, n, packed.slope[i - 1], below, c, signal + c,
-                                   out, sums.slope[i - 1]);
+        if (unit.dropout.on) drop(unit.dropout, s.keys, i - 1, n, below, signal, out);
+        if constexpr (row_wise(A)) {
+            dice_rows_backward(s.before[i - 1], n, packed.slope[i - 1], unit.units[i - 1], signal, out,
+                               sums.slope[i - 1], s.row);
+        } else {
+            for (int c = 0; c < below; c += W)
+                activation_backward<A>(s.before[i - 1] + c, below, n, packed.slope[i - 1], below, c,
+                                       signal + c, out, sums.slope[i - 1]);
+        }
     }
 }
 
@@ -240,29 +364,46 @@ template <Activation A>
     const ActivationUnit& unit, const PackedUnit& packed, const float* const* tokens, int n,
     const float* constant, const float* grad_scores, UnitScratch& s, const UnitSums& sums) {
     const int last = unit.layers - 1;
-    hidden_layers<A>(unit, packed, tokens, n, constant, unit.layers, false, s);
     const int hp = padded(unit.units[last]), ld = signal_width(unit, last);
+    const bool at_once = !row_wise(A) && !unit.dropout.on;  // the last layer's activation with its derivative
+    hidden_layers<A>(unit, packed, tokens, n, constant, unit.layers, !at_once, s);
     for (int c = 0; c < hp; c += W) {
-        const math::UnitParameters<vec> parameters = unit_parameters<A>(packed.slope[last], hp, c);
         const vec weight = load(packed.output + c);
         vec output{};
-        math::Derivatives<vec> total{};
-        for (int r = 0; r < n; r++) {
-            const vec ds = broadcast(grad_scores[r]), x = load(s.before[last] + r * int64_t{hp} + c);
-            const math::Derivatives<vec> d = math::derivatives<A, Simd>(x, parameters);
-            const vec grad = ds * weight;
-            output = fma(ds, math::activate<A, Simd>(x, parameters), output);
-            if constexpr (parameter_rows(A) > 0) total.slope = fma(grad, d.slope, total.slope);
-            if constexpr (parameter_rows(A) > 1) {
-                total.scale = fma(grad, d.scale, total.scale);
-                total.shift = fma(grad, d.shift, total.shift);
+        if (at_once) {
+            const math::UnitParameters<vec> parameters = unit_parameters<A>(packed.slope[last], hp, c);
+            math::Derivatives<vec> total{};
+            for (int r = 0; r < n; r++) {
+                const vec ds = broadcast(grad_scores[r]), x = load(s.before[last] + r * int64_t{hp} + c);
+                const math::Derivatives<vec> d = math::derivatives<A, Simd>(x, parameters);
+                const vec grad = ds * weight;
+                output = fma(ds, math::activate<A, Simd>(x, parameters), output);
+                if constexpr (parameter_rows(A) > 0) total.slope = fma(grad, d.slope, total.slope);
+                if constexpr (parameter_rows(A) > 1) {
+                    total.scale = fma(grad, d.scale, total.scale);
+                    total.shift = fma(grad, d.shift, total.shift);
+                }
+                vec z = grad * d.x;
+                if (s.mean) z += fma(x - load(s.mean + c), load(s.grad_square + c), load(s.grad_mean + c));
+                store(s.signal[last] + r * int64_t{ld} + c, z);
             }
-            vec z = grad * d.x;
-            if (s.mean) z += fma(x - load(s.mean + c), load(s.grad_square + c), load(s.grad_mean + c));
-            store(s.signal[last] + r * int64_t{ld} + c, z);
+            add_parameters<A>(total, hp, c, sums.slope[last]);
+        }
+        for (int r = 0; r < n && !at_once; r++) {
+            const vec ds = broadcast(grad_scores[r]);
+            output = fma(ds, load(s.after[last] + r * int64_t{hp} + c), output);
+            store(s.signal[last] + r * int64_t{ld} + c, ds * weight);
         }
         store(sums.output + c, load(sums.output + c) + output);
-        add_parameters<A>(total, hp, c, sums.slope[last]);
+    }
+    if (unit.dropout.on) drop(unit.dropout, s.keys, last, n, hp, s.signal[last], ld);
+    if constexpr (row_wise(A)) {
+        dice_rows_backward(s.before[last], n, packed.slope[last], unit.units[last], s.signal[last], ld,
+                           sums.slope[last], s.row);
+    } else {
+        for (int c = 0; !at_once && c < hp; c += W)
+            activation_backward<A>(s.before[last] + c, hp, n, packed.slope[last], hp, c, s.signal[last] + c,
+                                   ld, sums.slope[last]);
     }
     signal_below<A>(unit, packed, last, n, s, sums);
 }

@@ -106,6 +106,7 @@ void forward(const AttentionForward& a, ForwardUnit score, int64_t user_begin, i
         Softmax running;
         zero(s.pooled, wide);
         bool ready = false;
+        int64_t seen = 0;
         while (int n = cursor.fill(s.positions)) {
             if (!ready) {
                 build_table(s.unit.table, a.packed_unit.token_t, a.packed_unit.product_t, target, a.width,
@@ -117,6 +118,8 @@ void forward(const AttentionForward& a, ForwardUnit score, int64_t user_begin, i
                 prefetch_next(a.tokens, a.history, cursor, user, user_end, a.width);
             stage_rows(a.tokens, a.history, user, s.positions, n, a.width, s.tokens, s.rows);
             fuse(a.fusion, a.packed_fusion, s.positions, n, s.fusion, s.rows);
+            drop_keys(a.unit, user * candidates + candidate, seen, n, s.unit);
+            seen += n;
             score(a.unit, a.packed_unit, s.rows, n, row_of(s.unit.constants, in_group, hp), s.unit, s.scores,
                   a.bits ? s.bits : nullptr);
             const float* weights = s.scores;
@@ -222,6 +225,7 @@ void backward(const AttentionBackward& a, RecomputeSignal recompute, int64_t use
               *grad_constant = s.unit.grad_constants + in_group * hp;
         double average = 0;  // softmax: Σ w · dw
         bool first = true;
+        int64_t seen = 0;
         while (int n = cursor.fill(s.positions)) {
             const bool last = cursor.done();
             if (first) {
@@ -248,6 +252,8 @@ void backward(const AttentionBackward& a, RecomputeSignal recompute, int64_t use
                     copy_bits(&s.bits[i], a.bits + (s.positions[i] * candidates + candidate) * bytes, bytes);
                 signal_from_bits(s.bits, s.grad_scores, n, hp, ld, s.unit.signal[0]);
             } else {
+                drop_keys(a.unit, row, seen, n, s.unit);
+                seen += n;
                 recompute(a.unit, a.packed_unit, s.rows, n, row_of(s.unit.constants, in_group, hp),
                           s.grad_scores, s.unit, sums);
             }
@@ -311,9 +317,9 @@ int64_t attention_scratch_floats(const Pass& pass, bool backward) {
 
 void attention_forward(const AttentionForward& a, int64_t user_begin, int64_t user_end, float* memory) {
     static constexpr ForwardUnit score[ACTIVATION_COUNT] = {
-        unit_forward<Activation::relu>, unit_forward<Activation::prelu>, unit_forward<Activation::sigmoid>,
-        unit_forward<Activation::silu>, unit_forward<Activation::tanh>,  unit_forward<Activation::gelu>,
-        unit_forward<Activation::dice>};
+        unit_forward<Activation::relu>, unit_forward<Activation::prelu>,   unit_forward<Activation::sigmoid>,
+        unit_forward<Activation::silu>, unit_forward<Activation::tanh>,    unit_forward<Activation::gelu>,
+        unit_forward<Activation::dice>, unit_forward<Activation::dice_row>};
     forward(a, score[static_cast<int>(a.unit.activation)], user_begin, user_end, memory);
 }
 
@@ -323,7 +329,7 @@ void attention_backward(const AttentionBackward& a, int64_t user_begin, int64_t 
         signal_by_recomputing<Activation::relu>,    signal_by_recomputing<Activation::prelu>,
         signal_by_recomputing<Activation::sigmoid>, signal_by_recomputing<Activation::silu>,
         signal_by_recomputing<Activation::tanh>,    signal_by_recomputing<Activation::gelu>,
-        signal_by_recomputing<Activation::dice>};
+        signal_by_recomputing<Activation::dice>,    signal_by_recomputing<Activation::dice_row>};
     backward(a, recompute[static_cast<int>(a.unit.activation)], user_begin, user_end, memory, sums,
              fusion_sums);
 }

@@ -84,8 +84,9 @@ void forward(const StatisticsPass& a, PreActivations layers, int64_t user_begin,
     const int out = padded(a.unit.units[last]);
     zero(s.pad, wide);
     auto group = [&](int n) { unit_group(a.unit, a.packed_unit, s.group.rows, n, s.unit); };
-    auto one = [&](int64_t user, int, int in_group, const float* target) {
+    auto one = [&](int64_t user, int candidate, int in_group, const float* target) {
         Cursor cursor(a.history, user);
+        int64_t seen = 0;
         const float* constant = row_of(s.unit.constants, in_group, hp);
         bool ready = false;
         auto prepare = [&] {
@@ -97,6 +98,8 @@ void forward(const StatisticsPass& a, PreActivations layers, int64_t user_begin,
         while (int n = cursor.fill(s.positions)) {
             prepare();
             stage_rows(a.tokens, a.history, user, s.positions, n, a.width, s.tokens, s.rows);
+            drop_keys(a.unit, user * a.candidates + candidate, seen, n, s.unit);
+            seen += n;
             layers(a.unit, a.packed_unit, s.rows, n, constant, s.unit);
             add_moments(moments, s.unit.before[last], n, out, 1);
         }
@@ -142,6 +145,7 @@ void backward(const StatisticsBackward& a, PreActivations layers, SignalToFirst 
         zero(s.unit.lost, hp);
         const int64_t pads = pads_of(a.history, user, a.pad_to);
         bool first = true;
+        int64_t seen = 0;
         auto prepare = [&] {
             build_table(s.unit.table, a.packed_unit.token_t, a.packed_unit.product_t, target, a.width, hp);
             build_table_n(s.unit.table_n, a.packed_unit.token_n, a.packed_unit.product_n, target, hidden,
@@ -151,6 +155,8 @@ void backward(const StatisticsBackward& a, PreActivations layers, SignalToFirst 
             const bool done = cursor.done();
             if (first) prepare();
             stage_rows(a.tokens, a.history, user, s.positions, n, a.width, s.tokens, s.rows);
+            drop_keys(a.unit, user * a.candidates + candidate, seen, n, s.unit);
+            seen += n;
             layers(a.unit, a.packed_unit, s.rows, n, constant, s.unit);
             signal(n, 1.0f);
             add_rows(grad_constant, s.unit.lost, s.unit.signal[0], ld, n, hp);
@@ -190,12 +196,12 @@ constexpr PreActivations LAYERS[ACTIVATION_COUNT] = {
     pre_activations<Activation::relu>,    pre_activations<Activation::prelu>,
     pre_activations<Activation::sigmoid>, pre_activations<Activation::silu>,
     pre_activations<Activation::tanh>,    pre_activations<Activation::gelu>,
-    pre_activations<Activation::dice>};
+    pre_activations<Activation::dice>,    pre_activations<Activation::dice_row>};
 constexpr SignalToFirst DOWN[ACTIVATION_COUNT] = {
     signal_to_first<Activation::relu>,    signal_to_first<Activation::prelu>,
     signal_to_first<Activation::sigmoid>, signal_to_first<Activation::silu>,
     signal_to_first<Activation::tanh>,    signal_to_first<Activation::gelu>,
-    signal_to_first<Activation::dice>};
+    signal_to_first<Activation::dice>,    signal_to_first<Activation::dice_row>};
 
 }  // namespace
 

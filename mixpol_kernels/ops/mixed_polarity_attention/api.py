@@ -16,6 +16,7 @@ from mixpol_kernels.ops.mixed_polarity_attention.autograd import MixedPolarityAt
 from mixpol_kernels.ops.polarity_fusion.api import check_fusion
 from mixpol_kernels.ops.target_attention.api import BLOCKS, canonical_unit, check_activation_unit, saved_bytes
 from mixpol_kernels.ops.target_attention.autograd import ACTIVATIONS, NORMALIZERS, keeps_bits, with_candidates
+from mixpol_kernels.ops.target_attention.dropout import check_dropout, draw_seed
 
 
 @in_float32
@@ -39,6 +40,8 @@ def mixed_polarity_attention(
     normalize: str = "none",
     scale: float = 1.0,
     blocks: Sequence[str] = BLOCKS,
+    dropout: float = 0.0,
+    seed: Tensor | int | None = None,
     offsets: Tensor | None = None,
     lengths: Tensor | None = None,
     mask: Tensor | None = None,
@@ -59,8 +62,8 @@ def mixed_polarity_attention(
         polarity: like `item_ids`, rows of `polarity_table`; None with fusion "none".
         item_table: [V, D].
         polarity_table: [P, D]; None with fusion "none".
-        weights, biases, activation, slopes, negative_slope, normalize, scale, blocks: the activation unit, as in
-            `target_attention`; x is the token after the fusion.
+        weights, biases, activation, slopes, negative_slope, normalize, scale, blocks, dropout, seed: the activation
+            unit, as in `target_attention`; x is the token after the fusion.
         fusion, gate, sign, extra_ids, extra_table: as in `polarity_fusion`.
         offsets: [B + 1] int32 or int64; user b owns tokens offsets[b] ... offsets[b + 1] - 1.
         lengths: [B] int32 or int64; the first lengths[b] positions are kept.
@@ -98,6 +101,7 @@ def mixed_polarity_attention(
         target.shape[-1], weights, biases, slopes, activation, negative_slope, scale, blocks
     )
     check_activation_unit(target, weights, biases, slopes, activation, normalize)
+    seed = check_dropout(dropout, seed)
     where = layout(item_ids, target.shape[0], name="item_ids", trailing=0, offsets=offsets, lengths=lengths, mask=mask)
     if item_table.dim() != 2 or item_table.shape[1] != target.shape[-1]:
         raise ValueError(f"item_table has shape {list(item_table.shape)}; expected [V, {target.shape[-1]}]")
@@ -110,9 +114,11 @@ def mixed_polarity_attention(
         "mixed_polarity_attention",
         backend,
         target,
-        lambda: saved_bytes(candidates, where.token_shape, weights, act),
+        lambda: saved_bytes(candidates, where.token_shape, weights, act, dropout, seed),
         backends.STORED,
     )
+    if dropout and seed is None:
+        seed = draw_seed()
     if chosen == "reference":
         if not torch.compiler.is_compiling():
             where.check_values()  # before the assignment, which trusts the offsets
@@ -128,21 +134,21 @@ def mixed_polarity_attention(
             user.to(target.device), keep, item_table, polarity_table, sign,
             (gate[0], gate[1], gate[2]) if gate else None,
             None if extra_ids is None else extra_ids.reshape(-1), extra_table,
-            weights, biases, slopes, activation, normalize, sparse,
+            weights, biases, slopes, activation, normalize, sparse, dropout, seed,
         )  # fmt: skip
         pooled = pooled.view(target.shape)
         attention = attention.reshape(*where.token_shape, candidates)
     elif backends.needs_grad(target, item_table, polarity_table, extra_table, *gate, *weights, *biases, *slopes):
         pooled, attention = MixedPolarityAttention.apply(
             target, item_ids, polarity, item_table, polarity_table, sign, extra_ids, extra_table,
-            where.offsets, where.lengths, where.mask,
-            (act, norm, len(weights), len(gate), sparse, keeps_bits(act, weights), return_weights),
+            where.offsets, where.lengths, where.mask, seed,
+            (act, norm, dropout, len(weights), len(gate), sparse, keeps_bits(act, weights, dropout), return_weights),
             *gate, *weights, *biases, *slopes,
         )  # fmt: skip
     else:
         pooled, attention, _ = forward(
             target, item_ids, polarity, item_table, polarity_table, sign, gate or None,
-            extra_ids, extra_table, *where.canonical(), weights, biases, slopes or None, act, norm,
+            extra_ids, extra_table, *where.canonical(), weights, biases, slopes or None, act, norm, dropout, seed,
             return_weights, False,
         )  # fmt: skip
     if not return_weights:

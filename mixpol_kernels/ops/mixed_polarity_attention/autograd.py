@@ -16,7 +16,8 @@ from mixpol_kernels.ops.target_attention.autograd import fake_outputs, split_par
 _INPUTS = (
     "Tensor target, Tensor item_ids, Tensor? polarity, Tensor item_table, Tensor? polarity_table, Tensor sign,"
     " Tensor[] gate, Tensor? extra_ids, Tensor? extra_table, Tensor? offsets, Tensor? lengths, Tensor? mask,"
-    " Tensor[] weights, Tensor[] biases, Tensor[] slopes, int activation, int normalize"
+    " Tensor[] weights, Tensor[] biases, Tensor[] slopes, int activation, int normalize,"
+    " float dropout, Tensor? seed"
 )
 define(
     "mixed_polarity_attention_fwd",
@@ -50,6 +51,8 @@ def _(
     slopes: list[Tensor] | None,
     activation: int,
     normalize: int,
+    dropout: float,
+    seed: Tensor | None,
     save_attention: bool,
     save_bits: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -79,6 +82,8 @@ def _(
     slopes: list[Tensor],
     activation: int,
     normalize: int,
+    dropout: float,
+    seed: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:
     return (
         target.new_empty(target.shape),
@@ -111,24 +116,26 @@ class MixedPolarityAttention(torch.autograd.Function):
         offsets: Tensor | None,
         lengths: Tensor | None,
         mask: Tensor | None,
-        config: tuple[int, int, int, int, bool, bool, bool],
+        seed: Tensor | None,
+        config: tuple[int, int, float, int, int, bool, bool, bool],
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """`config`: activation, normalize, layers, gate tensors, sparse, save_bits, whether weights have a gradient.
+        """`config`: activation, normalize, dropout, layers, gate tensors, sparse, save_bits, whether weights have one.
 
         `parameters`: the gate, `layers` weights, `layers` biases, then slopes.
         """
-        activation, normalize, layers, gates, _, save_bits, with_attention = config
+        activation, normalize, dropout, layers, gates, _, save_bits, with_attention = config
         gate = list(parameters[:gates])
         weights, biases, slopes = split_parameters(parameters[gates:], layers)
         pooled, attention, bits = forward(
             target, item_ids, polarity, item_table, polarity_table, sign, gate,
             extra_ids, extra_table,
-            *canonical(offsets, lengths, mask), weights, biases, slopes, activation, normalize, True, save_bits,
+            *canonical(offsets, lengths, mask), weights, biases, slopes, activation, normalize, dropout, seed,
+            True, save_bits,
         )  # fmt: skip
         ctx.save_for_backward(
             target, item_ids, polarity, item_table, polarity_table, sign, extra_ids, extra_table,
-            offsets, lengths, mask, attention, bits, *parameters,
+            offsets, lengths, mask, seed, attention, bits, *parameters,
         )  # fmt: skip
         ctx.config = config
         if not with_attention:
@@ -139,14 +146,15 @@ class MixedPolarityAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_pooled: Tensor, grad_attention: Tensor) -> tuple[Tensor | None, ...]:
         target, item_ids, polarity, item_table, polarity_table, sign, extra_ids, extra_table, *rest = ctx.saved_tensors
-        offsets, lengths, mask, attention, bits, *parameters = rest
-        activation, normalize, layers, gates, sparse, _, with_attention = ctx.config
+        offsets, lengths, mask, seed, attention, bits, *parameters = rest
+        activation, normalize, dropout, layers, gates, sparse, _, with_attention = ctx.config
         weights, biases, slopes = split_parameters(parameters[gates:], layers)
         grad_target, grad_tokens, grad_table, grad_extra, grad_gate, grads = _bwd(
             grad_pooled, grad_attention if with_attention else None, attention, bits,
             target, item_ids, polarity, item_table, polarity_table, sign,
             parameters[:gates], extra_ids, extra_table,
             *canonical(offsets, lengths, mask), weights, biases, slopes, activation, normalize,
+            dropout, seed,
         )  # fmt: skip
         grad_items = None
         if ctx.needs_input_grad[3]:
@@ -162,5 +170,5 @@ class MixedPolarityAttention(torch.autograd.Function):
         grad_extra = grad_extra if extra_table is not None else None
         return (
             grad_target, None, None, grad_items, grad_polarity, None, None, grad_extra,
-            *[None] * 4, *grad_gate, *grads,
+            *[None] * 5, *grad_gate, *grads,
         )  # fmt: skip

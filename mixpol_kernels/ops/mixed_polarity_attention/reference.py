@@ -30,6 +30,8 @@ def mixed_polarity_attention(
     activation: str,
     normalize: str,
     sparse: bool,
+    dropout: float = 0.0,
+    seed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Target [B, M, D] and item_ids, polarity, extra_ids [T] to pooled [B, M, D] and attention weights [T, M]."""
     ids = item_ids.long()
@@ -37,4 +39,4 @@ def mixed_polarity_attention(
         ids = torch.where(keep, ids, torch.zeros_like(ids))
     tokens = F.embedding(ids, item_table, sparse=sparse)
     fused = polarity_fusion(target, tokens, polarity, user, keep, polarity_table, sign, gate, extra_ids, extra_table)
-    return target_attention(target, fused, user, keep, weights, biases, slopes, activation, normalize)
+    return target_attention(target, fused, user, keep, weights, biases, slopes, activation, normalize, dropout, seed)

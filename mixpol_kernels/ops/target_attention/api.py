@@ -21,6 +21,7 @@ from mixpol_kernels.ops.target_attention.autograd import (
     keeps_bits,
     with_candidates,
 )
+from mixpol_kernels.ops.target_attention.dropout import check_dropout, draw_seed
 
 BLOCKS = ("t", "x", "t-x", "t*x")
 PUBLIC_ACTIVATIONS = (*ACTIVATIONS, "leaky_relu")
@@ -39,6 +40,8 @@ def target_attention(
     normalize: str = "none",
     scale: float = 1.0,
     blocks: Sequence[str] = BLOCKS,
+    dropout: float = 0.0,
+    seed: Tensor | int | None = None,
     offsets: Tensor | None = None,
     lengths: Tensor | None = None,
     mask: Tensor | None = None,
@@ -64,14 +67,22 @@ def target_attention(
             Any strides.
         weights: one to three hidden layers [H_1, 4 D], [H_2, H_1], ..., then the output layer [1, H_last].
         biases: [H_1], ..., [1], one per weight.
-        activation: "relu", "prelu", "leaky_relu", "sigmoid", "silu", "tanh", "gelu" (exact) or "dice":
-            x * (p + α (1 - p)) with p = σ(n(x)), n(x) = scale * x + shift (the same paper, equation 3).
-        slopes: for "prelu", one [H_i] tensor per hidden layer; for "dice", one [3, H_i]: α, scale and shift.
+        activation: "relu", "prelu", "leaky_relu", "sigmoid", "silu", "tanh", "gelu" (exact), "dice":
+            x * (p + α (1 - p)) with p = σ(n(x)), n(x) = scale * x + shift (the same paper, equation 3), or "dice_row":
+            the same with n(x_j) = (x_j - m) / √(Σ_k ((x_k - m)² + ε_k)), m the mean over the H_i units of one token
+            (torch-rechub's Dice, `basic/activation.py`, with ε = 1e-3 and one α for all units).
+        slopes: for "prelu", one [H_i] tensor per hidden layer; for "dice", one [3, H_i]: α, scale and shift; for
+            "dice_row", one [2, H_i]: α and ε.
         negative_slope: of "leaky_relu".
         normalize: "none", "softmax", or "sigmoid" (w = σ(s)).
         scale: multiplies the scores before they are normalised; 1 / √D is usual beside softmax.
         blocks: what the first layer's inputs are, in order: any of "t", "x", "t-x", "t*x", each once. weights[0]
             is then [H_1, len(blocks) D].
+        dropout: probability that a hidden unit is set to 0 behind its activation; the others are divided by
+            1 - dropout. Which ones follows from the seed and from where the token is: its target's row in the batch,
+            its place among the user's tokens, layer and unit. So nothing is kept for the backward, any layout drops
+            the same, and the same user in another row of the batch drops others.
+        seed: int64 (one value on the CPU, or a number), for `dropout`. None draws one from torch's default generator.
         offsets: [B + 1] int32 or int64; user b owns tokens offsets[b] ... offsets[b + 1] - 1.
         lengths: [B] int32 or int64; the first lengths[b] positions are kept.
         mask: [B, L]; nonzero positions are kept, on any side.
@@ -102,6 +113,7 @@ def target_attention(
         target.shape[-1], weights, biases, slopes, activation, negative_slope, scale, blocks
     )
     check_activation_unit(target, weights, biases, slopes, activation, normalize)
+    seed = check_dropout(dropout, seed)
     where = layout(history, target.shape[0], name="history", trailing=1, offsets=offsets, lengths=lengths, mask=mask)
     if history.shape[-1] != target.shape[-1]:
         raise ValueError(f"history is {history.shape[-1]} wide and target {target.shape[-1]}; expected the same D")
@@ -111,27 +123,29 @@ def target_attention(
         "target_attention",
         backend,
         target,
-        lambda: saved_bytes(candidates, where.token_shape, weights, act),
+        lambda: saved_bytes(candidates, where.token_shape, weights, act, dropout, seed),
         backends.STORED,
     )
+    if dropout and seed is None:
+        seed = draw_seed()
     if chosen == "reference":
         if not torch.compiler.is_compiling():
             where.check_values()
         user, keep = where.assignment()
         pooled, attention = reference.target_attention(
             with_candidates(target), history.reshape(-1, history.shape[-1]), user.to(target.device), keep,
-            weights, biases, slopes, activation, normalize,
+            weights, biases, slopes, activation, normalize, dropout, seed,
         )  # fmt: skip
         pooled = pooled.view(target.shape)
         attention = attention.reshape(*where.token_shape, candidates)
     elif backends.needs_grad(target, history, *weights, *biases, *slopes):
         pooled, attention = TargetAttention.apply(
-            target, history, where.offsets, where.lengths, where.mask, act, norm, len(weights),
-            keeps_bits(act, weights), return_weights, *weights, *biases, *slopes,
+            target, history, where.offsets, where.lengths, where.mask, seed, act, norm, dropout, len(weights),
+            keeps_bits(act, weights, dropout), return_weights, *weights, *biases, *slopes,
         )  # fmt: skip
     else:
         pooled, attention, _ = forward(
-            target, history, *where.canonical(), weights, biases, slopes or None, act, norm,
+            target, history, *where.canonical(), weights, biases, slopes or None, act, norm, dropout, seed,
             return_weights, False,
         )  # fmt: skip
     if not return_weights:
@@ -172,10 +186,17 @@ def canonical_unit(
     return weights, biases, slopes, activation
 
 
-def saved_bytes(candidates: int, token_shape: tuple[int, ...], weights: Sequence[Tensor], activation: int) -> int:
+def saved_bytes(
+    candidates: int,
+    token_shape: tuple[int, ...],
+    weights: Sequence[Tensor],
+    activation: int,
+    dropout: float,
+    seed: Tensor | int | None,
+) -> int:
     """Bytes that the fused form keeps for backward beyond its inputs and its output."""
-    bits = (weights[0].shape[0] + 7) // 8 if keeps_bits(activation, weights) else 0
-    return math.prod(token_shape) * candidates * (4 + bits)
+    bits = (weights[0].shape[0] + 7) // 8 if keeps_bits(activation, weights, dropout) else 0
+    return math.prod(token_shape) * candidates * (4 + bits) + (8 if dropout and seed is None else 0)
 
 
 def check_activation_unit(
@@ -208,7 +229,7 @@ def check_layers(
     layers = len(weights)
     if len(biases) != layers:
         raise ValueError(f"biases has {len(biases)} entries and weights {layers}; expected one bias per weight")
-    rows = {"prelu": (), "dice": (3,)}.get(activation)
+    rows = {"prelu": (), "dice": (3,), "dice_row": (2,)}.get(activation)
     expected = 0 if rows is None else activated
     if len(slopes) != expected:
         raise ValueError(f"slopes has {len(slopes)} entries; activation={activation!r} expects {expected}")
@@ -224,5 +245,8 @@ def check_layers(
             if tensor.shape != shape:
                 check_shape(f"weights[{i}]", weight, (out, width), "units, inputs; the first layer has 4 D")
                 check_shape(f"biases[{i}]", bias, (out,), "one per unit")
-                check_shape(f"slopes[{i}]", tensor, shape, "alpha, scale and shift" if rows else "one per unit")
+                words = {"dice": "alpha, scale and shift", "dice_row": "alpha and epsilon"}.get(
+                    activation, "one per unit"
+                )
+                check_shape(f"slopes[{i}]", tensor, shape, words)
         width = out

@@ -12,10 +12,10 @@ from torch.autograd.function import once_differentiable
 from mixpol_kernels.history import canonical
 from mixpol_kernels.library import define, may_be_empty
 
-ACTIVATIONS = ("relu", "prelu", "sigmoid", "silu", "tanh", "gelu", "dice")
+ACTIVATIONS = ("relu", "prelu", "sigmoid", "silu", "tanh", "gelu", "dice", "dice_row")
 NORMALIZERS = ("none", "softmax", "sigmoid")
 
-_UNIT = "Tensor[] weights, Tensor[] biases, Tensor[] slopes, int activation, int normalize"
+_UNIT = "Tensor[] weights, Tensor[] biases, Tensor[] slopes, int activation, int normalize, float dropout, Tensor? seed"
 _LAYOUT = "Tensor? offsets, Tensor? lengths, Tensor? mask"
 define(
     "target_attention_fwd",
@@ -31,12 +31,13 @@ define(
 )
 
 
-def keeps_bits(activation: int, weights: Sequence[Tensor]) -> bool:
+def keeps_bits(activation: int, weights: Sequence[Tensor], dropout: float = 0.0) -> bool:
     """Whether the forward keeps a bit per hidden unit, which spares the backward the first layer.
 
     Up to 64 units, so that attention weights and bits stay within 12 bytes a token.
     """
-    return activation == ACTIVATIONS.index("relu") and len(weights) == 2 and weights[0].shape[0] <= 64
+    fits = activation == ACTIVATIONS.index("relu") and len(weights) == 2 and weights[0].shape[0] <= 64
+    return fits and not dropout
 
 
 def fake_outputs(
@@ -68,6 +69,8 @@ def _(
     slopes: list[Tensor] | None,
     activation: int,
     normalize: int,
+    dropout: float,
+    seed: Tensor | None,
     save_attention: bool,
     save_bits: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -90,6 +93,8 @@ def _(
     slopes: list[Tensor],
     activation: int,
     normalize: int,
+    dropout: float,
+    seed: Tensor | None,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     parameters = [p.new_empty(p.shape) for p in (*weights, *biases, *slopes)]
     return target.new_empty(target.shape), history.new_empty(history.shape), parameters
@@ -110,8 +115,10 @@ class TargetAttention(torch.autograd.Function):
         offsets: Tensor | None,
         lengths: Tensor | None,
         mask: Tensor | None,
+        seed: Tensor | None,
         activation: int,
         normalize: int,
+        dropout: float,
         layers: int,
         save_bits: bool,
         with_attention: bool,
@@ -124,10 +131,10 @@ class TargetAttention(torch.autograd.Function):
         weights, biases, slopes = split_parameters(parameters, layers)
         pooled, attention, bits = forward(
             target, history, *canonical(offsets, lengths, mask), weights, biases, slopes,
-            activation, normalize, True, save_bits,
+            activation, normalize, dropout, seed, True, save_bits,
         )  # fmt: skip
-        ctx.save_for_backward(target, history, offsets, lengths, mask, attention, bits, *parameters)
-        ctx.config = (activation, normalize, layers, with_attention)
+        ctx.save_for_backward(target, history, offsets, lengths, mask, seed, attention, bits, *parameters)
+        ctx.config = (activation, normalize, dropout, layers, with_attention)
         if not with_attention:
             ctx.mark_non_differentiable(attention)
         return pooled, attention
@@ -135,15 +142,15 @@ class TargetAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_pooled: Tensor, grad_attention: Tensor) -> tuple[Tensor | None, ...]:
-        target, history, offsets, lengths, mask, attention, bits, *parameters = ctx.saved_tensors
-        activation, normalize, layers, with_attention = ctx.config
+        target, history, offsets, lengths, mask, seed, attention, bits, *parameters = ctx.saved_tensors
+        activation, normalize, dropout, layers, with_attention = ctx.config
         weights, biases, slopes = split_parameters(parameters, layers)
         grad_target, grad_history, grads = _bwd(
             grad_pooled, grad_attention if with_attention else None, attention, bits,
             target, history, *canonical(offsets, lengths, mask),
-            weights, biases, slopes, activation, normalize,
+            weights, biases, slopes, activation, normalize, dropout, seed,
         )  # fmt: skip
-        return grad_target, grad_history, *[None] * 8, *grads
+        return grad_target, grad_history, *[None] * 10, *grads
 
 
 def with_candidates(target: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mixpol_kernels.ops.target_attention.dropout import Dropout, token_dropout
+
 _PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "sigmoid": torch.sigmoid,
@@ -18,7 +20,10 @@ _PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def activate(h: Tensor, activation: str, slope: Tensor | None) -> Tensor:
-    """One of `autograd.ACTIVATIONS`, element-wise; `slope` [H] for prelu, [3, H] (alpha, scale, shift) for dice."""
+    """One of `autograd.ACTIVATIONS`, on [..., H].
+
+    `slope`: [H] for prelu; [3, H] for dice: alpha, scale and shift; [2, H] for dice_row: alpha and epsilon.
+    """
     if activation == "prelu":
         assert slope is not None
         return torch.where(h > 0, h, slope * h)
@@ -26,6 +31,12 @@ def activate(h: Tensor, activation: str, slope: Tensor | None) -> Tensor:
         assert slope is not None
         alpha, scale, shift = slope.unbind()
         p = torch.sigmoid(scale * h + shift)
+        return h * (p + alpha * (1 - p))
+    if activation == "dice_row":
+        assert slope is not None
+        alpha, epsilon = slope.unbind()
+        off = h - h.mean(-1, keepdim=True)
+        p = torch.sigmoid(off / (off**2 + epsilon).sum(-1, keepdim=True).sqrt())
         return h * (p + alpha * (1 - p))
     return _PLAIN[activation](h)
 
@@ -37,11 +48,13 @@ def activation_unit(
     biases: Sequence[Tensor],
     slopes: Sequence[Tensor],
     activation: str,
+    drop: Dropout | None = None,
 ) -> Tensor:
     """Raw scores of the DIN activation unit for matching rows: target and tokens [..., D] to [...]."""
     h = torch.cat([target, tokens, target - tokens, target * tokens], dim=-1)
     for i, (weight, bias) in enumerate(zip(weights[:-1], biases[:-1], strict=True)):
         h = activate(F.linear(h, weight, bias), activation, slopes[i] if slopes else None)
+        h = h if drop is None else drop(h, i)
     return F.linear(h, weights[-1], biases[-1]).squeeze(-1)
 
 
@@ -55,6 +68,8 @@ def target_attention(
     slopes: Sequence[Tensor],
     activation: str,
     normalize: str,
+    dropout: float = 0.0,
+    seed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Target attention over tokens that name their user.
 
@@ -64,8 +79,9 @@ def target_attention(
         user: [T] int64.
         keep: [T] bool, or None if every token is kept.
         weights, biases: the hidden layers, then the output layer.
-        slopes: one per hidden layer for "prelu" and "dice", else empty.
-        activation, normalize: as in the public function.
+        slopes: one per hidden layer for "prelu", "dice" and "dice_row", else empty.
+        activation, normalize, dropout: as in the public function.
+        seed: [1] int64; None without dropout.
 
     Returns:
         pooled [B, M, D] and attention weights [T, M].
@@ -76,7 +92,8 @@ def target_attention(
     if keep is not None:  # whatever stands in the pads, NaN included, must not leak
         tokens = torch.where(keep[:, None, None], tokens, torch.zeros_like(tokens))
     tokens = tokens.expand(-1, candidates, width)
-    scores = activation_unit(target[user], tokens, weights, biases, slopes, activation)
+    drop = token_dropout(dropout, seed, user, keep, batch, candidates)
+    scores = activation_unit(target[user], tokens, weights, biases, slopes, activation, drop)
     if normalize == "softmax":
         highest = scores.new_full((batch, candidates), -torch.inf)
         reachable = scores if keep is None else scores.masked_fill(~keep[:, None], -torch.inf)

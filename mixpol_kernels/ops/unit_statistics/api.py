@@ -14,6 +14,7 @@ from mixpol_kernels.checks import check_float
 from mixpol_kernels.history import Layout, layout
 from mixpol_kernels.ops.target_attention.api import BLOCKS, canonical_unit, check_layers
 from mixpol_kernels.ops.target_attention.autograd import ACTIVATIONS, with_candidates
+from mixpol_kernels.ops.target_attention.dropout import check_dropout
 from mixpol_kernels.ops.unit_statistics import reference
 from mixpol_kernels.ops.unit_statistics.autograd import UnitStatistics, forward
 
@@ -43,6 +44,8 @@ def unit_statistics(
     slopes: Sequence[Tensor] = (),
     negative_slope: float = 0.01,
     blocks: Sequence[str] = BLOCKS,
+    dropout: float = 0.0,
+    seed: Tensor | int | None = None,
     pad_to: int | None = None,
     offsets: Tensor | None = None,
     lengths: Tensor | None = None,
@@ -62,6 +65,7 @@ def unit_statistics(
         weights: the hidden layers up to the one in question: [H_1, 4 D], [H_2, H_1], ...; one to three.
         biases: one [H_i] per weight.
         activation, slopes, negative_slope, blocks: as in `target_attention`; `slopes` for all layers but the last.
+        dropout, seed: of the layers below, as in `target_attention`, which then takes the same seed.
         pad_to: count every history as padded with zero tokens to this length. None: kept tokens only.
         offsets, lengths, mask: the layout, as in `target_attention`.
         backend: "auto", "cpu" (compiled, float32) or "reference" (plain PyTorch).
@@ -95,6 +99,11 @@ def unit_statistics(
     if history.shape[-1] != target.shape[-1]:
         raise ValueError(f"history is {history.shape[-1]} wide and target {target.shape[-1]}; expected the same D")
     check_pads(None, pad_to)
+    seed = check_dropout(dropout, seed)
+    if dropout and seed is None:
+        raise ValueError(f"seed was None with dropout {dropout}; expected the one that the attention takes")
+    if dropout and pad_to is not None and len(weights) > 1:
+        raise ValueError(f"pad_to was {pad_to} with dropout {dropout}; expected None: dropout makes the pads differ")
     candidates = target.shape[1] if target.dim() == 3 else 1
     act = ACTIVATIONS.index(activation)
     chosen = backends.choose("unit_statistics", backend, target, lambda: 4 * weights[-1].shape[0])
@@ -107,16 +116,19 @@ def unit_statistics(
         mean, variance = reference.unit_statistics(
             with_candidates(target), history.reshape(-1, history.shape[-1]), user.to(target.device), keep,
             None if pad_to is None else pad_to - kept, weights, biases, slopes, activation,
+            dropout, seed,
         )  # fmt: skip
     else:
         length = -1 if pad_to is None else pad_to
         if backends.needs_grad(target, history, *weights, *biases, *slopes):
             mean, variance = UnitStatistics.apply(
-                target, history, where.offsets, where.lengths, where.mask, act, length, len(weights),
+                target, history, where.offsets, where.lengths, where.mask, seed, act, dropout, length, len(weights),
                 *weights, *biases, *slopes,
             )  # fmt: skip
         else:
-            mean, variance = forward(target, history, *where.canonical(), weights, biases, slopes, act, length)
+            mean, variance = forward(
+                target, history, *where.canonical(), weights, biases, slopes, act, dropout, seed, length
+            )
     return Statistics(mean, variance, counted_rows(kept, where.batch, candidates, pad_to))
 
 

@@ -14,7 +14,8 @@ from mixpol_kernels.ops.target_attention.autograd import split_parameters
 
 _INPUTS = (
     "Tensor target, Tensor history, Tensor? offsets, Tensor? lengths, Tensor? mask,"
-    " Tensor[] weights, Tensor[] biases, Tensor[] slopes, int activation, SymInt pad_to"
+    " Tensor[] weights, Tensor[] biases, Tensor[] slopes, int activation, float dropout, Tensor? seed,"
+    " SymInt pad_to"
 )
 define("unit_statistics_fwd", f"({_INPUTS}) -> (Tensor mean, Tensor variance)")
 define(
@@ -35,6 +36,8 @@ def _(
     biases: list[Tensor],
     slopes: list[Tensor],
     activation: int,
+    dropout: float,
+    seed: Tensor | None,
     pad_to: int,
 ) -> tuple[Tensor, Tensor]:
     units = weights[-1].shape[0]
@@ -55,6 +58,8 @@ def _(
     biases: list[Tensor],
     slopes: list[Tensor],
     activation: int,
+    dropout: float,
+    seed: Tensor | None,
     pad_to: int,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     parameters = [p.new_empty(p.shape) for p in (*weights, *biases, *slopes)]
@@ -76,7 +81,9 @@ class UnitStatistics(torch.autograd.Function):
         offsets: Tensor | None,
         lengths: Tensor | None,
         mask: Tensor | None,
+        seed: Tensor | None,
         activation: int,
+        dropout: float,
         pad_to: int,
         layers: int,
         *parameters: Tensor,
@@ -84,19 +91,19 @@ class UnitStatistics(torch.autograd.Function):
         """`parameters`: `layers` weights, `layers` biases, then slopes."""
         mean, variance = forward(
             target, history, *canonical(offsets, lengths, mask), *split_parameters(parameters, layers),
-            activation, pad_to,
+            activation, dropout, seed, pad_to,
         )  # fmt: skip
-        ctx.save_for_backward(target, history, offsets, lengths, mask, mean, *parameters)
-        ctx.config = (activation, pad_to, layers)
+        ctx.save_for_backward(target, history, offsets, lengths, mask, seed, mean, *parameters)
+        ctx.config = (activation, dropout, pad_to, layers)
         return mean, variance
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_mean: Tensor, grad_variance: Tensor) -> tuple[Tensor | None, ...]:
-        target, history, offsets, lengths, mask, mean, *parameters = ctx.saved_tensors
-        activation, pad_to, layers = ctx.config
+        target, history, offsets, lengths, mask, seed, mean, *parameters = ctx.saved_tensors
+        activation, dropout, pad_to, layers = ctx.config
         grad_target, grad_history, grads = _bwd(
             grad_mean, grad_variance, mean, target, history, *canonical(offsets, lengths, mask),
-            *split_parameters(parameters, layers), activation, pad_to,
+            *split_parameters(parameters, layers), activation, dropout, seed, pad_to,
         )  # fmt: skip
-        return grad_target, grad_history, *[None] * 6, *grads
+        return grad_target, grad_history, *[None] * 8, *grads

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mixpol_kernels.ops.target_attention.dropout import token_dropout
 from mixpol_kernels.ops.target_attention.reference import activate
 
 
@@ -21,6 +22,8 @@ def unit_statistics(
     biases: Sequence[Tensor],
     slopes: Sequence[Tensor],
     activation: str,
+    dropout: float = 0.0,
+    seed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Mean and biased variance [H_last] of the last layer's pre-activations.
 
@@ -32,13 +35,15 @@ def unit_statistics(
         pads: [B], how many zero tokens count beside the user's own; None for none.
         weights, biases: hidden layers, the first [H_1, 4 D].
         slopes: as in `target_attention`, for all layers but the last.
-        activation: of those layers.
+        activation, dropout: of those layers.
+        seed: [1] int64; None without dropout.
     """
     batch, candidates, width = target.shape
     if keep is not None:
         tokens, user = tokens[keep], user[keep]
     rows = tokens[:, None, :].expand(-1, candidates, width)
     targets = target[user]
+    drop = token_dropout(dropout, seed, user, None, batch, candidates)
     weight = rows.new_ones(rows.shape[:2])
     if pads is not None:
         rows = torch.cat([rows, torch.zeros_like(target)])
@@ -49,6 +54,7 @@ def unit_statistics(
         h = F.linear(h, w, b)
         if i + 1 < len(weights):
             h = activate(h, activation, slopes[i] if slopes else None)
+            h = h if drop is None else drop(h, i)
     count = weight.sum().clamp(min=1)
     mean = (weight[..., None] * h).sum((0, 1)) / count
     return mean, (weight[..., None] * (h - mean) ** 2).sum((0, 1)) / count

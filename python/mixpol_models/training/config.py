@@ -62,7 +62,7 @@ class TrainConfig(BaseModel):
     embedding_dim: int = Field(16, ge=1)
     attention_units: tuple[int, ...] = Field((64,), min_length=1, max_length=3)
     tower_units: tuple[int, ...] = (128, 64)
-    activation: Literal["relu", "prelu", "leaky_relu", "sigmoid", "silu", "tanh", "gelu", "dice"] = "relu"
+    activation: Literal["relu", "prelu", "leaky_relu", "sigmoid", "silu", "tanh", "gelu", "dice", "dice_row"] = "relu"
     normalize: Literal["none", "softmax", "sigmoid"] = "none"
     dropout: float = Field(0.0, ge=0, lt=1)
     user_embedding: bool = True

@@ -11,7 +11,7 @@ from torch import Tensor
 import mixpol_kernels as mk
 from mixpol_kernels.ops.unit_statistics.autograd import forward
 
-ACTIVATIONS = ("relu", "prelu", "leaky_relu", "sigmoid", "silu", "tanh", "gelu", "dice")
+ACTIVATIONS = ("relu", "prelu", "leaky_relu", "sigmoid", "silu", "tanh", "gelu", "dice", "dice_row")
 
 
 def inputs(
@@ -27,6 +27,8 @@ def inputs(
             slopes.append(normal(units))
         if activation == "dice":
             slopes.append(normal(3, units))
+        if activation == "dice_row":
+            slopes.append(torch.stack([normal(units), normal(units).abs()]))
     offsets = torch.tensor([0, *counts]).cumsum(0)
     return {
         "target": normal(len(counts), width),
@@ -126,15 +128,22 @@ def test_bad_arguments(backend: str, generator: torch.Generator) -> None:
         mk.unit_statistics(**{**good, "biases": [torch.zeros(3)]}, backend=backend)
     with pytest.raises(ValueError, match="slopes has 1 entries"):
         mk.unit_statistics(**{**good, "slopes": [torch.zeros(8)], "activation": "prelu"}, backend=backend)
+    with pytest.raises(ValueError, match=r"seed was None with dropout 0\.3"):
+        mk.unit_statistics(**good, dropout=0.3, backend=backend)
+    deep = inputs(generator, (8, 4), "relu", (2, 3))
+    with pytest.raises(ValueError, match=r"pad_to was 5 with dropout 0\.3"):
+        mk.unit_statistics(**deep, dropout=0.3, seed=1, pad_to=5, backend=backend)
     with pytest.raises(RuntimeError, match="offsets run from 0 to 4"):
         mk.unit_statistics(**{**good, "offsets": torch.tensor([0, 2, 4])}, backend=backend)
 
 
-def test_registration(generator: torch.Generator) -> None:
+@pytest.mark.parametrize("seed", [None, 3])
+def test_registration(seed: int | None, generator: torch.Generator) -> None:
     given = inputs(generator, (8, 4), "prelu", (2, 3))
     call = (
         given["target"], given["history"], given["offsets"], None, None,
-        given["weights"], given["biases"], given["slopes"], 1, 5,
+        given["weights"], given["biases"], given["slopes"], 1,
+        *((0.0, None, 5) if seed is None else (0.3, torch.tensor([seed]), -1)),
     )  # fmt: skip
     torch.library.opcheck(forward, call)
 

@@ -1,0 +1,193 @@
+"""An activation unit as the parts of a module, whichever module they belong to, and attention by it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mixpol_kernels.ops.dice_attention.api import dice_attention
+from mixpol_kernels.ops.target_attention.api import BLOCKS, target_attention
+from mixpol_kernels.ops.target_attention.dropout import draw_seed
+from mixpol_kernels.ops.unit_statistics.api import unit_statistics
+
+Parameters = tuple[list[Tensor], list[Tensor], list[Tensor]]  # weights, biases, slopes
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The layers of a DIN activation unit and what else the ops want to know.
+
+    Attributes:
+        linears: hidden layers, then the output layer.
+        activation: of the hidden layers, as in `mixpol_kernels.target_attention`.
+        slopes: [H_i] per hidden layer for "prelu" and "dice"; otherwise empty.
+        norms: one per hidden layer where they are normalised, before the activation or inside of Dice; a norm in
+            training mode takes the statistics of the batch and updates its own.
+        pads: how padded positions count in those statistics: "none", as "zeros", or "given": all of them, whatever they
+            hold.
+        row_eps: of "dice_row", whose slopes are one [1] or [H_i] per hidden layer.
+        negative_slope, normalize, scale, blocks, dropout, backend: as in `mixpol_kernels.target_attention`.
+    """
+
+    linears: Sequence[nn.Linear]
+    activation: str
+    slopes: Sequence[Tensor] = ()
+    norms: Sequence[nn.BatchNorm1d] = ()
+    pads: str = "none"
+    negative_slope: float = 0.01
+    normalize: str = "none"
+    scale: float = 1.0
+    blocks: Sequence[str] = BLOCKS
+    dropout: float = 0.0
+    row_eps: float = 1e-3
+    backend: str = "auto"
+
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether a call reads the statistics of its own batch."""
+        return any(norm.training for norm in self.norms)
+
+    def attend(
+        self,
+        target: Tensor,
+        history: Tensor,
+        layout: Mapping[str, Tensor | None],
+        pad_to: int | None = None,
+        return_weights: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Target attention; `layout` has offsets, lengths and mask, `pad_to` the padded length behind offsets."""
+        seed = None
+        if self.needs_statistics:
+            if self.activation == "dice" and len(self.norms) == 1 and self.pads != "given" and not self.dropout:
+                return self._dice(target, history, layout, pad_to, return_weights)
+            seed = draw_seed() if self.dropout else None  # one for the statistics and what they are for
+            weights, biases, slopes = self._by_batch(target, history, layout, pad_to, seed)
+        else:
+            weights, biases, slopes = self.by_running_statistics()
+        where: dict[str, Any] = dict(layout)
+        return target_attention(
+            target, history, weights, biases, slopes=slopes, seed=seed, return_weights=return_weights,
+            backend=self.backend, **where, **self.options(),
+        )  # fmt: skip
+
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments of `target_attention` beside the parameters."""
+        return {
+            "activation": self.activation,
+            "negative_slope": self.negative_slope,
+            "normalize": self.normalize,
+            "scale": self.scale,
+            "blocks": self.blocks,
+            "dropout": self.dropout,
+        }
+
+    def parameters(self) -> Parameters:
+        """Weights, biases and slopes before any normalisation."""
+        weights: list[Tensor] = [m.weight for m in self.linears]
+        biases: list[Tensor] = [
+            m.bias if m.bias is not None else m.weight.new_zeros(m.out_features) for m in self.linears
+        ]
+        if self.activation != "dice_row":
+            return weights, biases, list(self.slopes)
+        slopes = [
+            torch.stack([slope.expand(bias.shape), torch.full_like(bias, self.row_eps)])
+            for slope, bias in zip(self.slopes, biases[:-1], strict=True)
+        ]
+        return weights, biases, slopes
+
+    def by_running_statistics(self) -> Parameters:
+        """Weights, biases and slopes as the op takes them."""
+        parameters = self.parameters()
+        for i, norm in enumerate(self.norms):
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            self._normalise(i, norm.running_mean, norm.running_var, parameters)
+        return parameters
+
+    def padded_length(self, history: Tensor, layout: Mapping[str, Tensor | None], pad_to: int | None) -> int | None:
+        """The length that the statistics count every history with; None: its own."""
+        if self.pads == "none":
+            return None
+        if pad_to is None and layout.get("offsets") is not None:
+            raise ValueError("pad_to was None; expected the padded length: pads_in_norm counts it, offsets hide it")
+        return history.shape[1] if pad_to is None else pad_to
+
+    def _dice(
+        self,
+        target: Tensor,
+        history: Tensor,
+        layout: Mapping[str, Tensor | None],
+        pad_to: int | None,
+        return_weights: bool,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """One hidden layer with Dice by this batch's statistics, in one op; updates the running statistics."""
+        weights, biases, (alpha,) = self.parameters()
+        (norm,) = self.norms
+        where: dict[str, Any] = dict(layout)
+        found = dice_attention(
+            target, history, weights, biases, alpha, norm_weight=norm.weight, norm_bias=norm.bias, eps=norm.eps,
+            normalize=self.normalize, scale=self.scale, blocks=self.blocks,
+            pad_to=self.padded_length(history, layout, pad_to), return_weights=return_weights, backend=self.backend,
+            **where,
+        )  # fmt: skip
+        _update(norm, found.mean, found.variance, found.rows)
+        return found.pooled if found.attention is None else (found.pooled, found.attention)
+
+    def _by_batch(
+        self,
+        target: Tensor,
+        history: Tensor,
+        layout: Mapping[str, Tensor | None],
+        pad_to: int | None,
+        seed: Tensor | None,
+    ) -> Parameters:
+        """As `by_running_statistics`, by this batch's where a norm trains; updates its running statistics."""
+        counted: dict[str, Any] = {} if self.pads == "given" else dict(layout)
+        length = None if self.pads == "given" else self.padded_length(history, layout, pad_to)
+        parameters = weights, biases, slopes = self.parameters()
+        for i, norm in enumerate(self.norms):
+            if not norm.training:
+                assert norm.running_mean is not None
+                assert norm.running_var is not None
+                self._normalise(i, norm.running_mean, norm.running_var, parameters)
+                continue
+            found = unit_statistics(
+                target, history, weights[: i + 1], biases[: i + 1], slopes=slopes[:i], activation=self.activation,
+                negative_slope=self.negative_slope, blocks=self.blocks, dropout=self.dropout, seed=seed,
+                pad_to=length, backend=self.backend, **counted,
+            )  # fmt: skip
+            self._normalise(i, found.mean, found.variance, parameters)
+            _update(norm, found.mean.detach(), found.variance.detach(), found.rows)
+        return parameters
+
+    def _normalise(self, i: int, mean: Tensor, variance: Tensor, parameters: Parameters) -> None:
+        """Puts layer i's normalisation n(x) = scale * x + shift where the op has room for it."""
+        weights, biases, slopes = parameters
+        norm = self.norms[i]
+        scale = torch.rsqrt(variance + norm.eps)
+        if norm.affine:
+            scale = scale * norm.weight
+        shift = -mean * scale
+        if norm.affine:
+            shift = shift + norm.bias
+        if self.activation == "dice":
+            slopes[i] = torch.stack([slopes[i], scale, shift])
+        else:  # an affine map behind a linear layer is another linear layer
+            weights[i] = weights[i] * scale[:, None]
+            biases[i] = biases[i] * scale + shift
+
+
+@torch.no_grad()
+def _update(norm: nn.BatchNorm1d, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+    """Moves the running statistics, as `nn.BatchNorm1d` does: the running variance is the unbiased one."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked.add_(1)
+    unbiased = variance * (count / (count - 1).clamp(min=1)).to(variance.dtype)
+    norm.running_mean.lerp_(mean, norm.momentum or 0.0)
+    norm.running_var.lerp_(unbiased, norm.momentum or 0.0)
