@@ -1,7 +1,7 @@
 // Which hidden units dropout sets to zero: a function of the seed, the target's row (user * M + candidate),
 // the token's place among its user's tokens, the layer and the unit. Nothing is stored, and neither threads
-// nor the layout change it. T is uint32_t or a vector of them. mixpol_kernels/ops/target_attention/dropout.py
-// has the same in torch.
+// nor the layout change it. T is uint32_t or a vector of them.
+// mixpol_kernels/ops/target_attention/reference.py has the same in torch.
 #pragma once
 
 #include <cstdint>

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mixpol_kernels.nn import MixedPolarityAttention, TargetAttention
-from mixpol_kernels.ops.target_attention.dropout import Dropout, draw_seed, token_dropout
+from mixpol_kernels.ops.target_attention.dropout import draw_seed
+from mixpol_kernels.ops.target_attention.reference import token_dropout
 
 KINDS: dict[str, dict[str, Any]] = {
     "dice": {"activation": "dice"},
@@ -44,7 +45,7 @@ def textbook(
         else:
             h = F.prelu(n, layer.slopes[i]) if layer.activation == "prelu" else torch.sigmoid(n)
         if drop is not None:
-            h = Dropout(drop.p, drop.tokens[rows])(h[:, None], i)[:, 0]
+            h = h * drop(h.new_ones(len(rows), 1, h.shape[1]), i)[rows, 0]
     scores = torch.zeros(keep.numel(), dtype=h.dtype).masked_scatter(rows, last(h).squeeze(-1)).view(keep.shape)
     return ((scores * keep)[..., None] * history).sum(1)
 

@@ -8,8 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mixpol_kernels.ops.target_attention.dropout import Dropout, token_dropout
-
 _PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "sigmoid": torch.sigmoid,
@@ -41,6 +39,46 @@ def activate(h: Tensor, activation: str, slope: Tensor | None) -> Tensor:
     return _PLAIN[activation](h)
 
 
+_LOW = 0xFFFFFFFF
+_UNIT_STEP = 0x9E3779B9
+_BITS = 24
+
+
+def token_dropout(
+    p: float, seed: Tensor | None, user: Tensor, keep: Tensor | None, batch: int, candidates: int
+) -> Callable[[Tensor, int], Tensor] | None:
+    """drop(h [T, M, H], layer) for tokens [T] that name their user in order; None without dropout.
+
+    A unit is 0 with probability `p` and otherwise divided by 1 - p, as csrc/math/dropout.h decides from the seed, the
+    target's row, the token's place among its user's tokens, the layer and the unit.
+    """
+    if seed is None:
+        return None
+    seed = seed.to(user.device).reshape(())
+    call = _mix(_mix((seed & _LOW) ^ _UNIT_STEP) ^ ((seed >> 32) & _LOW))
+    rows = torch.arange(batch * candidates, device=user.device).view(batch, candidates)
+    kept = torch.ones_like(user) if keep is None else keep.to(torch.int64)
+    each = torch.zeros(batch, dtype=torch.int64, device=user.device).index_add(0, user, kept)
+    position = kept.cumsum(0) - 1 - (each.cumsum(0) - each)[user]  # anything at pads
+    tokens = _mix(_mix(call ^ (rows & _LOW))[user] ^ (position[:, None] & _LOW))
+
+    def drop(h: Tensor, layer: int) -> Tensor:
+        unit = torch.arange(h.shape[-1], device=h.device) * _UNIT_STEP
+        bits = _mix((_mix(tokens ^ layer)[..., None] + unit) & _LOW) >> (32 - _BITS)
+        return h * ((bits >= int(p * 2**_BITS)).to(h.dtype) * (1 / (1 - p)))
+
+    return drop
+
+
+def _mix(x: Tensor) -> Tensor:
+    """lowbias32 on the low 32 bits of int64."""
+    x = x ^ (x >> 16)
+    x = (x * 0x7FEB352D) & _LOW
+    x = x ^ (x >> 15)
+    x = (x * 0x846CA68B) & _LOW
+    return x ^ (x >> 16)
+
+
 def activation_unit(
     target: Tensor,
     tokens: Tensor,
@@ -48,7 +86,7 @@ def activation_unit(
     biases: Sequence[Tensor],
     slopes: Sequence[Tensor],
     activation: str,
-    drop: Dropout | None = None,
+    drop: Callable[[Tensor, int], Tensor] | None = None,
 ) -> Tensor:
     """Raw scores of the DIN activation unit for matching rows: target and tokens [..., D] to [...]."""
     h = torch.cat([target, tokens, target - tokens, target * tokens], dim=-1)

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mixpol_kernels.ops.target_attention.dropout import token_dropout
-from mixpol_kernels.ops.target_attention.reference import activate
+from mixpol_kernels.ops.target_attention.reference import activate, token_dropout
 
 
 def unit_statistics(
@@ -55,6 +54,7 @@ def unit_statistics(
         if i + 1 < len(weights):
             h = activate(h, activation, slopes[i] if slopes else None)
             h = h if drop is None else drop(h, i)
+    h = torch.where(weight[..., None] > 0, h, 0)  # a target without pads: NaN must not leak
     count = weight.sum().clamp(min=1)
     mean = (weight[..., None] * h).sum((0, 1)) / count
     return mean, (weight[..., None] * (h - mean) ** 2).sum((0, 1)) / count
