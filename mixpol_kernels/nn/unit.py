@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -73,6 +73,14 @@ class Unit:
             target, history, weights, biases, slopes=slopes, seed=seed, return_weights=return_weights,
             backend=self.backend, **where, **self.options(),
         )  # fmt: skip
+
+    def with_normalize(self, normalize: str) -> Unit:
+        """The same unit with another normalisation of its scores."""
+        return replace(self, normalize=normalize)
+
+    def with_scale(self, scale: float) -> Unit:
+        """The same unit with its scores multiplied before they are normalised."""
+        return replace(self, scale=scale)
 
     def options(self) -> dict[str, Any]:
         """The keyword arguments of `target_attention` beside the parameters."""

@@ -1,0 +1,192 @@
+"""The walk over a model: which layers turn into their fused form, and which stay and why."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from mixpol_kernels import backend
+from mixpol_kernels.drop_in import registry
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """A layer that runs fused now: its names in the model (several if it is used in several places) and its class."""
+
+    names: tuple[str, ...]
+    layer: str
+    framework: str
+
+
+@dataclass(frozen=True)
+class Left:
+    """A layer that a fused form exists for, left as it was, and why."""
+
+    names: tuple[str, ...]
+    layer: str
+    framework: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `accelerate` did; print it."""
+
+    replaced: tuple[Replaced, ...] = field(default_factory=tuple)
+    left: tuple[Left, ...] = field(default_factory=tuple)
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.replaced)} replaced, {len(self.left)} left as they were"]
+        lines += [f"  fused  {_where(r.names)}: {r.framework} {r.layer}" for r in self.replaced]
+        lines += [f"  left   {_where(x.names)}: {x.framework} {x.layer}, since {x.reason}" for x in self.left]
+        return "\n".join(lines)
+
+
+def accelerate(model: nn.Module) -> Report:
+    """Lets every target-attention layer of a model that has a fused form run it.
+
+    Known layers: FuxiCTR's `DIN_Attention` and `MultiHeadTargetAttention`, DeepCTR-Torch's
+    `AttentionSequencePoolingLayer`, RecBole's `SequenceAttLayer`, torch-rechub's `ActivationUnit` and TorchEasyRec's
+    `DINEncoder`. A layer keeps its object, parameters, buffers, hooks and names; only its class changes, to a subclass
+    with another `forward`. So optimisers, checkpoints and state_dict keys stay valid, before and after, and
+    `isinstance` still holds. `restore` undoes it. Layers whose options the ops do not have stay as they are.
+
+    Args:
+        model: on one device, before `torch.compile` and not scripted.
+
+    Returns:
+        A `Report`.
+
+    Raises:
+        TypeError: not an `nn.Module`, or a scripted or compiled one.
+        ValueError: there is no known layer in it.
+        ImportError: a framework's classes are not the ones that the adapter was written for.
+
+    Example:
+        >>> from torch import nn
+        >>> from mixpol_kernels.drop_in import accelerate
+        >>> accelerate(nn.Linear(4, 4))
+        Traceback (most recent call last):
+        ValueError: model has no target-attention layer that is known ...
+    """
+    _check_model(model)
+    found: list[tuple[tuple[str, ...], nn.Module, str, registry.Layer, str]] = []
+    fused_already = False
+    for module, names in _modules(model).items():
+        for adapter in registry.loaded():
+            for layer in adapter.layers:
+                if type(module) is layer.fused:
+                    fused_already = True
+                elif isinstance(module, layer.original):
+                    found.append((names, module, adapter.framework, layer, _refusal(module, layer)))
+    if not found and not fused_already:
+        known = ", ".join(f"{a.framework} {x.original.__name__}" for a in registry.loaded() for x in a.layers)
+        raise ValueError(
+            f"model has no target-attention layer that is known ({known or 'no known framework has been imported'}); "
+            "mixpol_kernels.nn has the layers themselves"
+        )
+    for _, module, _, layer, reason in found:
+        if not reason:
+            module.__class__ = layer.fused
+    return Report(
+        tuple(Replaced(n, x.original.__name__, f) for n, _, f, x, reason in found if not reason),
+        tuple(Left(n, type(m).__name__, f, reason) for n, m, f, _, reason in found if reason),
+    )
+
+
+def restore(model: nn.Module) -> int:
+    """Undoes `accelerate` and `patched`: every fused layer gets its framework's class back.
+
+    Returns:
+        How many layers were restored.
+
+    Raises:
+        TypeError: not an `nn.Module`, or a scripted or compiled one.
+    """
+    _check_model(model)
+    count = 0
+    for module in _modules(model):
+        for adapter in registry.loaded():
+            for layer in adapter.layers:
+                if type(module) is layer.fused:
+                    module.__class__ = layer.original
+                    count += 1
+    return count
+
+
+@contextlib.contextmanager
+def patched(framework: str) -> Iterator[None]:
+    """Within this context, layers of a framework are fused as they are built; they stay so afterwards.
+
+    For models that are built far from your own code: by a runner, from a configuration.
+
+    Args:
+        framework: "fuxictr", "deepctr_torch", "recbole", "torch_rechub" or "tzrec".
+
+    Raises:
+        ValueError: unknown framework.
+        ImportError: it is not installed, or its classes are not the ones that the adapter was written for.
+    """
+    layers = registry.adapter(framework).layers
+    originals = [layer.original.__init__ for layer in layers]
+    for layer in layers:
+        layer.original.__init__ = _fusing(layer)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for layer, original in zip(layers, originals, strict=True):
+            layer.original.__init__ = original  # type: ignore[method-assign]
+
+
+def _fusing(layer: registry.Layer) -> Any:
+    original = layer.original.__init__
+
+    @functools.wraps(original)
+    def build(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        if type(self) is layer.original and not _refusal(self, layer):
+            self.__class__ = layer.fused
+
+    return build
+
+
+def _check_model(model: object) -> None:
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError("model is scripted; accelerate the model that it was made from, and keep that one")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is {type(model).__name__}; expected an nn.Module")
+    if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
+        raise TypeError("model is compiled; accelerate it first, then compile it")
+    scripted = [name for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
+    if scripted:
+        raise TypeError(f"{scripted[0]} in the model is scripted; expected a model of ordinary modules")
+
+
+def _modules(model: nn.Module) -> dict[nn.Module, tuple[str, ...]]:
+    """Every module once, with all its names: a layer may be used in several places."""
+    names: dict[nn.Module, tuple[str, ...]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names[module] = (*names.get(module, ()), name)
+    return names
+
+
+def _refusal(module: nn.Module, layer: registry.Layer) -> str:
+    if type(module) is not layer.original:
+        return f"it is a subclass of {layer.original.__name__}, which may compute something else"
+    if "forward" in vars(module):
+        return "its forward was replaced on the instance"
+    reason = layer.refusal(module)
+    if reason:
+        return reason
+    parameter = next(module.parameters(), None)
+    return "" if parameter is None else backend.cpu_refusal(parameter, backend.STORED)
+
+
+def _where(names: tuple[str, ...]) -> str:
+    return " and ".join(name or "the model itself" for name in names)

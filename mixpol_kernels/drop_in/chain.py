@@ -1,0 +1,130 @@
+"""Reads an activation unit out of the modules that a framework built it from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from mixpol_kernels.nn.unit import Unit
+
+# What a framework's own Dice is: its activation, its slope and its norm, if any. None for other modules.
+Dice = Callable[[nn.Module], "tuple[str, Tensor | None, nn.BatchNorm1d | None] | None"]
+
+_PLAIN: dict[type[nn.Module], str] = {
+    nn.ReLU: "relu",
+    nn.Sigmoid: "sigmoid",
+    nn.Tanh: "tanh",
+    nn.SiLU: "silu",
+}
+
+
+class Unsupported(Exception):
+    """The op cannot compute this chain of modules; the text says why."""
+
+
+def read_chain(modules: Iterable[nn.Module], dice: Dice, pads: str) -> Unit:
+    """The unit of a chain: linear, norm, activation and dropout per hidden layer, then linear and an output activation.
+
+    Args:
+        modules: in the order in which they run.
+        dice: recognises the framework's own activation.
+        pads: how padded positions count in batch statistics, as in `Unit`.
+
+    Raises:
+        Unsupported: something that the op does not compute.
+    """
+    linears: list[nn.Linear] = []
+    norms: list[nn.BatchNorm1d] = []
+    slopes: list[Tensor] = []
+    names: list[str] = []
+    output, slope_of_leaky = "none", 0.01
+    for module in modules:
+        kind = type(module)
+        if kind is nn.Linear:
+            if len(names) != len(linears):
+                raise Unsupported("a hidden layer has no activation")
+            linears.append(cast(nn.Linear, module))
+        elif kind is nn.Dropout:
+            if cast(nn.Dropout, module).p > 0:
+                raise Unsupported(f"it drops out ({module}): the fused op has its own random numbers")
+        elif kind is nn.Identity:
+            continue
+        elif not linears:
+            raise Unsupported(f"it begins with {kind.__name__}, not with a linear layer")
+        elif linears[-1].out_features == 1 and len(names) == len(linears) - 1 and kind is nn.Sigmoid:
+            output = "sigmoid"
+        elif kind is nn.BatchNorm1d:
+            if len(norms) != len(linears) - 1 or len(names) != len(linears) - 1:
+                raise Unsupported("its batch norm does not sit between a linear layer and an activation")
+            norms.append(_tracking(cast(nn.BatchNorm1d, module)))
+        elif len(names) == len(linears):
+            raise Unsupported(f"{kind.__name__} follows an activation")
+        else:
+            name, slope, norm = _activation(module, dice, linears[-1].out_features)
+            if norm is not None:
+                if len(norms) == len(linears):
+                    raise Unsupported("it has a batch norm in front of a Dice that normalises itself")
+                norms.append(_tracking(norm))
+            if slope is not None:
+                slopes.append(slope)
+            if kind is nn.LeakyReLU:
+                slope_of_leaky = float(cast(nn.LeakyReLU, module).negative_slope)
+            names.append(name)
+    hidden = len(linears) - 1
+    if not 1 <= hidden <= 3:
+        raise Unsupported(f"it has {max(hidden, 0)} hidden layers; the op has one to three")
+    if len(names) != hidden or linears[-1].out_features != 1:
+        raise Unsupported("it does not end in a linear layer with one output")
+    if len(set(names)) != 1:
+        raise Unsupported(f"its hidden layers have different activations ({', '.join(names)})")
+    if len(norms) not in (0, hidden):
+        raise Unsupported("only some of its hidden layers are normalised")
+    return Unit(
+        linears, names[0], slopes, norms, pads=pads, negative_slope=slope_of_leaky, normalize=output
+    )  # fmt: skip
+
+
+def _activation(module: nn.Module, dice: Dice, units: int) -> tuple[str, Tensor | None, nn.BatchNorm1d | None]:
+    found = dice(module)
+    if found is not None:
+        return found
+    kind = type(module)
+    if kind in _PLAIN:
+        return _PLAIN[kind], None, None
+    if kind is nn.PReLU:
+        return "prelu", cast(nn.PReLU, module).weight.expand(units), None
+    if kind is nn.LeakyReLU:
+        return "leaky_relu", None, None
+    if kind is nn.GELU and cast(nn.GELU, module).approximate == "none":
+        return "gelu", None, None
+    raise Unsupported(f"the op has no activation {module}")
+
+
+def _tracking(norm: nn.BatchNorm1d) -> nn.BatchNorm1d:
+    if norm.running_mean is None or norm.momentum is None:
+        raise Unsupported(f"it normalises without running statistics, or with a cumulative average ({norm})")
+    return norm
+
+
+def refusal(read: Callable[[nn.Module], object]) -> Callable[[nn.Module], str]:
+    """Turns a reader that raises `Unsupported` into what `Layer.refusal` is."""
+
+    def why(layer: nn.Module) -> str:
+        devices = {str(p.device) for p in layer.parameters()}
+        if len(devices) > 1:
+            return f"its parameters are on {' and '.join(sorted(devices))}; move the layer to one device"
+        types = {p.dtype for p in layer.parameters()}
+        if len(types) > 1:
+            return f"its parameters have {' and '.join(sorted(map(str, types)))}; expected one dtype"
+        if types & {torch.float64}:
+            return "its parameters are float64, which no fused kernel takes"
+        try:
+            read(layer)
+        except Unsupported as reason:
+            return str(reason)
+        return ""
+
+    return why

@@ -1,0 +1,98 @@
+"""FuxiCTR: `DIN_Attention` and `MultiHeadTargetAttention` (SIM, ETA, SDIM, TWIN, MIRRN and others use it)."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from fuxictr.pytorch.layers.activations import Dice
+from fuxictr.pytorch.layers.attentions.target_attention import DIN_Attention, MultiHeadTargetAttention
+from torch import Tensor, nn
+
+from mixpol_kernels.drop_in.chain import Unsupported, read_chain, refusal
+from mixpol_kernels.drop_in.registry import Adapter, Layer
+from mixpol_kernels.nn.unit import Unit
+from mixpol_kernels.ops.dot_target_attention.api import dot_target_attention
+
+
+def _dice(module: nn.Module) -> tuple[str, Tensor | None, nn.BatchNorm1d | None] | None:
+    return ("dice", cast(Tensor, module.alpha), cast(nn.BatchNorm1d, module.bn)) if type(module) is Dice else None
+
+
+def _unit(layer: Any) -> Unit:
+    # Padded rows are zero (FuxiCTR's tables have a padding row), and batch statistics count them.
+    unit = read_chain(layer.attention_layer.mlp, _dice, pads="zeros")
+    if layer.use_softmax and unit.normalize != "none":
+        raise Unsupported("it has an output activation and a softmax behind it")
+    return unit
+
+
+class FusedDINAttention(DIN_Attention):  # type: ignore[misc]
+    """`DIN_Attention` by `mixpol_kernels`' fused op."""
+
+    def forward(self, target_item: Tensor, history_sequence: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Target [B, D], history [B, L, D] and mask [B, L], nonzero where a position counts, to [B, D].
+
+        A user without history gets the mean of the padded rows under a softmax, as in the original, and else 0.
+        """
+        unit = _unit(self)
+        if self.use_softmax:
+            unit = unit.with_normalize("softmax")
+        pooled = cast(Tensor, unit.attend(target_item, history_sequence, {"mask": mask}))
+        if mask is None:
+            return pooled
+        pooled = pooled.to(torch.promote_types(pooled.dtype, torch.float32))  # the original promotes by its mask
+        return _mean_where_empty(pooled, history_sequence, mask) if self.use_softmax else pooled
+
+
+def _projections(layer: Any) -> tuple[Tensor, ...] | tuple[None, ...]:
+    if layer.dot_attention.dropout is not None:
+        raise Unsupported("it drops out attention weights, which the op does not")
+    if not layer.use_qkvo:
+        return (None,) * 4
+    return tuple(cast(Tensor, linear.weight) for linear in (layer.W_q, layer.W_k, layer.W_v, layer.W_o))
+
+
+class FusedMultiHeadTargetAttention(MultiHeadTargetAttention):  # type: ignore[misc]
+    """`MultiHeadTargetAttention` by `mixpol_kernels`' fused op: no token is projected."""
+
+    def forward(self, target_item: Tensor, history_sequence: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Target [B, D], history [B, L, D] and mask [B, L], nonzero where a position counts, to [B, D].
+
+        A user without history gets the mean of the projected padded rows, as in the original.
+        """
+        w_q, w_k, w_v, w_o = _projections(self)
+        pooled = cast(
+            Tensor,
+            dot_target_attention(
+                target_item, history_sequence, num_heads=self.num_heads, w_q=w_q, w_k=w_k, w_v=w_v, w_o=w_o,
+                scale=1.0 / self.scale if self.scale else 1.0, mask=mask,
+            ),
+        )  # fmt: skip
+        if mask is None:
+            return pooled
+        empty = ~(mask != 0).any(1, keepdim=True)
+        if not torch.compiler.is_compiling() and not bool(empty.any()):
+            return pooled
+        mean = history_sequence.mean(1)
+        return torch.where(empty, mean if w_v is None or w_o is None else mean @ w_v.T @ w_o.T, pooled)
+
+
+def _mean_where_empty(pooled: Tensor, history: Tensor, mask: Tensor) -> Tensor:
+    empty = ~(mask != 0).any(1, keepdim=True)
+    if not torch.compiler.is_compiling() and not bool(empty.any()):
+        return pooled
+    return torch.where(empty, history.mean(1).to(pooled.dtype), pooled)
+
+
+ADAPTER = Adapter(
+    "fuxictr",
+    ("2.3.10",),
+    (
+        Layer(DIN_Attention, FusedDINAttention, refusal(_unit), "self, target_item, history_sequence, mask=None"),
+        Layer(
+            MultiHeadTargetAttention, FusedMultiHeadTargetAttention, refusal(_projections),
+            "self, target_item, history_sequence, mask=None",
+        ),
+    ),
+)  # fmt: skip
