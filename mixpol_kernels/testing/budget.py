@@ -94,7 +94,7 @@ def _scales(case: Case, truth: Results) -> dict[str, float]:
 
 
 def _share(name: str, error: float, plain: float, scale: float, dtype: torch.dtype) -> float:
-    factor = BACKWARD if name.startswith("grad ") else FORWARD
+    factor = FORWARD if name == "out" else BACKWARD
     # What is below the smallest normal float32 may be flushed to 0: the kernels' exp does.
     budget = factor * plain + torch.finfo(dtype).eps * scale + torch.finfo(torch.float32).tiny
     return error / budget if budget else (torch.inf if error else 0.0)
