@@ -54,22 +54,22 @@ using PreActivations = decltype(&pre_activations<Activation::relu>);
 using SignalToFirst = decltype(&signal_to_first<Activation::relu>);
 
 // Adds n rows of weight `each` to running moments (Chan, Golub and LeVeque 1979): no difference of large
-// sums.
+// sums. The rows count from the mean so far, so that theirs is rounded at the scale of the spread.
 void add_moments(Moments& moments, const float* rows, int n, int hp, double each) {
     const double before = moments.count, added = n * each;
     moments.count += added;
     for (int c = 0; c < hp; c += W) {
-        vec mean{};
-        for (int r = 0; r < n; r++) mean += load(rows + r * int64_t{hp} + c);
-        mean = mean / broadcast(static_cast<float>(n));
+        const vec from = load(before > 0 ? moments.mean + c : rows + c);
+        vec delta{};
+        for (int r = 0; r < n; r++) delta += load(rows + r * int64_t{hp} + c) - from;
+        delta = delta / broadcast(static_cast<float>(n));
         vec spread{};
         for (int r = 0; r < n; r++) {
-            vec off = load(rows + r * int64_t{hp} + c) - mean;
+            vec off = (load(rows + r * int64_t{hp} + c) - from) - delta;
             spread = fma(off, off, spread);
         }
-        vec delta = mean - load(moments.mean + c);
         const float share = static_cast<float>(added / moments.count);
-        store(moments.mean + c, fma(delta, broadcast(share), load(moments.mean + c)));
+        store(moments.mean + c, fma(delta, broadcast(share), from));
         spread = spread * broadcast(static_cast<float>(each));
         spread = fma(delta * delta, broadcast(static_cast<float>(before) * share), spread);
         store(moments.squares + c, load(moments.squares + c) + spread);
