@@ -33,7 +33,7 @@ def _unit(layer: Any) -> Unit:
     return read_chain([*chain, layer.local_att.dense], _dice, pads="given")
 
 
-class FusedAttentionSequencePooling(AttentionSequencePoolingLayer):  # type: ignore[misc]
+class FusedAttentionSequencePooling(AttentionSequencePoolingLayer):
     """`AttentionSequencePoolingLayer` by `mixpol_kernels`' fused op."""
 
     def forward(self, query: Tensor, keys: Tensor, keys_length: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -42,25 +42,23 @@ class FusedAttentionSequencePooling(AttentionSequencePoolingLayer):  # type: ign
         A user without history gets the mean of the padded rows under weight normalisation, as in the original, and
         else 0.
         """
-        if self.supports_masking and mask is None:
-            raise ValueError("When supports_masking=True,input must support masking")
         layout: dict[str, Tensor | None]
-        if self.supports_masking:
-            layout = {"mask": mask}
+        if self.supports_masking and mask is None:
+            raise ValueError("mask was None; expected one, since the layer was built with supports_masking=True")
+        if self.supports_masking and mask is not None:
+            layout, kept = {"mask": mask}, mask.bool().any(1)
         else:
-            layout = {"lengths": keys_length.reshape(-1).to(torch.int64).clamp(0, keys.shape[1])}
+            lengths = keys_length.reshape(-1).to(torch.int64).clamp(0, keys.shape[1])
+            layout, kept = {"lengths": lengths}, lengths > 0
         unit = _unit(self)
         if self.weight_normalization:
             unit = unit.with_normalize("softmax")
         pooled, weights = cast(
             "tuple[Tensor, Tensor]", unit.attend(query.squeeze(1), keys, layout, return_weights=True)
         )
-        if self.weight_normalization:
-            kept = (mask != 0).any(1) if mask is not None and self.supports_masking else layout["lengths"] > 0  # type: ignore[operator]
-            empty = ~kept[:, None]
-            if torch.compiler.is_compiling() or bool(empty.any()):
-                weights = torch.where(empty, 1.0 / max(keys.shape[1], 1), weights)
-                pooled = torch.where(empty, keys.mean(1), pooled)
+        if self.weight_normalization and (torch.compiler.is_compiling() or not bool(kept.all())):
+            weights = torch.where(kept[:, None], weights, 1.0 / max(keys.shape[1], 1))
+            pooled = torch.where(kept[:, None], pooled, keys.mean(1))
         return weights.unsqueeze(1) if self.return_score else pooled.unsqueeze(1)
 
 

@@ -27,7 +27,7 @@ def _unit(layer: Any) -> Unit:
     return unit
 
 
-class FusedDINAttention(DIN_Attention):  # type: ignore[misc]
+class FusedDINAttention(DIN_Attention):
     """`DIN_Attention` by `mixpol_kernels`' fused op."""
 
     def forward(self, target_item: Tensor, history_sequence: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -53,7 +53,7 @@ def _projections(layer: Any) -> tuple[Tensor, ...] | tuple[None, ...]:
     return tuple(cast(Tensor, linear.weight) for linear in (layer.W_q, layer.W_k, layer.W_v, layer.W_o))
 
 
-class FusedMultiHeadTargetAttention(MultiHeadTargetAttention):  # type: ignore[misc]
+class FusedMultiHeadTargetAttention(MultiHeadTargetAttention):
     """`MultiHeadTargetAttention` by `mixpol_kernels`' fused op: no token is projected."""
 
     def forward(self, target_item: Tensor, history_sequence: Tensor, mask: Tensor | None = None) -> Tensor:

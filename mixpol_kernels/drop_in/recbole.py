@@ -17,7 +17,7 @@ def _dice(module: nn.Module) -> tuple[str, Tensor | None, nn.BatchNorm1d | None]
     # Its alpha is a constant 0 and nothing is normalised: x σ(x).
     if type(module) is not Dice:
         return None
-    if bool(module.alpha.any()):
+    if bool(cast(Tensor, module.alpha).any()):
         raise Unsupported("the alpha of its Dice, a constant 0 in RecBole, was changed")
     return "silu", None, None
 
@@ -26,7 +26,7 @@ def _unit(layer: Any) -> Unit:
     return read_chain([*layer.att_mlp_layers.mlp_layers, layer.dense], _dice, pads="given")
 
 
-class FusedSequenceAtt(SequenceAttLayer):  # type: ignore[misc]
+class FusedSequenceAtt(SequenceAttLayer):
     """`SequenceAttLayer` by `mixpol_kernels`' fused op."""
 
     def forward(self, queries: Tensor, keys: Tensor, keys_length: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ def _unit(layer: Any) -> Unit:
     return replace(unit, row_eps=eps.pop()) if eps else unit
 
 
-class FusedActivationUnit(ActivationUnit):  # type: ignore[misc]
+class FusedActivationUnit(ActivationUnit):
     """`ActivationUnit` by `mixpol_kernels`' fused op."""
 
     def forward(self, history: Tensor, target: Tensor) -> Tensor:
