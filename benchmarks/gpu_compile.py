@@ -39,8 +39,8 @@ CANDIDATES = {
                 (16, 8, 1, 0)],
     "backward": [(64, 4, 2, 0), (64, 4, 2, 1), (64, 8, 2, 1), (32, 4, 2, 1), (32, 8, 2, 1), (32, 4, 1, 1),
                  (32, 8, 1, 1), (32, 8, 1, 2), (16, 8, 1, 1), (16, 8, 1, 2)],
-    "forward, IEEE": [(64, 8, 2, 0), (32, 8, 2, 0), (16, 8, 2, 0), (16, 8, 1, 0), (16, 16, 1, 0)],
-    "backward, IEEE": [(32, 8, 1, 1), (16, 8, 1, 1), (16, 8, 1, 2), (16, 16, 1, 2)],
+    "forward, IEEE": [(64, 8, 2, 0), (32, 8, 2, 0), (16, 8, 2, 0), (16, 8, 1, 0)],
+    "backward, IEEE": [(32, 8, 1, 1), (16, 8, 1, 1), (16, 8, 1, 2), (16, 4, 1, 2)],
 }  # fmt: skip
 
 
@@ -220,11 +220,13 @@ def search(architecture: str) -> None:
             ieee = ", IEEE" if element == "float32" and architecture != "gfx942" else ""
             for width, units in configs.SHAPES:
                 name = configs.key(direction, element, width, units)
-                for candidate in CANDIDATES[direction + ieee] if name not in chosen else ():
-                    config = configs.Config(*candidate)
+                tries = [configs.Config(*candidate) for candidate in CANDIDATES[direction + ieee]]
+                # What another architecture took is likely to do here too.
+                tries = [c[name] for c in map(configs.shipped, configs.architectures()) if name in c] + tries
+                for config in tries if name not in chosen else ():
                     jobs = [Job(architecture, direction, element, width, units, v, config) for v in reversed(VARIANTS)]
                     bad = next(filter(None, (failures(job, found) for job, found in run(jobs))), [])
-                    print(architecture, name, candidate, "; ".join(bad) or "passes", flush=True)
+                    print(architecture, name, dataclasses.astuple(config), "; ".join(bad) or "passes", flush=True)
                     if not bad:
                         chosen[name] = dataclasses.asdict(config)
                         rows = [f"  {json.dumps(key)}: {json.dumps(entry)}" for key, entry in sorted(chosen.items())]

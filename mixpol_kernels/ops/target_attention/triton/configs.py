@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,7 @@ SHAPES: tuple[tuple[int, tuple[int, ...]], ...] = (
     (64, (64,)),
     (128, (128,)),
     (64, (128, 64)),
-    (128, (128, 64)),
     (64, (128, 64, 32)),
-    (128, (128, 64, 32)),
 )
 # "half": bfloat16 and float16; "float32" with IEEE products; "tf32x3": float32 in three TensorFloat32 products.
 ELEMENTS = ("half", "float32", "tf32x3")
@@ -41,6 +38,7 @@ class Config:
 
 
 # The interpreter runs a program one operation at a time: small tiles, so that small inputs have several.
+INTERPRETER = "interpreter"
 INTERPRETED = Config(tile=16, warps=1, stages=1)
 
 
@@ -54,16 +52,13 @@ def key(direction: str, element: str, width: int, units: tuple[int, ...]) -> str
     return f"{direction}/{element}/{width}:{'x'.join(map(str, units))}"
 
 
-def covering(
-    entries: Mapping[str, Config] | None, element: str, width: int, units: tuple[int, ...]
-) -> tuple[int, tuple[int, ...]] | None:
-    """The first of SHAPES that is large enough in every size, and in `entries` (if given) for both directions."""
-    for wide, many in SHAPES:
-        fits = len(many) == len(units) and wide >= width and all(m >= u for m, u in zip(many, units, strict=True))
-        names = [key(direction, element, wide, many) for direction in DIRECTIONS]
-        if fits and (entries is None or all(name in entries for name in names)):
-            return wide, many
-    return None
+def served(architecture: str, element: str, layers: int) -> tuple[tuple[int, tuple[int, ...]], ...]:
+    """Those of SHAPES with this number of hidden layers that are shipped for both directions."""
+    shapes = [(width, units) for width, units in SHAPES if len(units) == layers]
+    if architecture == INTERPRETER:
+        return tuple(shapes)
+    entries = shipped(architecture)
+    return tuple(s for s in shapes if all(key(direction, element, *s) in entries for direction in DIRECTIONS))
 
 
 @functools.cache

@@ -114,21 +114,13 @@ def forward_kernel(
     t = vector(target + row * D, d, D)
     g, c = table(w1, b1, t, d, u1, D, H1)
     g = g.to(history.dtype.element_ty)
-    f1, k1, o1 = parameters(s1, u1, u1 < H1, H1, ACT)
-    if LAYERS > 1:
-        w2t = transposed_weight(w2, u1, u2, H1, H2)
-        c2 = vector(b2, u2, H2)
-        f2, k2, o2 = parameters(s2, u2, u2 < H2, H2, ACT)
-    if LAYERS > 2:
-        w3t = transposed_weight(w3, u2, u3, H2, H3)
-        c3 = vector(b3, u3, H3)
-        f3, k3, o3 = parameters(s3, u3, u3 < H3, H3, ACT)
+    H_OUT: tl.constexpr = H1 if LAYERS == 1 else (H2 if LAYERS == 2 else H3)
     if LAYERS == 1:
-        out = vector(w_out, u1, H1)
+        u_out = u1
     elif LAYERS == 2:
-        out = vector(w_out, u2, H2)
+        u_out = u2
     else:
-        out = vector(w_out, u3, H3)
+        u_out = u3
     out_bias = tl.load(b_out).to(tl.float32)
 
     total = tl.zeros([BD], tl.float32)
@@ -138,14 +130,21 @@ def forward_kernel(
         l = (l0 + tile).to(tl.int64)
         keep = kept_tokens(mask, first, l, kept, LAYOUT)
         x = tl.load(base + l[:, None] * row_stride + d[None, :], mask=keep[:, None] & (d < D)[None, :], other=0.0)
+        # Slopes and deeper layers are loaded anew for every tile: registers are what is scarce.
         a = only_real(tl.dot(x, g, input_precision=PRECISION) + c[None, :], u1, H1, B1)
+        f1, k1, o1 = parameters(s1, u1, u1 < H1, H1, ACT)
         a = activate(a, f1, k1, o1, ACT)
         if LAYERS > 1:
-            a = tl.dot(a.to(x.dtype), w2t, input_precision=PRECISION) + c2[None, :]
+            w2t = transposed_weight(w2, u1, u2, H1, H2)
+            a = tl.dot(a.to(x.dtype), w2t, input_precision=PRECISION) + vector(b2, u2, H2)[None, :]
+            f2, k2, o2 = parameters(s2, u2, u2 < H2, H2, ACT)
             a = activate(only_real(a, u2, H2, B2), f2, k2, o2, ACT)
         if LAYERS > 2:
-            a = tl.dot(a.to(x.dtype), w3t, input_precision=PRECISION) + c3[None, :]
+            w3t = transposed_weight(w3, u2, u3, H2, H3)
+            a = tl.dot(a.to(x.dtype), w3t, input_precision=PRECISION) + vector(b3, u3, H3)[None, :]
+            f3, k3, o3 = parameters(s3, u3, u3 < H3, H3, ACT)
             a = activate(only_real(a, u3, H3, B3), f3, k3, o3, ACT)
+        out = vector(w_out, u_out, H_OUT)
         score = tl.sum(a * out[None, :], 1) + out_bias
         x = x.to(tl.float32)
         if NORM == 1:

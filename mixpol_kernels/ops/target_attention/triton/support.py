@@ -14,25 +14,26 @@ from mixpol_kernels.ops.target_attention.triton import configs
 
 def refusal(target: Tensor, weights: Sequence[Tensor]) -> str:
     """Why the kernels cannot take a unit of these sizes on the target's device; empty if they can."""
-    units = tuple(int(weight.shape[0]) for weight in weights[:-1])
-    return str(_refusal(int(target.shape[-1]), units, target.dtype, target.device.index or 0))
+    served = _served(len(weights) - 1, target.dtype, target.device.index or 0)
+    if served is None:
+        return "it takes AMD gfx942, or NVIDIA GPUs of compute capability 8.0 and newer"
+    width, units = target.shape[-1], [weight.shape[0] for weight in weights[:-1]]
+    if any(size < 1 for size in (width, *units)):
+        return "it takes sizes from 1 on; use backend='reference'"
+    for wide, many in served:
+        if width <= wide and all(u <= m for u, m in zip(units, many, strict=True)):
+            return ""
+    sizes = " or ".join(f"D {wide} : {' x '.join(map(str, many))}" for wide, many in served) or "none"
+    # Sizes are symbols while compiling.
+    got = "" if torch.compiler.is_compiling() else f", and got D {width} : {' x '.join(map(str, units))}"
+    return f"it takes this many hidden layers up to {sizes}, what fits on chip{got}; use backend='reference'"
 
 
 @constant
-def _refusal(width: int, units: tuple[int, ...], dtype: torch.dtype, index: int) -> str:
+def _served(layers: int, dtype: torch.dtype, index: int) -> tuple[tuple[int, tuple[int, ...]], ...] | None:
+    """The largest sizes of units with this number of hidden layers; None for a device without configurations."""
     device = architecture(index)
-    if not device:
-        return "it takes AMD gfx942, or NVIDIA GPUs of compute capability 8.0 and newer"
-    if min(width, *units) < 1:
-        return "it takes sizes from 1 on; use backend='reference'"
-    entries = None if INTERPRETING else configs.shipped(device)
-    if configs.covering(entries, element(dtype), width, units) is None:
-        sizes = [f"D {w} : {' x '.join(map(str, u))}" for w, u in configs.SHAPES if len(u) == len(units)]
-        return (
-            f"it takes {len(units)} hidden layers up to {' or '.join(sizes)}, what fits on chip, and got D {width} : "
-            f"{' x '.join(map(str, units))}; use backend='reference'"
-        )
-    return ""
+    return configs.served(device, element(dtype), layers) if device else None
 
 
 def chosen(target: Tensor, units: tuple[int, ...], direction: str) -> configs.Config:
@@ -40,10 +41,11 @@ def chosen(target: Tensor, units: tuple[int, ...], direction: str) -> configs.Co
     if INTERPRETING:
         return configs.INTERPRETED
     device, precision = architecture(target.device.index or 0), element(target.dtype)
-    entries = configs.shipped(device)
-    shape = configs.covering(entries, precision, target.shape[-1], units)
-    assert shape is not None  # else it was refused
-    return entries[configs.key(direction, precision, *shape)]
+    width = target.shape[-1]
+    for wide, many in configs.served(device, precision, len(units)):
+        if width <= wide and all(u <= m for u, m in zip(units, many, strict=True)):
+            return configs.shipped(device)[configs.key(direction, precision, wide, many)]
+    raise AssertionError("sizes that were refused")
 
 
 def element(dtype: torch.dtype) -> str:
@@ -58,7 +60,7 @@ def element(dtype: torch.dtype) -> str:
 def architecture(index: int) -> str:
     """The file of configurations for a GPU: its own or that of the closest older one; empty if there is none."""
     if INTERPRETING:
-        return "the interpreter"
+        return configs.INTERPRETER
     known = configs.architectures()
     properties = torch.cuda.get_device_properties(index)
     if torch.version.hip is not None:
