@@ -87,7 +87,8 @@ def triton_refusal(like: Tensor, dtypes: tuple[torch.dtype, ...] = STORED) -> st
 
 @constant
 def _triton_is_installed() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    found = importlib.util.find_spec("triton")
+    return found is not None and found.origin is not None  # not some folder of that name
 
 
 def needs_grad(*tensors: Tensor | None) -> bool:

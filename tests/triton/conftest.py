@@ -1,7 +1,7 @@
 """Triton kernels on the CPU: the interpreter, with the mistakes of its low precision mended and every access checked.
 
 The switch is read when kernels are imported, so these tests run in a process of their own: `make test` calls pytest
-on this folder, and pytest on everything else leaves it alone (tests/conftest.py).
+on this folder, and pytest on everything leaves it out (tests/conftest.py).
 """
 
 from __future__ import annotations
@@ -48,14 +48,20 @@ class Bounds:
             raise IndexError(f"{name}: {int((active & ~allowed).sum())} of {address.size} lanes are out of bounds")
 
 
-bounds = Bounds()
+_bounds = Bounds()
+
+
+@pytest.fixture
+def bounds() -> Bounds:
+    """The check that guards every load and store of this process."""
+    return _bounds
 
 
 def _guard(name: str, pointers_at: int, mask_at: int) -> None:
     original = getattr(Builder, name)
 
     def checked(self: object, *args: object, **kwargs: object) -> object:
-        bounds.check(name, args[pointers_at], args[mask_at].data)  # type: ignore[attr-defined]
+        _bounds.check(name, args[pointers_at], args[mask_at].data)  # type: ignore[attr-defined]
         return original(self, *args, **kwargs)
 
     setattr(Builder, name, checked)
@@ -66,7 +72,7 @@ def _note_arguments() -> None:
 
     def noting(self: object, args: object, kwargs: object) -> object:
         args, kwargs = original(self, args, kwargs)
-        bounds.note([*args, *kwargs.values()])
+        _bounds.note([*args, *kwargs.values()])
         return args, kwargs
 
     interpreter.GridExecutor._init_args_hst = noting

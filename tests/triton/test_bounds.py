@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import triton
 import triton.language as tl
-from conftest import bounds  # type: ignore[import-not-found]
 from triton.runtime.errors import InterpreterError
 
 
@@ -17,7 +18,7 @@ def copy(source, to, count, SLACK: tl.constexpr, STORE_SLACK: tl.constexpr):
     tl.store(to + i, x, mask=i < count + STORE_SLACK)
 
 
-def test_good_accesses_pass() -> None:
+def test_good_accesses_pass(bounds: Any) -> None:
     to, before = torch.zeros(10), bounds.checked
     copy[(1,)](torch.arange(10.0), to, 10, 0, 0)
     assert torch.equal(to, torch.arange(10.0))
