@@ -33,15 +33,20 @@ SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx94
 MATRIX = {"sm_80": r"mma\.sync", "sm_90": r"wgmma|mma\.sync", "sm_100": r"tcgen05\.mma|mma\.sync", "gfx942": r"v_mfma"}
 # (activation, normalize, layout) as the kernels number them: what models use most, and the most demanding.
 VARIANTS = {"relu, none, jagged": (0, 0, 0), "dice, softmax, mask": (6, 1, 2)}
-# Tried in this order: tile, warps, stages, flush. IEEE products on NVIDIA need many registers.
+# Tried in this order: tile, warps, stages, flush; by direction and whether the unit is larger than 64 x 64.
 CANDIDATES = {
-    "forward": [(64, 4, 3, 0), (64, 4, 2, 0), (64, 8, 2, 0), (32, 4, 2, 0), (32, 8, 2, 0), (32, 8, 1, 0),
-                (16, 8, 1, 0)],
-    "backward": [(64, 4, 2, 0), (64, 4, 2, 1), (64, 8, 2, 1), (32, 4, 2, 1), (32, 8, 2, 1), (32, 4, 1, 1),
-                 (32, 8, 1, 1), (32, 8, 1, 2), (16, 8, 1, 1), (16, 8, 1, 2)],
-    "forward, IEEE": [(64, 8, 2, 0), (32, 8, 2, 0), (16, 8, 2, 0), (16, 8, 1, 0)],
-    "backward, IEEE": [(32, 8, 1, 1), (16, 8, 1, 1), (16, 8, 1, 2), (16, 4, 1, 2)],
-}  # fmt: skip
+    ("forward", False): [(64, 4, 3, 0), (64, 4, 2, 0), (32, 4, 2, 0), (32, 8, 1, 0)],
+    ("forward", True): [(64, 4, 3, 0), (64, 8, 2, 0), (32, 4, 2, 0), (16, 8, 1, 0)],
+    ("backward", False): [(64, 4, 2, 1), (32, 4, 2, 1), (32, 8, 1, 1), (32, 8, 1, 2), (16, 8, 1, 2)],
+    ("backward", True): [(32, 8, 1, 2), (16, 8, 1, 2), (16, 4, 1, 2)],
+}
+# IEEE products on NVIDIA need many registers.
+IEEE_CANDIDATES = {
+    ("forward", False): [(64, 8, 2, 0), (32, 8, 2, 0), (16, 8, 1, 0)],
+    ("forward", True): [(32, 8, 2, 0), (16, 8, 1, 0)],
+    ("backward", False): [(32, 8, 1, 1), (16, 8, 1, 1), (16, 8, 1, 2)],
+    ("backward", True): [(16, 8, 1, 2)],
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,10 +222,11 @@ def search(architecture: str) -> None:
     chosen: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     for element in elements(architecture):
         for direction in configs.DIRECTIONS:
-            ieee = ", IEEE" if element == "float32" and architecture != "gfx942" else ""
+            ieee = element == "float32" and architecture != "gfx942"
             for width, units in configs.SHAPES:
                 name = configs.key(direction, element, width, units)
-                tries = [configs.Config(*candidate) for candidate in CANDIDATES[direction + ieee]]
+                candidates = (IEEE_CANDIDATES if ieee else CANDIDATES)[direction, (width, units) != configs.SHAPES[0]]
+                tries = [configs.Config(*candidate) for candidate in candidates]
                 # What another architecture took is likely to do here too.
                 tries = [c[name] for c in map(configs.shipped, configs.architectures()) if name in c] + tries
                 for config in tries if name not in chosen else ():

@@ -75,7 +75,7 @@ EDGES: dict[str, dict[str, Any]] = {
     "three layers of one": {"hidden": (1, 1, 1), "counts": (3, 2)},
     "odd sizes": {"width": 23, "hidden": (19, 11), "counts": (9, 20)},
     "largest": {"width": 128, "hidden": (128,), "counts": (5, 18)},
-    "largest and deep": {"width": 64, "hidden": (128, 64, 32), "counts": (18,)},
+    "largest and deep": {"width": 64, "hidden": (64, 32, 16), "counts": (18,)},
     "many candidates": {"candidates": 9, "counts": (3, 18)},
     "no candidates": {"candidates": 0},
     "one candidate": {"candidates": 1},

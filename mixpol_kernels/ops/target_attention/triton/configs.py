@@ -14,7 +14,7 @@ SHAPES: tuple[tuple[int, tuple[int, ...]], ...] = (
     (64, (64,)),
     (128, (128,)),
     (64, (128, 64)),
-    (64, (128, 64, 32)),
+    (64, (64, 32, 16)),
 )
 # "half": bfloat16 and float16; "float32" with IEEE products; "tf32x3": float32 in three TensorFloat32 products.
 ELEMENTS = ("half", "float32", "tf32x3")
