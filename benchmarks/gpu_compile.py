@@ -4,7 +4,7 @@
     python benchmarks/gpu_compile.py --search sm_90   choose configurations: the first candidate that passes the gate
     python benchmarks/gpu_compile.py --check          exit 1 if GPU_COMPILE.md is of other sources
 
-No GPU is needed. The compiler runs in subprocesses, which survive its assertions.
+No GPU is needed. The compiler runs in subprocesses, which survive its assertions; TRITON_CACHE_DIR keeps its results.
 """
 
 from __future__ import annotations
@@ -102,7 +102,8 @@ def run(jobs: Iterable[Job]) -> Iterator[tuple[Job, dict[str, Any]]]:
     pending = list(jobs)
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     while pending:
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as empty:
+            cache = environment.get("TRITON_CACHE_DIR", empty)
             worker = subprocess.Popen(
                 [sys.executable, __file__, "--worker"], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL, env={**environment, "TRITON_CACHE_DIR": cache},
@@ -229,15 +230,18 @@ def search(architecture: str) -> None:
                 tries = [configs.Config(*candidate) for candidate in candidates]
                 # What another architecture took is likely to do here too.
                 tries = [c[name] for c in map(configs.shipped, configs.architectures()) if name in c] + tries
-                for config in tries if name not in chosen else ():
+                if name in chosen:
+                    continue
+                chosen[name] = None
+                for config in dict.fromkeys(tries):
                     jobs = [Job(architecture, direction, element, width, units, v, config) for v in reversed(VARIANTS)]
                     bad = next(filter(None, (failures(job, found) for job, found in run(jobs))), [])
                     print(architecture, name, dataclasses.astuple(config), "; ".join(bad) or "passes", flush=True)
                     if not bad:
                         chosen[name] = dataclasses.asdict(config)
-                        rows = [f"  {json.dumps(key)}: {json.dumps(entry)}" for key, entry in sorted(chosen.items())]
-                        path.write_text("{\n" + ",\n".join(rows) + "\n}\n")
                         break
+                rows = [f"  {json.dumps(key)}: {json.dumps(entry)}" for key, entry in sorted(chosen.items())]
+                path.write_text("{\n" + ",\n".join(rows) + "\n}\n")
 
 
 def report(architectures: Iterable[str]) -> int:

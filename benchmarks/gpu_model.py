@@ -107,9 +107,9 @@ def main() -> None:
         "",
         "**Predictions, not measurements**: no GPU was at hand. Written by `python benchmarks/gpu_model.py`, which",
         "holds every formula. Bytes to and from device memory and operations of the matrix products, D = H = 64, one",
-        f"hidden layer; data-sheet peaks. Assumed: {MEMORY:.0%} of the memory rate, {MATRIX:.0%} of the matrix rate in the",
-        f"fused kernels and {LIBRARY:.0%} in library products, a level-two cache {CACHE:g} times as fast as memory. Launch",
-        "costs, occupancy and latency are not in it.",
+        f"hidden layer; data-sheet peaks. Assumed: {MEMORY:.0%} of the memory rate, {MATRIX:.0%} of the matrix rate in",
+        f"the fused kernels and {LIBRARY:.0%} in library products, a level-two cache {CACHE:g} times as fast as",
+        "memory. Launch costs, occupancy and latency are not in it.",
         "",
         "## Per token",
         "| form | element | forward: bytes, operations | backward: bytes, operations | cache bytes per target |",
@@ -137,8 +137,8 @@ def main() -> None:
     lines += [
         "",
         "What to look at first where a GPU is: whether IEEE float32 (no matrix instructions) is as slow as predicted",
-        "beside tf32x3; and the slab of parameter sums, which per target moves more bytes through the cache than a history",
-        "of 200 tokens moves through memory in bfloat16.",
+        "beside tf32x3; and the slab of parameter sums, which per target moves more bytes through the cache than a",
+        "history of 200 tokens moves through memory in bfloat16.",
         "",
     ]  # fmt: skip
     REPORT.write_text("\n".join(lines))

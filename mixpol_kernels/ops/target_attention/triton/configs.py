@@ -13,6 +13,7 @@ FOLDER = Path(__file__).parent / "configs"
 SHAPES: tuple[tuple[int, tuple[int, ...]], ...] = (
     (64, (64,)),
     (128, (128,)),
+    (64, (64, 32)),
     (64, (128, 64)),
     (64, (64, 32, 16)),
 )
@@ -63,9 +64,9 @@ def served(architecture: str, element: str, layers: int) -> tuple[tuple[int, tup
 
 @functools.cache
 def shipped(architecture: str) -> dict[str, Config]:
-    """The configurations of "sm_80", "sm_90", "sm_100" or "gfx942"."""
+    """The configurations of "sm_80", "sm_90", "sm_100" or "gfx942". In the file null says that none was found."""
     entries: dict[str, Any] = json.loads((FOLDER / f"{architecture}.json").read_text())
-    return {name: Config(**entry) for name, entry in entries.items()}
+    return {name: Config(**entry) for name, entry in entries.items() if entry is not None}
 
 
 def architectures() -> list[str]:

@@ -44,11 +44,11 @@ def forward(
     shape = (*history.shape[:-1], call.candidates) if save_attention else (0,)
     attention = target.new_empty(shape, dtype=torch.float32)
     if pooled.numel():
-        config = call.config("forward")
-        kernels.forward_kernel[(call.users * call.candidates,)](
-            *call.inputs(), call.weights[-1], call.biases[-1], pooled, attention, *call.strides(),
-            **call.constants(), NORM=normalize, SAVE=save_attention, **_launch(config),
-        )  # fmt: skip
+        with torch.cuda.device_of(target):
+            kernels.forward_kernel[(call.users * call.candidates,)](
+                *call.inputs(), call.weights[-1], call.biases[-1], pooled, attention, *call.strides(),
+                **call.constants(), NORM=normalize, SAVE=save_attention, **_launch(call.config("forward")),
+            )  # fmt: skip
     return pooled, attention, target.new_empty((0,), dtype=torch.uint8)
 
 
@@ -68,7 +68,11 @@ def backward(
     activation: int,
     normalize: int,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """`mixpol::target_attention_bwd`."""
+    """`mixpol::target_attention_bwd`.
+
+    Raises:
+        ValueError: what the forward did not save, or a gradient of another shape or dtype.
+    """
     if bits.numel():
         raise ValueError(f"bits has {bits.numel()} bytes; expected none: the Triton kernels do not save them")
     call = _Call(target, history, offsets, lengths, mask, weights, biases, slopes, activation)
@@ -90,24 +94,25 @@ def backward(
     sizes = slab_sizes(call.width, call.units, activation)
     columns = sum(sizes.values())
     sums = target.new_zeros((columns,), dtype=torch.float32)
-    if not target.numel():
-        grad_history.zero_()
-    elif history.numel() or columns:
+    if target.numel():
         config = call.config("backward")
         programs = min(PROGRAMS, call.users)
         scratch = call.units[0] * (call.width + 2)
         stride = -(-(columns + scratch) // 16) * 16
         slabs = target.new_zeros((programs, stride), dtype=torch.float32)
         grad_attention = grad_attention.contiguous() if grad_attention is not None else None
-        kernels.backward_kernel[(programs,)](
-            grad_pooled.contiguous(), grad_attention, attention.contiguous(), *call.inputs(), call.weights[-1],
-            grad_target, grad_history, slabs, call.users, *call.strides(), stride,
-            **call.constants(), NORM=normalize, WEIGHTS=grad_attention is not None, ADD=call.candidates > 1,
-            FLUSH=config.flush, **_launch(config),
-        )  # fmt: skip
-        kernels.sum_slabs[(triton.cdiv(columns, SUM_COLUMNS),)](
-            slabs, sums, programs, columns, stride, ROWS=SUM_ROWS, COLUMNS=SUM_COLUMNS, num_warps=4
-        )
+        with torch.cuda.device_of(target):
+            kernels.backward_kernel[(programs,)](
+                grad_pooled.contiguous(), grad_attention, attention.contiguous(), *call.inputs(), call.weights[-1],
+                grad_target, grad_history, slabs, call.users, *call.strides(), stride,
+                **call.constants(), NORM=normalize, WEIGHTS=grad_attention is not None, ADD=call.candidates > 1,
+                FLUSH=config.flush, **_launch(config),
+            )  # fmt: skip
+            kernels.sum_slabs[(triton.cdiv(columns, SUM_COLUMNS),)](
+                slabs, sums, programs, columns, stride, ROWS=SUM_ROWS, COLUMNS=SUM_COLUMNS, num_warps=4
+            )
+    else:
+        grad_history.zero_()
     parts = dict(zip(sizes, sums.split(list(sizes.values())), strict=True))
     tokens, products, targets = (parts[name].view(call.units[0], call.width) for name in ("x", "tx", "t"))
     grads = {"weight 0": torch.cat([targets, tokens, targets - tokens, products], dim=1), **parts}
