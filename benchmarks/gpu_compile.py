@@ -212,7 +212,8 @@ def compile_one(job: Job) -> dict[str, Any]:
 def digest() -> str:
     """Of everything that the table depends on."""
     sha = hashlib.sha256()
-    for path in [SOURCES / "activations.py", SOURCES / "kernels.py", *sorted(configs.FOLDER.glob("*.json"))]:
+    shared = SOURCES.parent.parent / "triton" / "shared.py"
+    for path in [shared, SOURCES / "activations.py", SOURCES / "kernels.py", *sorted(configs.FOLDER.glob("*.json"))]:
         sha.update(path.name.encode() + path.read_bytes())
     return sha.hexdigest()[:16]
 

@@ -9,10 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def sigmoid(x):
-    return 1.0 / (1.0 + tl.exp(-x))
+from mixpol_kernels.ops.triton.shared import sigmoid
 
 
 @triton.jit

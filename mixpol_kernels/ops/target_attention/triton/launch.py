@@ -12,6 +12,7 @@ from torch import Tensor
 from mixpol_kernels.history import Layout
 from mixpol_kernels.library import INTERPRETING
 from mixpol_kernels.ops.target_attention.triton import configs, kernels, support
+from mixpol_kernels.ops.triton import shared
 
 # Programs of the backward, each with a slab of sums. A fixed number: bits depend on the inputs, not on the machine.
 PROGRAMS = 4 if INTERPRETING else 528
@@ -108,7 +109,7 @@ def backward(
                 **call.constants(), NORM=normalize, WEIGHTS=grad_attention is not None, ADD=call.candidates > 1,
                 FLUSH=config.flush, **_launch(config),
             )  # fmt: skip
-            kernels.sum_slabs[(triton.cdiv(columns, SUM_COLUMNS),)](
+            shared.sum_slabs[(triton.cdiv(columns, SUM_COLUMNS),)](
                 slabs, sums, programs, columns, stride, ROWS=SUM_ROWS, COLUMNS=SUM_COLUMNS, num_warps=4
             )
     else:
