@@ -9,7 +9,7 @@ PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint const
 # Real logs beside the checkout, when there are any; MIXPOL_DATA overrides.
 export MIXPOL_DATA ?= $(wildcard ../shared/data)
 
-.PHONY: help setup demo test test-asan test-abi bench lint format schemas clean
+.PHONY: help setup demo test test-asan test-abi gpu-compile bench lint format schemas clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/'
 
@@ -33,6 +33,7 @@ demo: $(VENV)/.built ## the main job: train DIN four ways, print and save tables
 
 test: $(VENV)/.built lint ## every test
 	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest tests/triton
 
 # Also NaN into every fresh buffer. Left out: what needs address space or compilers of its own.
 SANITIZERS = $$(for f in libasan libubsan libstdc++; do $(CXX) -print-file-name=$$f.so; done | tr '\n' ' ')
@@ -48,6 +49,9 @@ ASAN_SKIP := $(foreach name,large compile export,--ignore=tests/ops/test_$(name)
 TORCH ?= 2.10.0 2.11.0 2.14.1
 test-abi: $(VENV)/.built ## the compiled library under other releases of torch (TORCH="...", INDEX=...; gigabytes)
 	MIXPOL_ABI_TORCH="$(TORCH)" MIXPOL_ABI_INDEX="$(INDEX)" $(BIN)/python -m pytest tests/test_abi.py -rs
+
+gpu-compile: $(VENV)/.built ## compile the Triton kernels for every GPU they ship for, write benchmarks/GPU_COMPILE.md
+	$(BIN)/python benchmarks/gpu_compile.py
 
 bench: $(VENV)/.built ## kernel microbenchmarks (pytest-benchmark)
 	$(BIN)/python -m pytest benchmarks --benchmark-only

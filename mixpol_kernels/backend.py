@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import threading
@@ -12,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixpol_kernels.library import library
+from mixpol_kernels.library import INTERPRETING, constant, library
 
-BACKENDS = ("cpu", "reference")
+BACKENDS = ("cpu", "triton", "reference")
 # What the compiled kernels of some ops store; they compute in float32.
 STORED = (torch.float32, torch.bfloat16, torch.float16)
 _log = logging.getLogger("mixpol_kernels")
@@ -27,7 +28,7 @@ class Explanation:
 
     Attributes:
         op: name of the op.
-        backend: the implementation that would run: "cpu" or "reference".
+        backend: the implementation that would run: "cpu", "triton" or "reference".
         reason: why it was chosen.
         rejected: reason for each implementation that would not run, by name.
         saved_bytes: bytes kept between forward and backward beyond the inputs; None if not known.
@@ -69,6 +70,27 @@ def cpu_refusal(like: Tensor, dtypes: tuple[torch.dtype, ...] = (torch.float32,)
     return ""
 
 
+def triton_refusal(like: Tensor, dtypes: tuple[torch.dtype, ...] = STORED) -> str:
+    """Why no Triton kernel can take tensors like this one; empty if one may. Triton itself is not imported."""
+    if like.device.type != "cuda" and not (like.device.type == "cpu" and INTERPRETING):
+        return (
+            f"it takes tensors on a GPU and got them on {like.device}; move the inputs with .cuda() "
+            "(TRITON_INTERPRET=1, set before the import, runs it on the CPU, slowly, for tests)"
+        )
+    if not _triton_is_installed():
+        return "triton is not installed; `pip install triton`"
+    if like.dtype not in dtypes:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        return f"it takes {names} and got {like.dtype}; convert with .float(), or use backend='reference'"
+    return ""
+
+
+@constant
+def _triton_is_installed() -> bool:
+    found = importlib.util.find_spec("triton")
+    return found is not None and found.origin is not None  # not some folder of that name
+
+
 def needs_grad(*tensors: Tensor | None) -> bool:
     """Whether a backward through these inputs can follow, so that the forward has to save for it."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
@@ -80,6 +102,8 @@ def choose(
     like: Tensor,
     saved_bytes: Callable[[], int],
     dtypes: tuple[torch.dtype, ...] = (torch.float32,),
+    triton: Callable[[], str] | None = None,
+    triton_saved_bytes: Callable[[], int] = lambda: 0,
 ) -> str:
     """Picks the implementation of `op` for these inputs.
 
@@ -89,6 +113,8 @@ def choose(
         like: one of the inputs; the others have its device, and the floating-point ones its dtype.
         saved_bytes: what the fused form keeps for backward, for `explain`.
         dtypes: what the compiled kernel takes, float32 among them.
+        triton: why the Triton kernels of this op cannot take these inputs, empty if they can; None: it has none.
+        triton_saved_bytes: what they keep for backward.
 
     Raises:
         ValueError: unknown name, or the named implementation cannot take the inputs.
@@ -102,26 +128,34 @@ def choose(
     if requested == "reference":
         chosen, reason, rejected = "reference", "asked for by name", {}
     else:
-        refusal = cpu_refusal(like, dtypes)
-        if refusal and requested == "cpu":
-            raise ValueError(f"{op}: backend='cpu' was requested, but {refusal}")
-        chosen = "reference" if refusal else "cpu"
-        reason = "asked for by name" if requested == "cpu" else "the first that can take the inputs"
-        rejected = {"cpu": refusal} if refusal else {}
+        # On a GPU only the Triton kernels can run, on the CPU only the compiled ones, but for an explicit "triton".
+        fused = requested if requested != "auto" else "triton" if like.device.type == "cuda" else "cpu"
+        if fused == "cpu":
+            refusal = cpu_refusal(like, dtypes)
+        elif triton is None:
+            refusal = f"{op} has no Triton kernels yet; use backend='reference'"
+        else:
+            refusal = triton_refusal(like) or triton()
+        if refusal and requested != "auto":
+            raise ValueError(f"{op}: backend={fused!r} was requested, but {refusal}")
+        chosen = "reference" if refusal else fused
+        reason = "asked for by name" if requested != "auto" else "the first that can take the inputs"
+        rejected = {fused: refusal} if refusal else {}
     if _explaining and threading.get_ident() in _explaining:
-        kept = saved_bytes() if chosen == "cpu" else None
+        kept = {"cpu": saved_bytes, "triton": triton_saved_bytes}.get(chosen, lambda: None)()
         raise _Explaining(Explanation(op, chosen, reason, rejected, kept))
     if (
-        chosen == "cpu"
+        chosen != "reference"
         and not torch.compiler.is_compiling()
         and torch._C._functorch.peek_interpreter_stack() is not None
     ):
+        kernels = "compiled" if chosen == "cpu" else "Triton"
         raise RuntimeError(
-            f"{op}: the compiled kernels have no rules for torch.vmap and the other transforms of torch.func; pass a "
+            f"{op}: the {kernels} kernels have no rules for torch.vmap and the other transforms of torch.func; pass a "
             "whole batch (several targets per history as [B, M, D]), or use backend='reference'"
         )
     if rejected and not torch.compiler.is_compiling():
-        message = f"{op}: using the PyTorch reference, since the cpu backend cannot run: {rejected['cpu']}"
+        message = f"{op}: using the PyTorch reference, since the {fused} backend cannot run: {rejected[fused]}"
         if message not in _said:
             _said.add(message)
             _log.warning(message)

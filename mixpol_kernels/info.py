@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -10,10 +11,12 @@ import sys
 import torch
 
 import mixpol_kernels
-from mixpol_kernels.library import ISA_LEVELS, library
+from mixpol_kernels.library import INTERPRETING, ISA_LEVELS, library
+
+WITH_TRITON = "target_attention"
 
 ENVIRONMENT = {
-    "MIXPOL_BACKEND": "implementation that 'auto' stands for: cpu or reference (default: the first that can run)",
+    "MIXPOL_BACKEND": "what 'auto' stands for: cpu, triton or reference (default: the first that can run)",
     "MIXPOL_CPU_ISA": "highest instruction set of the CPU kernels: base, avx2 or avx512 (default: the CPU's best)",
     "MIXPOL_LIBRARY": "path of the compiled library (default: the one in the package)",
     "MIXPOL_SKIP_EXT": "1: do not load the compiled library",
@@ -42,13 +45,17 @@ def report() -> str:
 
 def _gpu() -> str:
     if not torch.cuda.is_available():
-        return "none found by torch; no kernels for it yet: on a GPU the ops run the PyTorch reference"
-    return f"{torch.cuda.get_device_name()}; no kernels for it yet: the ops run the PyTorch reference"
+        return "none found by torch"
+    return f"{torch.cuda.get_device_name()}; {WITH_TRITON} in Triton, the other ops run the PyTorch reference"
 
 
 def _triton() -> str:
-    found = importlib.util.find_spec("triton") is not None
-    return "installed, not used yet" if found else "not installed, not needed yet"
+    if importlib.util.find_spec("triton") is None:
+        return "not installed; needed on a GPU only (`pip install triton`)"
+    version = importlib.metadata.version("triton")
+    if INTERPRETING:
+        return f"{version}; TRITON_INTERPRET=1: backend='triton' interprets its kernels on the CPU, for tests"
+    return f"{version}, kernels for {WITH_TRITON}" + ("" if torch.cuda.is_available() else "; not used without a GPU")
 
 
 if __name__ == "__main__":

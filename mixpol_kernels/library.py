@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 NAMESPACE = "mixpol"
+# Triton reads the variable when a module with kernels is imported; so it has to be set before ours is.
+INTERPRETED = "mixpol_interpreted"
+INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 ISA_LEVELS = ("base", "avx2", "avx512")
+
+
+def constant(function: Callable[..., Any]) -> Callable[..., Any]:
+    """For torch.compile: what `function` returned while tracing stays so, and its inside is not traced.
+
+    As `torch.compiler.assume_constant_result`, which imports the whole of torch._dynamo.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def define(name: str, schema: str) -> None:

@@ -6,16 +6,24 @@ import os
 import random
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
+# Triton's interpreter is chosen when kernels are imported: its tests run when they are asked for by name.
+INTERPRETED = Path(__file__).parent / "triton"
 SEED = int(os.environ.get("MIXPOL_TEST_SEED") or random.SystemRandom().randrange(2**31))
 
 
 def _seed_of(node: pytest.Item) -> int:
     # One seed per test, so that a test alone draws what it drew in the whole run.
     return SEED ^ zlib.crc32(node.name.encode())
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    asked = any(Path(argument.partition("::")[0]).resolve().is_relative_to(INTERPRETED) for argument in config.args)
+    return True if collection_path == INTERPRETED and not asked else None
 
 
 @pytest.fixture(autouse=True)

@@ -17,11 +17,12 @@ from mixpol_kernels.ops.target_attention.autograd import (
     ACTIVATIONS,
     NORMALIZERS,
     TargetAttention,
-    forward,
     keeps_bits,
+    ops,
     with_candidates,
 )
 from mixpol_kernels.ops.target_attention.dropout import check_dropout, draw_seed
+from mixpol_kernels.ops.target_attention.triton import support
 
 BLOCKS = ("t", "x", "t-x", "t*x")
 PUBLIC_ACTIVATIONS = (*ACTIVATIONS, "leaky_relu")
@@ -87,8 +88,11 @@ def target_attention(
         lengths: [B] int32 or int64; the first lengths[b] positions are kept.
         mask: [B, L]; nonzero positions are kept, on any side.
         return_weights: also return the attention weights; they have a gradient too.
-        backend: "auto", "cpu" (compiled; float32, or bfloat16 and float16 computed in float32) or "reference" (plain
-            PyTorch).
+        backend: "auto", "cpu" (compiled; float32, or bfloat16 and float16 computed in float32), "triton" (on a GPU, the
+            same dtypes; products of bfloat16 and float16 operands are summed in float32, those of float32 are IEEE, or
+            three TensorFloat32 products each after `torch.set_float32_matmul_precision("high")`) or "reference" (plain
+            PyTorch). On a GPU offsets and lengths are not checked, which would wait for the device, but clamped to the
+            history: nothing out of bounds is read.
 
     Returns:
         pooled with the shape and dtype of `target`; an empty history gives zeros. With `return_weights`
@@ -125,9 +129,13 @@ def target_attention(
         target,
         lambda: saved_bytes(candidates, where.token_shape, weights, act, dropout, seed),
         backends.STORED,
+        lambda: support.refusal(target, weights, activation, dropout),
+        lambda: 4 * math.prod(where.token_shape) * candidates,
     )
     if dropout and seed is None:
         seed = draw_seed()
+    interpreted = chosen == "triton" and target.device.type == "cpu"
+    bits = chosen == "cpu" and keeps_bits(act, weights, dropout)
     if chosen == "reference":
         if not torch.compiler.is_compiling():
             where.check_values()
@@ -141,10 +149,10 @@ def target_attention(
     elif backends.needs_grad(target, history, *weights, *biases, *slopes):
         pooled, attention = TargetAttention.apply(
             target, history, where.offsets, where.lengths, where.mask, seed, act, norm, dropout, len(weights),
-            keeps_bits(act, weights, dropout), return_weights, *weights, *biases, *slopes,
+            bits, return_weights, interpreted, *weights, *biases, *slopes,
         )  # fmt: skip
     else:
-        pooled, attention, _ = forward(
+        pooled, attention, _ = ops(interpreted)[0](
             target, history, *where.canonical(), weights, biases, slopes or None, act, norm, dropout, seed,
             return_weights, False,
         )  # fmt: skip

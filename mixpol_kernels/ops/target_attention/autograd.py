@@ -10,25 +10,23 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mixpol_kernels.history import canonical
-from mixpol_kernels.library import define, may_be_empty
+from mixpol_kernels.library import INTERPRETED, INTERPRETING, NAMESPACE, define, may_be_empty
 
 ACTIVATIONS = ("relu", "prelu", "sigmoid", "silu", "tanh", "gelu", "dice", "dice_row")
 NORMALIZERS = ("none", "softmax", "sigmoid")
 
 _UNIT = "Tensor[] weights, Tensor[] biases, Tensor[] slopes, int activation, int normalize, float dropout, Tensor? seed"
 _LAYOUT = "Tensor? offsets, Tensor? lengths, Tensor? mask"
-define(
-    "target_attention_fwd",
-    f"(Tensor target, Tensor history, {_LAYOUT}, {may_be_empty(_UNIT, 'slopes')},"
+_SCHEMAS = {
+    "target_attention_fwd": f"(Tensor target, Tensor history, {_LAYOUT}, {may_be_empty(_UNIT, 'slopes')},"
     " bool save_attention, bool save_bits)"
     " -> (Tensor pooled, Tensor attention, Tensor bits)",
-)
-define(
-    "target_attention_bwd",
-    "(Tensor grad_pooled, Tensor? grad_attention, Tensor attention, Tensor bits,"
+    "target_attention_bwd": "(Tensor grad_pooled, Tensor? grad_attention, Tensor attention, Tensor bits,"
     f" Tensor target, Tensor history, {_LAYOUT}, {_UNIT})"
     " -> (Tensor grad_target, Tensor grad_history, Tensor[] grad_parameters)",
-)
+}
+for _name, _schema in _SCHEMAS.items():
+    define(_name, _schema)
 
 
 def keeps_bits(activation: int, weights: Sequence[Tensor], dropout: float = 0.0) -> bool:
@@ -57,8 +55,7 @@ def fake_outputs(
     )
 
 
-@torch.library.register_fake("mixpol::target_attention_fwd")
-def _(
+def _fake_forward(
     target: Tensor,
     history: Tensor,
     offsets: Tensor | None,
@@ -77,8 +74,7 @@ def _(
     return fake_outputs(target, history.shape[:-1], weights[0].shape[0], save_attention, save_bits)
 
 
-@torch.library.register_fake("mixpol::target_attention_bwd")
-def _(
+def _fake_backward(
     grad_pooled: Tensor,
     grad_attention: Tensor | None,
     attention: Tensor,
@@ -100,8 +96,40 @@ def _(
     return target.new_empty(target.shape), history.new_empty(history.shape), parameters
 
 
+def _triton_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    from mixpol_kernels.ops.target_attention.triton import launch
+
+    return launch.forward(*args)
+
+
+def _triton_backward(*args: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
+    from mixpol_kernels.ops.target_attention.triton import launch
+
+    return launch.backward(*args)
+
+
+_IMPLEMENTATIONS = {
+    "target_attention_fwd": (_fake_forward, _triton_forward),
+    "target_attention_bwd": (_fake_backward, _triton_backward),
+}
+for _name, (_fake, _triton) in _IMPLEMENTATIONS.items():
+    torch.library.register_fake(f"{NAMESPACE}::{_name}")(_fake)
+    torch.library.impl(f"{NAMESPACE}::{_name}", "cuda")(_triton)
+    if INTERPRETING:  # the CPU key of the ops belongs to the compiled kernels: the same ops under another name
+        torch.library.define(f"{INTERPRETED}::{_name}", _SCHEMAS[_name])
+        torch.library.register_fake(f"{INTERPRETED}::{_name}")(_fake)
+        torch.library.impl(f"{INTERPRETED}::{_name}", "cpu")(_triton)
+
 forward = torch.ops.mixpol.target_attention_fwd.default
 _bwd = torch.ops.mixpol.target_attention_bwd.default
+
+
+def ops(interpreted: bool) -> tuple[Any, Any]:
+    """The ops of both directions: the usual ones, or those that interpret the Triton kernels on the CPU."""
+    if not interpreted:
+        return forward, _bwd
+    others = torch.ops.mixpol_interpreted
+    return others.target_attention_fwd.default, others.target_attention_bwd.default
 
 
 class TargetAttention(torch.autograd.Function):
@@ -122,19 +150,20 @@ class TargetAttention(torch.autograd.Function):
         layers: int,
         save_bits: bool,
         with_attention: bool,
+        interpreted: bool,
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """`parameters`: `layers` weights, `layers` biases, then slopes.
 
-        `with_attention`: the attention weights have a gradient too.
+        `with_attention`: the attention weights have a gradient too. `interpreted`: see `ops`.
         """
         weights, biases, slopes = split_parameters(parameters, layers)
-        pooled, attention, bits = forward(
+        pooled, attention, bits = ops(interpreted)[0](
             target, history, *canonical(offsets, lengths, mask), weights, biases, slopes,
             activation, normalize, dropout, seed, True, save_bits,
         )  # fmt: skip
         ctx.save_for_backward(target, history, offsets, lengths, mask, seed, attention, bits, *parameters)
-        ctx.config = (activation, normalize, dropout, layers, with_attention)
+        ctx.config = (activation, normalize, dropout, layers, with_attention, interpreted)
         if not with_attention:
             ctx.mark_non_differentiable(attention)
         return pooled, attention
@@ -143,14 +172,14 @@ class TargetAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_pooled: Tensor, grad_attention: Tensor) -> tuple[Tensor | None, ...]:
         target, history, offsets, lengths, mask, seed, attention, bits, *parameters = ctx.saved_tensors
-        activation, normalize, dropout, layers, with_attention = ctx.config
+        activation, normalize, dropout, layers, with_attention, interpreted = ctx.config
         weights, biases, slopes = split_parameters(parameters, layers)
-        grad_target, grad_history, grads = _bwd(
+        grad_target, grad_history, grads = ops(interpreted)[1](
             grad_pooled, grad_attention if with_attention else None, attention, bits,
             target, history, *canonical(offsets, lengths, mask),
             weights, biases, slopes, activation, normalize, dropout, seed,
         )  # fmt: skip
-        return grad_target, grad_history, *[None] * 10, *grads
+        return grad_target, grad_history, *[None] * 11, *grads
 
 
 def with_candidates(target: Tensor) -> Tensor:

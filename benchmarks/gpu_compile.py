@@ -1,0 +1,325 @@
+"""Compiles every Triton kernel and every shipped configuration ahead of time, and reads what the compiler made.
+
+    python benchmarks/gpu_compile.py                  compile all, write benchmarks/GPU_COMPILE.md
+    python benchmarks/gpu_compile.py --search sm_90   choose configurations: the first candidate that passes the gate
+    python benchmarks/gpu_compile.py --check          exit 1 if GPU_COMPILE.md is of other sources
+
+No GPU is needed. The compiler runs in subprocesses, which survive its assertions; TRITON_CACHE_DIR keeps its results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mixpol_kernels.ops.target_attention.triton import configs
+
+REPORT = Path(__file__).parent / "GPU_COMPILE.md"
+SOURCES = configs.FOLDER.parent
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
+# Shared memory that one program can have, in bytes: CUDA C++ programming guide, table of technical specifications
+# (163 KiB and 227 KiB a block); AMD CDNA 3 instruction set architecture (64 KiB of LDS).
+SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
+MATRIX = {"sm_80": r"mma\.sync", "sm_90": r"wgmma|mma\.sync", "sm_100": r"tcgen05\.mma|mma\.sync", "gfx942": r"v_mfma"}
+# (activation, normalize, layout) as the kernels number them: what models use most, and the most demanding.
+VARIANTS = {"relu, none, jagged": (0, 0, 0), "dice, softmax, mask": (6, 1, 2)}
+# Tried in this order: tile, warps, stages, flush; by direction and whether the unit is larger than 64 x 64.
+CANDIDATES = {
+    ("forward", False): [(64, 4, 3, 0), (64, 4, 2, 0), (32, 4, 2, 0), (32, 8, 1, 0)],
+    ("forward", True): [(64, 4, 3, 0), (64, 8, 2, 0), (32, 4, 2, 0), (16, 8, 1, 0)],
+    ("backward", False): [(64, 4, 2, 1), (32, 4, 2, 1), (32, 8, 1, 1), (32, 8, 1, 2), (16, 8, 1, 2)],
+    ("backward", True): [(32, 8, 1, 2), (16, 8, 1, 2), (16, 4, 1, 2)],
+}
+# IEEE products on NVIDIA need many registers.
+IEEE_CANDIDATES = {
+    ("forward", False): [(64, 8, 2, 0), (32, 8, 2, 0), (16, 8, 1, 0)],
+    ("forward", True): [(32, 8, 2, 0), (16, 8, 1, 0)],
+    ("backward", False): [(32, 8, 1, 1), (16, 8, 1, 1), (16, 8, 1, 2)],
+    ("backward", True): [(16, 8, 1, 2)],
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One compilation."""
+
+    architecture: str
+    direction: str
+    element: str
+    width: int
+    units: tuple[int, ...]
+    variant: str
+    config: configs.Config
+
+    @property
+    def planned(self) -> bool:
+        """Whether matrix instructions are meant to be used: not for IEEE float32 on NVIDIA, which has none."""
+        return self.element != "float32" or self.architecture == "gfx942"
+
+
+def elements(architecture: str) -> tuple[str, ...]:
+    """What the launcher asks for: AMD's matrix instructions take IEEE float32, so that nothing is split there."""
+    return tuple(e for e in configs.ELEMENTS if architecture != "gfx942" or e != "tf32x3")
+
+
+def shipped_jobs(architecture: str) -> Iterator[Job]:
+    """Every shipped configuration in every variant."""
+    for name, config in configs.shipped(architecture).items():
+        direction, element, shape = name.split("/")
+        width, units = shape.split(":")
+        for variant in VARIANTS:
+            yield Job(architecture, direction, element, int(width), tuple(map(int, units.split("x"))), variant, config)
+
+
+def failures(job: Job, found: dict[str, Any]) -> list[str]:
+    """What the gate says against a result of `run`."""
+    if "error" in found:
+        return [found["error"]]
+    lines = []
+    if found["spills"]:
+        lines.append(f"{found['spills']} spilled")
+    if found["shared"] > SHARED[job.architecture]:
+        lines.append(f"{found['shared']} bytes of shared memory, the chip has {SHARED[job.architecture]}")
+    if job.planned and not found["matrix"]:
+        lines.append("no matrix instructions")
+    if found["widest"] < 16:
+        lines.append(f"loads of at most {found['widest']} bytes")
+    return lines
+
+
+def run(jobs: Iterable[Job]) -> Iterator[tuple[Job, dict[str, Any]]]:
+    """Results in order. A compiler that dies takes one job with it."""
+    pending = list(jobs)
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    while pending:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as empty:
+            cache = environment.get("TRITON_CACHE_DIR", empty)
+            worker = subprocess.Popen(
+                [sys.executable, __file__, "--worker"], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL, env={**environment, "TRITON_CACHE_DIR": cache},
+            )  # fmt: skip
+            assert worker.stdin is not None
+            assert worker.stdout is not None
+            worker.stdin.write("".join(json.dumps(dataclasses.asdict(job)) + "\n" for job in pending))
+            worker.stdin.close()
+            done = 0
+            try:
+                for line in worker.stdout:
+                    yield pending[done], json.loads(line)
+                    done += 1
+            finally:  # whoever asked may have seen enough
+                if done < len(pending) and worker.poll() is None:
+                    worker.kill()
+                worker.wait()
+        if done < len(pending):
+            yield pending[done], {"error": f"the compiler exited with {worker.returncode}"}
+            done += 1
+        pending = pending[done:]
+
+
+def work() -> None:
+    """The subprocess: a job per line of stdin, a result per line of stdout."""
+    for line in sys.stdin:
+        fields = json.loads(line)
+        fields["config"] = configs.Config(**fields["config"])
+        fields["units"] = tuple(fields["units"])
+        try:
+            found = compile_one(Job(**fields))
+        except Exception as error:
+            found = {"error": f"{type(error).__name__}: {str(error)[-200:]}"}
+        print(json.dumps(found), flush=True)
+
+
+def compile_one(job: Job) -> dict[str, Any]:
+    """Registers, spills, shared memory, matrix instructions and widest load of one kernel."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from mixpol_kernels.ops.target_attention.triton import kernels, launch
+
+    kernel = kernels.forward_kernel if job.direction == "forward" else kernels.backward_kernel
+    activation, normalize, layout = VARIANTS[job.variant]
+    constants: dict[str, Any] = {
+        **launch.sizes(job.width, job.units),
+        "ACT": activation, "NORM": normalize, "LAYOUT": layout, "ALIGN": 16, "candidates": 1,
+        "PRECISION": "tf32x3" if job.element == "tf32x3" else "ieee", "TILE": job.config.tile,
+    }  # fmt: skip
+    if job.direction == "forward":
+        constants["SAVE"] = True
+    else:
+        constants |= {"WEIGHTS": False, "ADD": False, "FLUSH": job.config.flush, "grad_attention": None}
+    for i in (1, 2, 3):
+        if i > len(job.units):
+            constants |= {f"w{i}": None, f"b{i}": None}
+        if i > len(job.units) or activation not in (1, 6):
+            constants[f"s{i}"] = None
+    constants |= {name: None for i, name in enumerate(("offsets", "lengths", "mask")) if i != layout}
+    types = dict.fromkeys(("length", "user_units", "row_units", "users", "slab_stride"), "i32")
+    types |= {"offsets": "*i64", "lengths": "*i64", "mask": "*i1", "attention": "*fp32", "slabs": "*fp32"}
+    element = "*bf16" if job.element == "half" else "*fp32"
+    names = kernel.arg_names
+    signature = {name: "constexpr" if name in constants else types.get(name, element) for name in names}
+    # What the launcher specialises: tensors are aligned, and slabs are 16 floats times something apart.
+    aligned = [i for i, name in enumerate(names) if signature[name][0] == "*" or name == "slab_stride"]
+    source = ASTSource(
+        kernel,
+        signature=signature,
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+        attrs={(i,): [["tt.divisibility", 16]] for i in aligned},
+    )
+    amd = job.architecture == "gfx942"
+    number = 0 if amd else int(job.architecture.removeprefix("sm_"))
+    target = GPUTarget("hip", "gfx942", 64) if amd else GPUTarget("cuda", number, 32)
+    out = triton.compile(
+        source, target=target, options={"num_warps": job.config.warps, "num_stages": job.config.stages}
+    )
+    text = out.asm["amdgcn" if amd else "ptx"]
+    found: dict[str, Any] = {
+        "shared": out.metadata.shared,
+        "matrix": sorted(set(re.findall(MATRIX[job.architecture], text))),
+    }
+    if amd:
+        found["registers"] = int(re.findall(r"\.vgpr_count:\s+(\d+)", text)[0])
+        found["spills"] = int(re.findall(r"\.vgpr_spill_count:\s+(\d+)", text)[0])
+        found["widest"] = max((4 * int(n) for n in re.findall(r"(?:global|buffer)_load_dwordx(\d)", text)), default=4)
+        return found
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(out.asm["cubin"])
+        file.flush()
+        usage = subprocess.run(
+            [str(tool), "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    registers, stack, local = re.findall(r"REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", usage)[0]
+    found |= {"registers": int(registers), "spills": int(stack) + int(local)}
+    vectors = [int(n) * int(bits) // 8 for n, bits in re.findall(r"ld\.global\S*\.v(\d)\.b(\d+)", text)]
+    copies = [int(size) for size in re.findall(r"cp\.async\.c[ag]\.shared\.global[^;]*?, (?:0x)?(\d+)", text)]
+    found["widest"] = max([*vectors, *copies, 0])
+    return found
+
+
+def digest() -> str:
+    """Of everything that the table depends on."""
+    sha = hashlib.sha256()
+    shared = SOURCES.parent.parent / "triton" / "shared.py"
+    for path in [shared, SOURCES / "activations.py", SOURCES / "kernels.py", *sorted(configs.FOLDER.glob("*.json"))]:
+        sha.update(path.name.encode() + path.read_bytes())
+    return sha.hexdigest()[:16]
+
+
+def search(architecture: str) -> None:
+    """Adds to the file of configurations: per shape, the first candidate that passes in every variant."""
+    path = configs.FOLDER / f"{architecture}.json"
+    chosen: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    for element in elements(architecture):
+        for direction in configs.DIRECTIONS:
+            ieee = element == "float32" and architecture != "gfx942"
+            for width, units in configs.SHAPES:
+                name = configs.key(direction, element, width, units)
+                candidates = (IEEE_CANDIDATES if ieee else CANDIDATES)[direction, (width, units) != configs.SHAPES[0]]
+                tries = [configs.Config(*candidate) for candidate in candidates]
+                # What another architecture took is likely to do here too.
+                tries = [c[name] for c in map(configs.shipped, configs.architectures()) if name in c] + tries
+                if name in chosen:
+                    continue
+                chosen[name] = None
+                for config in dict.fromkeys(tries):
+                    jobs = [Job(architecture, direction, element, width, units, v, config) for v in reversed(VARIANTS)]
+                    bad = next(filter(None, (failures(job, found) for job, found in run(jobs))), [])
+                    print(architecture, name, dataclasses.astuple(config), "; ".join(bad) or "passes", flush=True)
+                    if not bad:
+                        chosen[name] = dataclasses.asdict(config)
+                        break
+                rows = [f"  {json.dumps(key)}: {json.dumps(entry)}" for key, entry in sorted(chosen.items())]
+                path.write_text("{\n" + ",\n".join(rows) + "\n}\n")
+
+
+def report(architectures: Iterable[str]) -> int:
+    """Compiles everything that is shipped and writes the table; returns the number of rows that fail the gate."""
+    import triton
+
+    bad = 0
+    lines = [
+        "# What the compiler makes of the Triton kernels",
+        "",
+        f"Written by `python benchmarks/gpu_compile.py` with Triton {triton.__version__}, without a GPU: facts about",
+        "machine code, no timings. Every shipped configuration of `target_attention`, compiled ahead of time in two",
+        "variants: what models use most, and the most demanding. Gate: no spills, shared memory within the chip,",
+        "matrix instructions where planned (not for IEEE float32 on NVIDIA, which has none), 16-byte loads.",
+        "`tests/triton/test_aot.py` compiles a sample again and checks that this table is of these sources.",
+        "Configuration: tokens a tile / warps / stages / flush; registers per thread; shared memory and widest load in",
+        "bytes.",
+        "",
+        f"Sources: `{digest()}`",
+        "",
+    ]  # fmt: skip
+    for architecture in architectures:
+        lines += [
+            f"## {architecture}",
+            "",
+            "| kernel | D : units | variant | configuration | registers | spills | shared | matrix | load |",
+            "|---|---|---|---|---:|---:|---:|---|---:|",
+        ]
+        for job, found in run(shipped_jobs(architecture)):
+            wrong = failures(job, found)
+            bad += bool(wrong)
+            c = job.config
+            shape = f"{job.width} : {' × '.join(map(str, job.units))}"
+            row = [
+                f"{job.direction} {job.element}",
+                shape,
+                job.variant,
+                f"{c.tile} / {c.warps} / {c.stages} / {c.flush}",
+            ]
+            if "error" in found:
+                row += [found["error"].replace("\n", " "), "", "", "", ""]
+            else:
+                row += [str(found["registers"]), str(found["spills"]), str(found["shared"])]
+                row += [", ".join(found["matrix"]) or "–", str(found["widest"])]
+            lines.append("| " + " | ".join(row) + (f" **fails: {'; '.join(wrong)}** |" if wrong else " |"))
+            print(lines[-1], flush=True)
+        missing = [
+            configs.key(d, e, w, u)
+            for d in configs.DIRECTIONS
+            for e in elements(architecture)
+            for w, u in configs.SHAPES
+            if configs.key(d, e, w, u) not in configs.shipped(architecture)
+        ]
+        lines += ["", f"Refused, since no candidate passed: {', '.join(missing) or 'nothing'}.", ""]
+    REPORT.write_text("\n".join(lines))
+    return bad
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--search", metavar="ARCHITECTURE", choices=ARCHITECTURES)
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        work()
+    elif options.search:
+        search(options.search)
+    elif options.check:
+        if f"Sources: `{digest()}`" not in REPORT.read_text():
+            print("GPU_COMPILE.md is of other sources: run `python benchmarks/gpu_compile.py`")
+            return 1
+    else:
+        return 1 if report(ARCHITECTURES) else 0
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

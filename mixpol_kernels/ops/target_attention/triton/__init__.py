@@ -1,0 +1,1 @@
+"""`target_attention` on a GPU, in Triton. Only `launch` and `kernels` import triton; nothing here is imported early."""

@@ -1,0 +1,78 @@
+"""What the compiler makes of the kernels for GPUs that are not here: benchmarks/gpu_compile.py, a sample again."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from mixpol_kernels.ops.target_attention.triton import configs
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def _load() -> ModuleType:
+    import sys
+
+    spec = importlib.util.spec_from_file_location("gpu_compile", ROOT / "benchmarks" / "gpu_compile.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["gpu_compile"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+gpu_compile = _load()
+
+
+def test_every_architecture_is_shipped() -> None:
+    assert set(configs.architectures()) == set(gpu_compile.ARCHITECTURES)
+    for architecture in gpu_compile.ARCHITECTURES:
+        for element in gpu_compile.elements(architecture):
+            assert (64, (64,)) in configs.served(architecture, element, 1)
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100", "gfx942"])
+def test_a_sample_passes_the_gate(architecture: str) -> None:
+    """No spills, shared memory within the chip, matrix instructions where planned, 16-byte loads."""
+    names = [configs.key(direction, "half", 64, (64,)) for direction in configs.DIRECTIONS]
+    jobs = [
+        j
+        for j in gpu_compile.shipped_jobs(architecture)
+        if configs.key(j.direction, j.element, j.width, j.units) in names
+    ]
+    assert len(jobs) == 2 * len(gpu_compile.VARIANTS)
+    for job, found in gpu_compile.run(jobs):
+        assert not gpu_compile.failures(job, found), (job, found)
+        assert found["registers"] > 0
+        assert found["matrix"]
+
+
+def test_the_gate_can_fail() -> None:
+    """One warp for a tile of 64 spills; and each condition is looked at."""
+    (job,) = [
+        j for j in gpu_compile.shipped_jobs("sm_90")
+        if (j.direction, j.element, j.units) == ("backward", "half", (64,)) and j.variant.startswith("relu")
+    ]  # fmt: skip
+    crowded = dataclasses.replace(job, config=configs.Config(tile=64, warps=1, stages=1))
+    ((_, found),) = gpu_compile.run([crowded])
+    assert any("spilled" in line for line in gpu_compile.failures(crowded, found))
+    good: dict[str, Any] = {"spills": 0, "shared": 1024, "matrix": ["wgmma"], "widest": 16, "registers": 128}
+    assert not gpu_compile.failures(job, good)
+    for bad in ({"spills": 8}, {"shared": 300_000}, {"matrix": []}, {"widest": 8}, {"error": "died"}):
+        assert len(gpu_compile.failures(job, good | bad)) == 1
+
+
+def test_the_table_is_of_these_sources() -> None:
+    """Of every shipped configuration in every variant, and nothing in it fails."""
+    text = gpu_compile.REPORT.read_text()
+    assert f"Sources: `{gpu_compile.digest()}`" in text, "run `make gpu-compile`"
+    assert "fails" not in text
+    rows = re.findall(r"^\| (?:forward|backward) .*$", text, flags=re.MULTILINE)
+    assert len(rows) == sum(len([*gpu_compile.shipped_jobs(a)]) for a in gpu_compile.ARCHITECTURES)
