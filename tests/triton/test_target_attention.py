@@ -14,9 +14,6 @@ import mixpol_kernels
 from mixpol_kernels import backend as backends
 from mixpol_kernels import explain
 from mixpol_kernels.ops.target_attention.autograd import ACTIVATIONS, ops
-
-TAKEN = [*(a for a in ACTIVATIONS if a != "dice_row"), "leaky_relu"]
-
 from mixpol_kernels.ops.target_attention.triton import configs
 from mixpol_kernels.testing import budget
 from mixpol_kernels.testing.inputs import Case, Config, make
@@ -25,6 +22,7 @@ from mixpol_kernels.testing.oracle import outputs
 from mixpol_kernels.testing.recorder import Recorder
 
 OP = "target_attention"
+TAKEN = [*(a for a in ACTIVATIONS if a != "dice_row"), "leaky_relu"]
 # Two users whose histories end within a tile of 16, one that fills two, and an empty one.
 COUNTS = (35, 0, 7, 32)
 BASE = Config(op=OP, counts=COUNTS)
