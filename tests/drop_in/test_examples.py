@@ -1,0 +1,36 @@
+"""The examples run: same losses with and without the fused layers."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+NEEDS = {
+    "fuxictr_din.py": "fuxictr",
+    "deepctr_torch_din.py": "deepctr_torch",
+    "recbole_din.py": "recbole",
+    "torch_rechub_din.py": "torch_rechub",
+}
+
+
+def test_every_example_is_run() -> None:
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {*NEEDS, "compare.py"}
+
+
+@pytest.mark.parametrize("name", NEEDS)
+def test_example(name: str, tmp_path: Path) -> None:
+    pytest.importorskip(NEEDS[name])
+    short = ["--steps", "3", "--batch", "32", *(["--vocabulary", "1000"] if name == "fuxictr_din.py" else [])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run(
+        [sys.executable, str(EXAMPLES / name), *short], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    assert "1 replaced, 0 left as they were" in run.stdout
+    assert re.search(r"[\d.]+ times as fast", run.stdout)
