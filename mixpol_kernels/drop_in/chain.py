@@ -109,6 +109,16 @@ def _tracking(norm: nn.BatchNorm1d) -> nn.BatchNorm1d:
     return norm
 
 
+def mean_where_empty(pooled: Tensor, history: Tensor, kept: Tensor) -> Tensor:
+    """The mean of all rows where no position is kept: a softmax over equal scores, as frameworks leave it.
+
+    `kept`: [B, 1] bool.
+    """
+    if not torch.compiler.is_compiling() and bool(kept.all()):
+        return pooled
+    return torch.where(kept, pooled, history.mean(1).to(pooled.dtype))
+
+
 def refusal(read: Callable[[nn.Module], object]) -> Callable[[nn.Module], str]:
     """Turns a reader that raises `Unsupported` into what `Layer.refusal` is."""
 

@@ -9,7 +9,7 @@ from fuxictr.pytorch.layers.activations import Dice
 from fuxictr.pytorch.layers.attentions.target_attention import DIN_Attention, MultiHeadTargetAttention
 from torch import Tensor, nn
 
-from mixpol_kernels.drop_in.chain import Unsupported, read_chain, refusal
+from mixpol_kernels.drop_in.chain import Unsupported, mean_where_empty, read_chain, refusal
 from mixpol_kernels.drop_in.registry import Adapter, Layer
 from mixpol_kernels.nn.unit import Unit
 from mixpol_kernels.ops.dot_target_attention.api import dot_target_attention
@@ -42,7 +42,9 @@ class FusedDINAttention(DIN_Attention):
         if mask is None:
             return pooled
         pooled = pooled.to(torch.promote_types(pooled.dtype, torch.float32))  # the original promotes by its mask
-        return _mean_where_empty(pooled, history_sequence, mask) if self.use_softmax else pooled
+        return (
+            mean_where_empty(pooled, history_sequence, (mask != 0).any(1, keepdim=True)) if self.use_softmax else pooled
+        )
 
 
 def _projections(layer: Any) -> tuple[Tensor, ...] | tuple[None, ...]:
@@ -76,13 +78,6 @@ class FusedMultiHeadTargetAttention(MultiHeadTargetAttention):
             return pooled
         mean = history_sequence.mean(1)
         return torch.where(empty, mean if w_v is None or w_o is None else mean @ w_v.T @ w_o.T, pooled)
-
-
-def _mean_where_empty(pooled: Tensor, history: Tensor, mask: Tensor) -> Tensor:
-    empty = ~(mask != 0).any(1, keepdim=True)
-    if not torch.compiler.is_compiling() and not bool(empty.any()):
-        return pooled
-    return torch.where(empty, history.mean(1).to(pooled.dtype), pooled)
 
 
 ADAPTER = Adapter(

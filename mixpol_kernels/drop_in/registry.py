@@ -92,11 +92,15 @@ def _check(adapter: Adapter) -> None:
             raise ImportError(
                 f"{adapter.framework} {version}: {layer.original.__name__}.forward takes "
                 f"({arguments(layer.original)}); the fused form was written for ({layer.signature}) of version "
-                f"{', '.join(adapter.tested)}. Nothing was replaced."
+                f"{_versions(adapter)}. Nothing was replaced."
             )
     if version not in adapter.tested:
         warnings.warn(
-            f"{adapter.framework} {version} was not tested with; its layers look as in {', '.join(adapter.tested)}, so "
-            "they are replaced. Compare an output before and after.",
+            f"{adapter.framework} {version} was not tested with; its layers look as in {_versions(adapter)}, so they are "
+            "replaced. Compare an output before and after.",
             stacklevel=4,
         )
+
+
+def _versions(adapter: Adapter) -> str:
+    return ", ".join(adapter.tested) or "its published formula"
