@@ -96,8 +96,8 @@ def _check(adapter: Adapter) -> None:
             )
     if version not in adapter.tested:
         warnings.warn(
-            f"{adapter.framework} {version} was not tested with; its layers look as in {_versions(adapter)}, so they are "
-            "replaced. Compare an output before and after.",
+            f"{adapter.framework} {version} was not tested with; its layers look as in {_versions(adapter)}, so they "
+            "are replaced. Compare an output before and after.",
             stacklevel=4,
         )
 
