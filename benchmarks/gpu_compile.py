@@ -33,6 +33,8 @@ SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx94
 MATRIX = {"sm_80": r"mma\.sync", "sm_90": r"wgmma|mma\.sync", "sm_100": r"tcgen05\.mma|mma\.sync", "gfx942": r"v_mfma"}
 # (activation, normalize, layout) as the kernels number them: what models use most, and the most demanding.
 VARIANTS = {"relu, none, jagged": (0, 0, 0), "dice, softmax, mask": (6, 1, 2)}
+# Not in the table, but compiled by the tests: M candidates, with a gradient of the weights and rows 16 elements apart.
+CANDIDATES_OF_ONE_HISTORY = "prelu, sigmoid, lengths, candidates"
 # Tried in this order: tile, warps, stages, flush; by direction and whether the unit is larger than 64 x 64.
 CANDIDATES = {
     ("forward", False): [(64, 4, 3, 0), (64, 4, 2, 0), (32, 4, 2, 0), (32, 8, 1, 0)],
@@ -149,16 +151,19 @@ def compile_one(job: Job) -> dict[str, Any]:
     from mixpol_kernels.ops.target_attention.triton import kernels, launch
 
     kernel = kernels.forward_kernel if job.direction == "forward" else kernels.backward_kernel
-    activation, normalize, layout = VARIANTS[job.variant]
+    several = job.variant == CANDIDATES_OF_ONE_HISTORY
+    activation, normalize, layout = (1, 2, 1) if several else VARIANTS[job.variant]
     constants: dict[str, Any] = {
         **launch.sizes(job.width, job.units),
-        "ACT": activation, "NORM": normalize, "LAYOUT": layout, "ALIGN": 16, "candidates": 1,
+        "ACT": activation, "NORM": normalize, "LAYOUT": layout, "ALIGN": 16,
         "PRECISION": "tf32x3" if job.element == "tf32x3" else "ieee", "TILE": job.config.tile,
     }  # fmt: skip
     if job.direction == "forward":
         constants["SAVE"] = True
     else:
-        constants |= {"WEIGHTS": False, "ADD": False, "FLUSH": job.config.flush, "grad_attention": None}
+        constants |= {"WEIGHTS": several, "ADD": several, "FLUSH": job.config.flush}
+        constants |= {} if several else {"grad_attention": None}
+    constants |= {"row_units": 1} if several else {"candidates": 1}  # Triton compiles for the integer 1
     for i in (1, 2, 3):
         if i > len(job.units):
             constants |= {f"w{i}": None, f"b{i}": None}
@@ -166,6 +171,7 @@ def compile_one(job: Job) -> dict[str, Any]:
             constants[f"s{i}"] = None
     constants |= {name: None for i, name in enumerate(("offsets", "lengths", "mask")) if i != layout}
     types = dict.fromkeys(("length", "user_units", "row_units", "users", "slab_stride"), "i32")
+    types |= {"candidates": "i32", "grad_attention": "*fp32"} | ({"grad_history": "*fp32"} if several else {})
     types |= {"offsets": "*i64", "lengths": "*i64", "mask": "*i1", "attention": "*fp32", "slabs": "*fp32"}
     element = "*bf16" if job.element == "half" else "*fp32"
     names = kernel.arg_names

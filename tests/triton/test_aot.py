@@ -54,6 +54,19 @@ def test_a_sample_passes_the_gate(architecture: str) -> None:
         assert found["matrix"]
 
 
+@pytest.mark.parametrize("element", ["half", "float32"])
+def test_several_candidates_compile(element: str) -> None:
+    """The form for M candidates, whose gradients are added up in float32, with one, two and three hidden layers."""
+    jobs = [
+        dataclasses.replace(job, variant=gpu_compile.CANDIDATES_OF_ONE_HISTORY)
+        for job in gpu_compile.shipped_jobs("sm_90")
+        if job.element == element and job.width == 64 and max(job.units) == 64 and job.variant.startswith("relu")
+    ]
+    assert {(job.direction, len(job.units)) for job in jobs} >= {("forward", 1), ("backward", 1), ("forward", 2)}
+    for job, found in gpu_compile.run(jobs):
+        assert "error" not in found, (job, found)
+
+
 def test_the_gate_can_fail() -> None:
     """One warp for a tile of 64 spills; and each condition is looked at."""
     (job,) = [
