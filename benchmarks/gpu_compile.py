@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from mixpol_kernels.ops.target_attention.triton import configs
+from mixpol_kernels.ops.triton import devices
 
 REPORT = Path(__file__).parent / "GPU_COMPILE.md"
 SOURCES = configs.FOLDER.parent
-ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
+ARCHITECTURES = devices.ARCHITECTURES
 # Shared memory that one program can have, in bytes: CUDA C++ programming guide, table of technical specifications
 # (163 KiB and 227 KiB a block); AMD CDNA 3 instruction set architecture (64 KiB of LDS).
 SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
@@ -61,7 +62,7 @@ class Job:
     width: int
     units: tuple[int, ...]
     variant: str
-    config: configs.Config
+    config: devices.Config
 
     @property
     def planned(self) -> bool:
@@ -71,12 +72,12 @@ class Job:
 
 def elements(architecture: str) -> tuple[str, ...]:
     """What the launcher asks for: AMD's matrix instructions take IEEE float32, so that nothing is split there."""
-    return tuple(e for e in configs.ELEMENTS if architecture != "gfx942" or e != "tf32x3")
+    return tuple(e for e in devices.ELEMENTS if architecture != "gfx942" or e != "tf32x3")
 
 
 def shipped_jobs(architecture: str) -> Iterator[Job]:
     """Every shipped configuration in every variant."""
-    for name, config in configs.shipped(architecture).items():
+    for name, config in devices.shipped(configs.FOLDER, architecture).items():
         direction, element, shape = name.split("/")
         width, units = shape.split(":")
         for variant in VARIANTS:
@@ -133,7 +134,7 @@ def work() -> None:
     """The subprocess: a job per line of stdin, a result per line of stdout."""
     for line in sys.stdin:
         fields = json.loads(line)
-        fields["config"] = configs.Config(**fields["config"])
+        fields["config"] = devices.Config(**fields["config"])
         fields["units"] = tuple(fields["units"])
         try:
             found = compile_one(Job(**fields))
@@ -229,14 +230,22 @@ def search(architecture: str) -> None:
     path = configs.FOLDER / f"{architecture}.json"
     chosen: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     for element in elements(architecture):
-        for direction in configs.DIRECTIONS:
+        for direction in devices.DIRECTIONS:
             ieee = element == "float32" and architecture != "gfx942"
             for width, units in configs.SHAPES:
                 name = configs.key(direction, element, width, units)
                 candidates = (IEEE_CANDIDATES if ieee else CANDIDATES)[direction, (width, units) != configs.SHAPES[0]]
-                tries = [configs.Config(*candidate) for candidate in candidates]
+                tries = [devices.Config(*candidate) for candidate in candidates]
                 # What another architecture took is likely to do here too.
-                tries = [c[name] for c in map(configs.shipped, configs.architectures()) if name in c] + tries
+                tries = [
+                    c[name]
+                    for c in (
+                        devices.shipped(configs.FOLDER, a)
+                        for a in ARCHITECTURES
+                        if (configs.FOLDER / f"{a}.json").exists()
+                    )
+                    if name in c
+                ] + tries
                 if name in chosen:
                     continue
                 chosen[name] = None
@@ -297,10 +306,10 @@ def report(architectures: Iterable[str]) -> int:
             print(lines[-1], flush=True)
         missing = [
             configs.key(d, e, w, u)
-            for d in configs.DIRECTIONS
+            for d in devices.DIRECTIONS
             for e in elements(architecture)
             for w, u in configs.SHAPES
-            if configs.key(d, e, w, u) not in configs.shipped(architecture)
+            if configs.key(d, e, w, u) not in devices.shipped(configs.FOLDER, architecture)
         ]
         lines += ["", f"Refused, since no candidate passed: {', '.join(missing) or 'nothing'}.", ""]
     REPORT.write_text("\n".join(lines))

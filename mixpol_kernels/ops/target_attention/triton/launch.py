@@ -11,8 +11,8 @@ from torch import Tensor
 
 from mixpol_kernels.history import Layout
 from mixpol_kernels.library import INTERPRETING
-from mixpol_kernels.ops.target_attention.triton import configs, kernels, support
-from mixpol_kernels.ops.triton import shared
+from mixpol_kernels.ops.target_attention.triton import kernels, support
+from mixpol_kernels.ops.triton import devices, shared
 
 # Programs of the backward, each with a slab of sums. A fixed number: bits depend on the inputs, not on the machine.
 PROGRAMS = 4 if INTERPRETING else 528
@@ -194,10 +194,10 @@ class _Call:
             "ACT": self.activation,
             "LAYOUT": 0 if offsets is not None else 1 if lengths is not None else 2 if mask is not None else 3,
             "ALIGN": self.align,
-            "PRECISION": "tf32x3" if support.element(self.target.dtype) == "tf32x3" else "ieee",
+            "PRECISION": "tf32x3" if devices.element(self.target.dtype) == "tf32x3" else "ieee",
         }
 
-    def config(self, direction: str) -> configs.Config:
+    def config(self, direction: str) -> devices.Config:
         """The shipped configuration for this device and these sizes."""
         return support.chosen(self.target, self.units, direction)
 
@@ -205,11 +205,11 @@ class _Call:
 def sizes(width: int, units: Sequence[int]) -> dict[str, int]:
     """The sizes that the kernels are compiled for; layers that a unit lacks are 1 wide and never read."""
     padded = [*units, 1, 1][:3]
-    named = {"D": width, "BD": configs.block(width), "LAYERS": len(units)}
+    named = {"D": width, "BD": devices.block(width), "LAYERS": len(units)}
     for i, count in enumerate(padded, start=1):
-        named |= {f"H{i}": count, f"B{i}": configs.block(count)}
+        named |= {f"H{i}": count, f"B{i}": devices.block(count)}
     return named
 
 
-def _launch(config: configs.Config) -> dict[str, int]:
+def _launch(config: devices.Config) -> dict[str, int]:
     return {"TILE": config.tile, "num_warps": config.warps, "num_stages": config.stages}
