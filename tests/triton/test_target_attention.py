@@ -316,7 +316,7 @@ def test_refusals(generator: torch.Generator) -> None:
     where = case.place(generator)
     with pytest.raises(ValueError, match=r"it takes float32, bfloat16, float16 and got torch\.float64"):
         case.call(case.arguments(where, torch.float64), "triton")
-    for op in ("polarity_embedding", "polarity_fusion", "mixed_polarity_attention"):
+    for op in ("polarity_embedding", "mixed_polarity_attention"):
         other = make(Config(op=op), generator)
         with pytest.raises(ValueError, match=f"{op} has no Triton kernels yet"):
             other.call(other.arguments(other.place(generator)), "triton")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mixpol_kernels.library import INTERPRETING
 
@@ -42,6 +43,11 @@ INTERPRETED = Config(tile=16, warps=1, stages=1)
 def block(size: int) -> int:
     """The block that holds `size` columns: a power of two of at least 16, as matrix instructions want."""
     return max(16, 1 << (size - 1).bit_length())
+
+
+def alignment(rows: Tensor) -> int:
+    """The largest power of two, up to 16, that divides the strides of rows: untold, the compiler cannot load widely."""
+    return next(a for a in (16, 8, 4, 2, 1) if all(stride % a == 0 for stride in rows.stride()[:-1]))
 
 
 @functools.cache

@@ -167,9 +167,7 @@ class _Call:
         self.biases = [bias.contiguous() for bias in biases]
         self.slopes = [slope.contiguous() for slope in slopes]
         self.activation = activation
-        # The largest power of two that divides the strides: what it is not told, the compiler cannot load widely.
-        strides = self.history.stride()[:-1]
-        self.align = next(a for a in (16, 8, 4, 2, 1) if all(stride % a == 0 for stride in strides))
+        self.align = devices.alignment(self.history)
 
     def inputs(self) -> tuple[Tensor | None, ...]:
         """target ... s3 of the kernels; None stands for what this unit or layout lacks."""
