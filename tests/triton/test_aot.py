@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from mixpol_kernels.ops.target_attention.triton import configs
+from mixpol_kernels.ops.polarity_fusion.triton import configs as fusion
+from mixpol_kernels.ops.target_attention.triton import configs as attention
 from mixpol_kernels.ops.triton import devices
 
 ROOT = Path(__file__).parent.parent.parent
@@ -33,22 +34,18 @@ gpu_compile = _load()
 
 
 def test_every_architecture_is_shipped() -> None:
-    assert {path.stem for path in configs.FOLDER.glob("*.json")} == set(gpu_compile.ARCHITECTURES)
     for architecture in gpu_compile.ARCHITECTURES:
         for element in gpu_compile.elements(architecture):
-            assert (64, (64,)) in configs.served(architecture, element, 1)
+            assert (64, (64,)) in attention.served(architecture, element, 1)
+            assert 64 in fusion.served(architecture, element)
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100", "gfx942"])
 def test_a_sample_passes_the_gate(architecture: str) -> None:
     """No spills, shared memory within the chip, matrix instructions where planned, 16-byte loads."""
-    names = [configs.key(direction, "half", 64, (64,)) for direction in devices.DIRECTIONS]
-    jobs = [
-        j
-        for j in gpu_compile.shipped_jobs(architecture)
-        if configs.key(j.direction, j.element, j.width, j.units) in names
-    ]
-    assert len(jobs) == 2 * len(gpu_compile.VARIANTS)
+    both = [job for op in gpu_compile.FOLDERS for job in gpu_compile.shipped_jobs(architecture, op)]
+    jobs = [job for job in both if job.element == "half" and job.width == 64 and job.units in ((), (64,))]
+    assert len(jobs) == 8, "two ops, two directions, two variants"
     for job, found in gpu_compile.run(jobs):
         assert not gpu_compile.failures(job, found), (job, found)
         assert found["registers"] > 0
@@ -89,4 +86,8 @@ def test_the_table_is_of_these_sources() -> None:
     assert f"Sources: `{gpu_compile.digest()}`" in text, "run `make gpu-compile`"
     assert "fails" not in text
     rows = re.findall(r"^\| (?:forward|backward) .*$", text, flags=re.MULTILINE)
-    assert len(rows) == sum(len([*gpu_compile.shipped_jobs(a)]) for a in gpu_compile.ARCHITECTURES)
+    assert len(rows) == sum(
+        len([*gpu_compile.shipped_jobs(architecture, op)])
+        for architecture in gpu_compile.ARCHITECTURES
+        for op in gpu_compile.FOLDERS
+    )
