@@ -53,7 +53,7 @@ CANDIDATES = {
 IEEE_CANDIDATES = {
     ("forward", False): [(64, 8, 2, 0), (32, 8, 2, 0), (16, 8, 1, 0)],
     ("forward", True): [(32, 8, 2, 0), (16, 8, 1, 0)],
-    ("backward", False): [(32, 8, 1, 1), (16, 8, 1, 1), (16, 8, 1, 2)],
+    ("backward", False): [(32, 8, 1, 1), (16, 8, 1, 1), (16, 8, 1, 2), (16, 8, 2, 1)],
     ("backward", True): [(16, 8, 1, 2)],
 }
 # 64 lanes a warp: four warps have 512 registers a lane.
@@ -84,9 +84,10 @@ class Job:
         return self.element != "float32" or self.architecture == "gfx942"
 
 
-def elements(architecture: str) -> tuple[str, ...]:
-    """What the launcher asks for: AMD's matrix instructions take IEEE float32, so that nothing is split there."""
-    return tuple(e for e in devices.ELEMENTS if architecture != "gfx942" or e != "tf32x3")
+def elements(architecture: str, op: str) -> tuple[str, ...]:
+    """What the launchers ask for: on AMD, whose matrix units take IEEE float32, and in the fusion nothing is split."""
+    split = architecture != "gfx942" and op == "target_attention"
+    return tuple(element for element in devices.ELEMENTS if split or element != "tf32x3")
 
 
 def shapes(op: str) -> list[Shape]:
@@ -279,7 +280,7 @@ def search(architecture: str, op: str) -> None:
     """Adds to a file of configurations: per shape, the first candidate that passes in every variant."""
     path = FOLDERS[op] / f"{architecture}.json"
     chosen: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    for element, direction, shape in itertools.product(elements(architecture), devices.DIRECTIONS, shapes(op)):
+    for element, direction, shape in itertools.product(elements(architecture, op), devices.DIRECTIONS, shapes(op)):
         name = key(op, direction, element, shape)
         if name in chosen:
             continue
@@ -347,7 +348,7 @@ def report(architectures: Iterable[str]) -> int:
                 row += [", ".join(found["matrix"]) or "–", str(found["widest"])]
             lines.append("| " + " | ".join(row) + (f" **fails: {'; '.join(wrong)}** |" if wrong else " |"))
             print(lines[-1], flush=True)
-        wanted = itertools.product(elements(architecture), devices.DIRECTIONS, shapes(op))
+        wanted = itertools.product(elements(architecture, op), devices.DIRECTIONS, shapes(op))
         names = [key(op, direction, element, shape) for element, direction, shape in wanted]
         missing = [name for name in names if name not in shipped(op, architecture)]
         lines += ["", f"Refused, since no candidate passed: {', '.join(missing) or 'nothing'}.", ""]

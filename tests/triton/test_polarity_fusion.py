@@ -53,7 +53,7 @@ EDGES: dict[str, dict[str, Any]] = {
     "more users than programs": {"counts": (2, 0, 5, 1, 3, 0, 4, 2, 1)},
     "one wide": {"width": 1, "counts": (1, 2)},
     "odd": {"width": 23, "counts": (9, 20)},
-    "largest": {"width": 128, "counts": (18,)},
+    "largest": {"width": 64, "counts": (18,)},
     "small ids": {"id_dtype": torch.uint8, "index_dtype": torch.int32},
 }
 
@@ -124,7 +124,7 @@ def test_compile(generator: torch.Generator) -> None:
 
 def test_refusals(generator: torch.Generator) -> None:
     for change, pattern in (
-        ({"width": 129}, "it takes D from 1 to 128"),
+        ({"width": 65}, "it takes D from 1 to 64"),
         ({"n_polarity": 17}, "it takes 1 to 16 rows of polarity_table"),
         ({"n_extra": 17}, "it takes 1 to 16 rows of extra_table"),
     ):

@@ -57,12 +57,15 @@ def shipped(folder: Path, architecture: str) -> dict[str, Config]:
     return {name: Config(**entry) for name, entry in entries.items() if entry is not None}
 
 
-def element(dtype: torch.dtype) -> str:
-    """One of `configs.ELEMENTS`. float32 follows `torch.set_float32_matmul_precision`: "highest" is IEEE."""
+def elements(dtype: torch.dtype) -> tuple[str, ...]:
+    """Which of ELEMENTS may stand for a dtype, the preferred one first.
+
+    float32 follows `torch.set_float32_matmul_precision`: "highest" asks for IEEE products, the others allow to split.
+    """
     if dtype != torch.float32:
-        return "half"
+        return ("half",)
     exact = torch.version.hip is not None or torch.get_float32_matmul_precision() == "highest"
-    return "float32" if exact else "tf32x3"
+    return ("float32",) if exact else ("tf32x3", "float32")
 
 
 @functools.cache

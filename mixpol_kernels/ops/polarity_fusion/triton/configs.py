@@ -7,7 +7,7 @@ from pathlib import Path
 from mixpol_kernels.ops.triton import devices
 
 FOLDER = Path(__file__).parent / "configs"
-WIDTHS = (64, 128)
+WIDTHS = (64,)
 # Of the polarity table, and of the extra table: their gradients are products with one-hot rows.
 ROWS = 16
 

@@ -168,7 +168,7 @@ class _Call:
             "EXTRA": self.extra_table is not None,
             "LAYOUT": 0 if offsets is not None else 1 if lengths is not None else 2 if mask is not None else 3,
             "ALIGN": self.align,
-            "PRECISION": "tf32x3" if devices.element(self.target.dtype) == "tf32x3" else "ieee",
+            "PRECISION": "ieee",
         }
 
 

@@ -27,13 +27,13 @@ def refusal(target: Tensor, polarity_table: Tensor, extra_table: Tensor | None) 
 @constant
 def _served(dtype: torch.dtype, index: int) -> tuple[int, ...] | None:
     device = devices.architecture(index)
-    return configs.served(device, devices.element(dtype)) if device else None
+    return configs.served(device, devices.elements(dtype)[-1]) if device else None
 
 
 def chosen(target: Tensor, direction: str) -> devices.Config:
     """The configuration for sizes that were not refused."""
     if INTERPRETING:
         return devices.INTERPRETED
-    device, element = devices.architecture(target.device.index or 0), devices.element(target.dtype)
+    device, element = devices.architecture(target.device.index or 0), devices.elements(target.dtype)[-1]
     width = next(w for w in configs.served(device, element) if target.shape[-1] <= w)
     return devices.shipped(configs.FOLDER, device)[configs.key(direction, element, width)]

@@ -45,10 +45,11 @@ def forward(
     shape = (*history.shape[:-1], call.candidates) if save_attention else (0,)
     attention = target.new_empty(shape, dtype=torch.float32)
     if pooled.numel():
+        element, config = support.chosen(target, call.units, "forward")
         with torch.cuda.device_of(target):
             kernels.forward_kernel[(call.users * call.candidates,)](
                 *call.inputs(), call.weights[-1], call.biases[-1], pooled, attention, *call.strides(),
-                **call.constants(), NORM=normalize, SAVE=save_attention, **_launch(call.config("forward")),
+                **call.constants(), NORM=normalize, SAVE=save_attention, **_launch(element, config),
             )  # fmt: skip
     return pooled, attention, target.new_empty((0,), dtype=torch.uint8)
 
@@ -96,7 +97,7 @@ def backward(
     columns = sum(sizes.values())
     sums = target.new_zeros((columns,), dtype=torch.float32)
     if target.numel():
-        config = call.config("backward")
+        element, config = support.chosen(target, call.units, "backward")
         programs = min(PROGRAMS, call.users)
         scratch = call.units[0] * (call.width + 2)
         stride = -(-(columns + scratch) // 16) * 16
@@ -107,7 +108,7 @@ def backward(
                 grad_pooled.contiguous(), grad_attention, attention.contiguous(), *call.inputs(), call.weights[-1],
                 grad_target, grad_history, slabs, call.users, *call.strides(), stride,
                 **call.constants(), NORM=normalize, WEIGHTS=grad_attention is not None, ADD=call.candidates > 1,
-                FLUSH=config.flush, **_launch(config),
+                FLUSH=config.flush, **_launch(element, config),
             )  # fmt: skip
             shared.sum_slabs[(triton.cdiv(columns, SUM_COLUMNS),)](
                 slabs, sums, programs, columns, stride, ROWS=SUM_ROWS, COLUMNS=SUM_COLUMNS, num_warps=4
@@ -192,12 +193,7 @@ class _Call:
             "ACT": self.activation,
             "LAYOUT": 0 if offsets is not None else 1 if lengths is not None else 2 if mask is not None else 3,
             "ALIGN": self.align,
-            "PRECISION": "tf32x3" if devices.element(self.target.dtype) == "tf32x3" else "ieee",
         }
-
-    def config(self, direction: str) -> devices.Config:
-        """The shipped configuration for this device and these sizes."""
-        return support.chosen(self.target, self.units, direction)
 
 
 def sizes(width: int, units: Sequence[int]) -> dict[str, int]:
@@ -209,5 +205,10 @@ def sizes(width: int, units: Sequence[int]) -> dict[str, int]:
     return named
 
 
-def _launch(config: devices.Config) -> dict[str, int]:
-    return {"TILE": config.tile, "num_warps": config.warps, "num_stages": config.stages}
+def _launch(element: str, config: devices.Config) -> dict[str, Any]:
+    return {
+        "PRECISION": "tf32x3" if element == "tf32x3" else "ieee",
+        "TILE": config.tile,
+        "num_warps": config.warps,
+        "num_stages": config.stages,
+    }

@@ -33,16 +33,18 @@ def refusal(target: Tensor, weights: Sequence[Tensor]) -> str:
 def _served(layers: int, dtype: torch.dtype, index: int) -> tuple[tuple[int, tuple[int, ...]], ...] | None:
     """The largest sizes of units with this number of hidden layers; None for a device without configurations."""
     device = devices.architecture(index)
-    return configs.served(device, devices.element(dtype), layers) if device else None
+    if not device:
+        return None
+    found = [shape for element in devices.elements(dtype) for shape in configs.served(device, element, layers)]
+    return tuple(dict.fromkeys(found))
 
 
-def chosen(target: Tensor, units: tuple[int, ...], direction: str) -> devices.Config:
-    """The configuration for sizes that were not refused."""
-    if INTERPRETING:
-        return devices.INTERPRETED
-    device, precision = devices.architecture(target.device.index or 0), devices.element(target.dtype)
-    width = target.shape[-1]
-    for wide, many in configs.served(device, precision, len(units)):
-        if width <= wide and all(u <= m for u, m in zip(units, many, strict=True)):
-            return devices.shipped(configs.FOLDER, device)[configs.key(direction, precision, wide, many)]
+def chosen(target: Tensor, units: tuple[int, ...], direction: str) -> tuple[str, devices.Config]:
+    """The element of `devices.ELEMENTS` to compute with and the configuration, for sizes that were not refused."""
+    device, width = devices.architecture(target.device.index or 0), target.shape[-1]
+    for element in devices.elements(target.dtype):
+        for wide, many in configs.served(device, element, len(units)):
+            if width <= wide and all(u <= m for u, m in zip(units, many, strict=True)):
+                name = configs.key(direction, element, wide, many)
+                return element, devices.INTERPRETED if INTERPRETING else devices.shipped(configs.FOLDER, device)[name]
     raise AssertionError("sizes that were refused")
