@@ -29,7 +29,7 @@ class TargetAttention(nn.Module):
         activation: "relu", "prelu" (one slope per unit, starting at 0.25), "leaky_relu", "sigmoid", "silu", "tanh",
             "gelu" or "dice" (one alpha per unit, starting at 0). RecBole's "dice" is "silu".
         normalize: "none", "softmax" or "sigmoid".
-        backend: "auto", "cpu" or "reference".
+        backend: "auto", "cpu", "triton" or "reference".
         negative_slope: of "leaky_relu".
         scale: multiplies the scores before they are normalised.
         blocks: inputs of the first layer in order, some of "t", "x", "t-x", "t*x".
