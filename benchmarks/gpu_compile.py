@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -22,31 +23,46 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mixpol_kernels.ops.target_attention.triton import configs
+from mixpol_kernels.ops.polarity_fusion.triton import configs as fusion
+from mixpol_kernels.ops.target_attention.triton import configs as attention
+from mixpol_kernels.ops.triton import devices
 
 REPORT = Path(__file__).parent / "GPU_COMPILE.md"
-SOURCES = configs.FOLDER.parent
-ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
+FOLDERS = {"target_attention": attention.FOLDER, "polarity_fusion": fusion.FOLDER}
+ARCHITECTURES = devices.ARCHITECTURES
 # Shared memory that one program can have, in bytes: CUDA C++ programming guide, table of technical specifications
 # (163 KiB and 227 KiB a block); AMD CDNA 3 instruction set architecture (64 KiB of LDS).
 SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
 MATRIX = {"sm_80": r"mma\.sync", "sm_90": r"wgmma|mma\.sync", "sm_100": r"tcgen05\.mma|mma\.sync", "gfx942": r"v_mfma"}
-# (activation, normalize, layout) as the kernels number them: what models use most, and the most demanding.
-VARIANTS = {"relu, none, jagged": (0, 0, 0), "dice, softmax, mask": (6, 1, 2)}
-# Tried in this order: tile, warps, stages, flush; by direction and whether the unit is larger than 64 x 64.
+# As the kernels number them, (activation, normalize, layout) or (gate, whether there is an extra table, layout): what
+# models use most, and the most demanding.
+VARIANTS: dict[str, dict[str, tuple[int, int, int]]] = {
+    "target_attention": {"relu, none, jagged": (0, 0, 0), "dice, softmax, mask": (6, 1, 2)},
+    "polarity_fusion": {"product, jagged": (1, 0, 0), "full, extra, mask": (2, 1, 2)},
+}
+# Not in the table, but compiled by the tests: M candidates, with a gradient of the weights and rows 16 elements apart.
+CANDIDATES_OF_ONE_HISTORY = "prelu, sigmoid, lengths, candidates"
+# Tried in this order: tile, warps, stages, flush; by direction and whether the shape is larger than the op's first.
+# The fusion ignores flush. IEEE products on NVIDIA need many registers.
 CANDIDATES = {
     ("forward", False): [(64, 4, 3, 0), (64, 4, 2, 0), (32, 4, 2, 0), (32, 8, 1, 0)],
     ("forward", True): [(64, 4, 3, 0), (64, 8, 2, 0), (32, 4, 2, 0), (16, 8, 1, 0)],
     ("backward", False): [(64, 4, 2, 1), (32, 4, 2, 1), (32, 8, 1, 1), (32, 8, 1, 2), (16, 8, 1, 2)],
     ("backward", True): [(32, 8, 1, 2), (16, 8, 1, 2), (16, 4, 1, 2)],
 }
-# IEEE products on NVIDIA need many registers.
 IEEE_CANDIDATES = {
     ("forward", False): [(64, 8, 2, 0), (32, 8, 2, 0), (16, 8, 1, 0)],
     ("forward", True): [(32, 8, 2, 0), (16, 8, 1, 0)],
-    ("backward", False): [(32, 8, 1, 1), (16, 8, 1, 1), (16, 8, 1, 2)],
+    ("backward", False): [(32, 8, 1, 1), (16, 8, 1, 1), (16, 8, 1, 2), (16, 8, 2, 1)],
     ("backward", True): [(16, 8, 1, 2)],
 }
+# 64 lanes a warp: four warps have 512 registers a lane.
+AMD_CANDIDATES = {
+    **CANDIDATES,
+    ("backward", False): [(32, 4, 1, 1), (16, 4, 1, 1), (16, 4, 1, 2)],
+    ("backward", True): [(16, 4, 1, 1), (16, 4, 1, 2)],
+}
+Shape = tuple[int, tuple[int, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +75,8 @@ class Job:
     width: int
     units: tuple[int, ...]
     variant: str
-    config: configs.Config
+    config: devices.Config
+    op: str = "target_attention"
 
     @property
     def planned(self) -> bool:
@@ -67,18 +84,35 @@ class Job:
         return self.element != "float32" or self.architecture == "gfx942"
 
 
-def elements(architecture: str) -> tuple[str, ...]:
-    """What the launcher asks for: AMD's matrix instructions take IEEE float32, so that nothing is split there."""
-    return tuple(e for e in configs.ELEMENTS if architecture != "gfx942" or e != "tf32x3")
+def elements(architecture: str, op: str) -> tuple[str, ...]:
+    """What the launchers ask for: on AMD, whose matrix units take IEEE float32, and in the fusion nothing is split."""
+    split = architecture != "gfx942" and op == "target_attention"
+    return tuple(element for element in devices.ELEMENTS if split or element != "tf32x3")
 
 
-def shipped_jobs(architecture: str) -> Iterator[Job]:
-    """Every shipped configuration in every variant."""
-    for name, config in configs.shipped(architecture).items():
+def shapes(op: str) -> list[Shape]:
+    """D and hidden units that configurations are made for."""
+    return list(attention.SHAPES) if op == "target_attention" else [(width, ()) for width in fusion.WIDTHS]
+
+
+def key(op: str, direction: str, element: str, shape: Shape) -> str:
+    """The name of a configuration."""
+    return attention.key(direction, element, *shape) if shape[1] else fusion.key(direction, element, shape[0])
+
+
+def shipped(op: str, architecture: str) -> dict[str, devices.Config]:
+    """The configurations on file; none if there is no file."""
+    return devices.shipped(FOLDERS[op], architecture) if (FOLDERS[op] / f"{architecture}.json").exists() else {}
+
+
+def shipped_jobs(architecture: str, op: str = "target_attention") -> Iterator[Job]:
+    """Every shipped configuration of an op in every variant."""
+    for name, config in shipped(op, architecture).items():
         direction, element, shape = name.split("/")
-        width, units = shape.split(":")
-        for variant in VARIANTS:
-            yield Job(architecture, direction, element, int(width), tuple(map(int, units.split("x"))), variant, config)
+        width, _, units = shape.partition(":")
+        for variant in VARIANTS[op]:
+            many = tuple(map(int, units.split("x"))) if units else ()
+            yield Job(architecture, direction, element, int(width), many, variant, config, op)
 
 
 def failures(job: Job, found: dict[str, Any]) -> list[str]:
@@ -131,7 +165,7 @@ def work() -> None:
     """The subprocess: a job per line of stdin, a result per line of stdout."""
     for line in sys.stdin:
         fields = json.loads(line)
-        fields["config"] = configs.Config(**fields["config"])
+        fields["config"] = devices.Config(**fields["config"])
         fields["units"] = tuple(fields["units"])
         try:
             found = compile_one(Job(**fields))
@@ -146,27 +180,12 @@ def compile_one(job: Job) -> dict[str, Any]:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from mixpol_kernels.ops.target_attention.triton import kernels, launch
-
-    kernel = kernels.forward_kernel if job.direction == "forward" else kernels.backward_kernel
-    activation, normalize, layout = VARIANTS[job.variant]
-    constants: dict[str, Any] = {
-        **launch.sizes(job.width, job.units),
-        "ACT": activation, "NORM": normalize, "LAYOUT": layout, "ALIGN": 16, "candidates": 1,
-        "PRECISION": "tf32x3" if job.element == "tf32x3" else "ieee", "TILE": job.config.tile,
-    }  # fmt: skip
-    if job.direction == "forward":
-        constants["SAVE"] = True
-    else:
-        constants |= {"WEIGHTS": False, "ADD": False, "FLUSH": job.config.flush, "grad_attention": None}
-    for i in (1, 2, 3):
-        if i > len(job.units):
-            constants |= {f"w{i}": None, f"b{i}": None}
-        if i > len(job.units) or activation not in (1, 6):
-            constants[f"s{i}"] = None
+    kernel, constants, types = _unit(job) if job.op == "target_attention" else _fusion(job)
+    constants |= {"ALIGN": 16, "TILE": job.config.tile, "PRECISION": "tf32x3" if job.element == "tf32x3" else "ieee"}
+    layout = constants["LAYOUT"]
     constants |= {name: None for i, name in enumerate(("offsets", "lengths", "mask")) if i != layout}
-    types = dict.fromkeys(("length", "user_units", "row_units", "users", "slab_stride"), "i32")
-    types |= {"offsets": "*i64", "lengths": "*i64", "mask": "*i1", "attention": "*fp32", "slabs": "*fp32"}
+    types |= dict.fromkeys(("length", "user_units", "row_units", "users", "slab_stride"), "i32")
+    types |= {"offsets": "*i64", "lengths": "*i64", "mask": "*i1", "slabs": "*fp32"}
     element = "*bf16" if job.element == "half" else "*fp32"
     names = kernel.arg_names
     signature = {name: "constexpr" if name in constants else types.get(name, element) for name in names}
@@ -209,40 +228,80 @@ def compile_one(job: Job) -> dict[str, Any]:
     return found
 
 
+def _unit(job: Job) -> tuple[Any, dict[str, Any], dict[str, str]]:
+    """Kernel, constants and argument types of `target_attention`."""
+    from mixpol_kernels.ops.target_attention.triton import kernels, launch
+
+    several = job.variant == CANDIDATES_OF_ONE_HISTORY
+    activation, normalize, layout = (1, 2, 1) if several else VARIANTS[job.op][job.variant]
+    constants: dict[str, Any] = launch.sizes(job.width, job.units)
+    constants |= {"ACT": activation, "NORM": normalize, "LAYOUT": layout}
+    constants |= {"row_units": 1} if several else {"candidates": 1}  # Triton compiles for the integer 1
+    for i in (1, 2, 3):
+        if i > len(job.units):
+            constants |= {f"w{i}": None, f"b{i}": None}
+        if i > len(job.units) or activation not in (1, 6):
+            constants[f"s{i}"] = None
+    types = {"candidates": "i32", "attention": "*fp32", "grad_attention": "*fp32"}
+    types |= {"grad_history": "*fp32"} if several else {}
+    if job.direction == "forward":
+        return kernels.forward_kernel, constants | {"SAVE": True}, types
+    constants |= {"WEIGHTS": several, "ADD": several, "FLUSH": job.config.flush}
+    return kernels.backward_kernel, constants | ({} if several else {"grad_attention": None}), types
+
+
+def _fusion(job: Job) -> tuple[Any, dict[str, Any], dict[str, str]]:
+    """Kernel, constants and argument types of `polarity_fusion`."""
+    from mixpol_kernels.ops.polarity_fusion.triton import kernels
+
+    gate, extra, layout = VARIANTS[job.op][job.variant]
+    constants: dict[str, Any] = {"D": job.width, "BD": devices.block(job.width), "GATE": gate, "LAYOUT": layout}
+    constants |= {"EXTRA": bool(extra)} | ({} if extra else {"extra_ids": None, "extra_table": None})
+    types = {"polarity": "*i64", "extra_ids": "*i64", "polarities": "i32", "extras": "i32"}
+    if job.direction == "forward":
+        return kernels.forward_kernel, constants, types
+    constants.pop("extra_table", None)
+    return kernels.backward_kernel, constants | {"ROWS": fusion.ROWS}, types
+
+
 def digest() -> str:
     """Of everything that the table depends on."""
+    folders = [folder.parent for folder in FOLDERS.values()]
+    paths = [folders[0].parent.parent / "triton" / "shared.py", folders[0] / "activations.py"]
+    for folder in folders:
+        paths += [folder / "kernels.py", *sorted(folder.glob("configs/*.json"))]
     sha = hashlib.sha256()
-    shared = SOURCES.parent.parent / "triton" / "shared.py"
-    for path in [shared, SOURCES / "activations.py", SOURCES / "kernels.py", *sorted(configs.FOLDER.glob("*.json"))]:
+    for path in paths:
         sha.update(path.name.encode() + path.read_bytes())
     return sha.hexdigest()[:16]
 
 
-def search(architecture: str) -> None:
-    """Adds to the file of configurations: per shape, the first candidate that passes in every variant."""
-    path = configs.FOLDER / f"{architecture}.json"
+def search(architecture: str, op: str) -> None:
+    """Adds to a file of configurations: per shape, the first candidate that passes in every variant."""
+    path = FOLDERS[op] / f"{architecture}.json"
     chosen: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    for element in elements(architecture):
-        for direction in configs.DIRECTIONS:
-            ieee = element == "float32" and architecture != "gfx942"
-            for width, units in configs.SHAPES:
-                name = configs.key(direction, element, width, units)
-                candidates = (IEEE_CANDIDATES if ieee else CANDIDATES)[direction, (width, units) != configs.SHAPES[0]]
-                tries = [configs.Config(*candidate) for candidate in candidates]
-                # What another architecture took is likely to do here too.
-                tries = [c[name] for c in map(configs.shipped, configs.architectures()) if name in c] + tries
-                if name in chosen:
-                    continue
-                chosen[name] = None
-                for config in dict.fromkeys(tries):
-                    jobs = [Job(architecture, direction, element, width, units, v, config) for v in reversed(VARIANTS)]
-                    bad = next(filter(None, (failures(job, found) for job, found in run(jobs))), [])
-                    print(architecture, name, dataclasses.astuple(config), "; ".join(bad) or "passes", flush=True)
-                    if not bad:
-                        chosen[name] = dataclasses.asdict(config)
-                        break
-                rows = [f"  {json.dumps(key)}: {json.dumps(entry)}" for key, entry in sorted(chosen.items())]
-                path.write_text("{\n" + ",\n".join(rows) + "\n}\n")
+    for element, direction, shape in itertools.product(elements(architecture, op), devices.DIRECTIONS, shapes(op)):
+        name = key(op, direction, element, shape)
+        if name in chosen:
+            continue
+        table = AMD_CANDIDATES if architecture == "gfx942" else IEEE_CANDIDATES if element == "float32" else CANDIDATES
+        candidates = table[direction, shape != shapes(op)[0]]
+        tries = [devices.Config(*candidate) for candidate in candidates]
+        if op == "polarity_fusion":
+            tries = [dataclasses.replace(config, flush=0) for config in tries]
+        # What another architecture took is likely to do here too, but on AMD.
+        others = [shipped(op, a) for a in ARCHITECTURES if architecture != "gfx942"]
+        tries = [entries[name] for entries in others if name in entries] + tries
+        chosen[name] = None
+        for config in dict.fromkeys(tries):
+            jobs = [Job(architecture, direction, element, *shape, v, config, op) for v in reversed(VARIANTS[op])]
+            bad = next(filter(None, (failures(job, found) for job, found in run(jobs))), [])
+            print(architecture, name, dataclasses.astuple(config), "; ".join(bad) or "passes", flush=True)
+            if not bad:
+                chosen[name] = dataclasses.asdict(config)
+                break
+        rows = [f"  {json.dumps(key)}: {json.dumps(entry)}" for key, entry in sorted(chosen.items())]
+        path.write_text("{\n" + ",\n".join(rows) + "\n}\n")
 
 
 def report(architectures: Iterable[str]) -> int:
@@ -254,8 +313,8 @@ def report(architectures: Iterable[str]) -> int:
         "# What the compiler makes of the Triton kernels",
         "",
         f"Written by `python benchmarks/gpu_compile.py` with Triton {triton.__version__}, without a GPU: facts about",
-        "machine code, no timings. Every shipped configuration of `target_attention`, compiled ahead of time in two",
-        "variants: what models use most, and the most demanding. Gate: no spills, shared memory within the chip,",
+        "machine code, no timings. Every shipped configuration, compiled ahead of time in two variants per op: what",
+        "models use most, and the most demanding. Gate: no spills, shared memory within the chip,",
         "matrix instructions where planned (not for IEEE float32 on NVIDIA, which has none), 16-byte loads.",
         "`tests/triton/test_aot.py` compiles a sample again and checks that this table is of these sources.",
         "Configuration: tokens a tile / warps / stages / flush; registers per thread; shared memory and widest load in",
@@ -264,18 +323,18 @@ def report(architectures: Iterable[str]) -> int:
         f"Sources: `{digest()}`",
         "",
     ]  # fmt: skip
-    for architecture in architectures:
+    for architecture, op in itertools.product(architectures, FOLDERS):
         lines += [
-            f"## {architecture}",
+            f"## {op}, {architecture}",
             "",
             "| kernel | D : units | variant | configuration | registers | spills | shared | matrix | load |",
             "|---|---|---|---|---:|---:|---:|---|---:|",
         ]
-        for job, found in run(shipped_jobs(architecture)):
+        for job, found in run(shipped_jobs(architecture, op)):
             wrong = failures(job, found)
             bad += bool(wrong)
             c = job.config
-            shape = f"{job.width} : {' × '.join(map(str, job.units))}"
+            shape = f"{job.width} : {' × '.join(map(str, job.units))}" if job.units else str(job.width)
             row = [
                 f"{job.direction} {job.element}",
                 shape,
@@ -289,13 +348,9 @@ def report(architectures: Iterable[str]) -> int:
                 row += [", ".join(found["matrix"]) or "–", str(found["widest"])]
             lines.append("| " + " | ".join(row) + (f" **fails: {'; '.join(wrong)}** |" if wrong else " |"))
             print(lines[-1], flush=True)
-        missing = [
-            configs.key(d, e, w, u)
-            for d in configs.DIRECTIONS
-            for e in elements(architecture)
-            for w, u in configs.SHAPES
-            if configs.key(d, e, w, u) not in configs.shipped(architecture)
-        ]
+        wanted = itertools.product(elements(architecture, op), devices.DIRECTIONS, shapes(op))
+        names = [key(op, direction, element, shape) for element, direction, shape in wanted]
+        missing = [name for name in names if name not in shipped(op, architecture)]
         lines += ["", f"Refused, since no candidate passed: {', '.join(missing) or 'nothing'}.", ""]
     REPORT.write_text("\n".join(lines))
     return bad
@@ -311,7 +366,8 @@ def main() -> int:
     if options.worker:
         work()
     elif options.search:
-        search(options.search)
+        for op in FOLDERS:
+            search(options.search, op)
     elif options.check:
         if f"Sources: `{digest()}`" not in REPORT.read_text():
             print("GPU_COMPILE.md is of other sources: run `python benchmarks/gpu_compile.py`")

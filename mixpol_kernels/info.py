@@ -13,7 +13,7 @@ import torch
 import mixpol_kernels
 from mixpol_kernels.library import INTERPRETING, ISA_LEVELS, library
 
-WITH_TRITON = "target_attention"
+WITH_TRITON = "target_attention, polarity_fusion"
 
 ENVIRONMENT = {
     "MIXPOL_BACKEND": "what 'auto' stands for: cpu, triton or reference (default: the first that can run)",

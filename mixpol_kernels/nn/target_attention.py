@@ -31,7 +31,7 @@ class TargetAttention(nn.Module):
             "gelu", "dice" (one alpha per unit, starting at 0) or "dice_row" (one alpha per layer, starting at 0).
             RecBole's "dice" is "silu"; torch-rechub's is "dice_row", behind `batch_norm`.
         normalize: "none", "softmax" or "sigmoid".
-        backend: "auto", "cpu" or "reference".
+        backend: "auto", "cpu", "triton" or "reference".
         negative_slope: of "leaky_relu".
         scale: multiplies the scores before they are normalised.
         blocks: inputs of the first layer in order, some of "t", "x", "t-x", "t*x".

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from mixpol_kernels.ops.target_attention.triton import configs
+from mixpol_kernels.ops.polarity_fusion.triton import configs as fusion
+from mixpol_kernels.ops.target_attention.triton import configs as attention
+from mixpol_kernels.ops.triton import devices
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -32,26 +34,36 @@ gpu_compile = _load()
 
 
 def test_every_architecture_is_shipped() -> None:
-    assert set(configs.architectures()) == set(gpu_compile.ARCHITECTURES)
     for architecture in gpu_compile.ARCHITECTURES:
-        for element in gpu_compile.elements(architecture):
-            assert (64, (64,)) in configs.served(architecture, element, 1)
+        for element in gpu_compile.elements(architecture, "target_attention"):
+            assert (64, (64,)) in attention.served(architecture, element, 1)
+        for element in gpu_compile.elements(architecture, "polarity_fusion"):
+            assert 64 in fusion.served(architecture, element)
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100", "gfx942"])
 def test_a_sample_passes_the_gate(architecture: str) -> None:
     """No spills, shared memory within the chip, matrix instructions where planned, 16-byte loads."""
-    names = [configs.key(direction, "half", 64, (64,)) for direction in configs.DIRECTIONS]
-    jobs = [
-        j
-        for j in gpu_compile.shipped_jobs(architecture)
-        if configs.key(j.direction, j.element, j.width, j.units) in names
-    ]
-    assert len(jobs) == 2 * len(gpu_compile.VARIANTS)
+    both = [job for op in gpu_compile.FOLDERS for job in gpu_compile.shipped_jobs(architecture, op)]
+    jobs = [job for job in both if job.element == "half" and job.width == 64 and job.units in ((), (64,))]
+    assert len(jobs) == 8, "two ops, two directions, two variants"
     for job, found in gpu_compile.run(jobs):
         assert not gpu_compile.failures(job, found), (job, found)
         assert found["registers"] > 0
         assert found["matrix"]
+
+
+@pytest.mark.parametrize("element", ["half", "float32"])
+def test_several_candidates_compile(element: str) -> None:
+    """The form for M candidates, whose gradients are added up in float32, with one, two and three hidden layers."""
+    jobs = [
+        dataclasses.replace(job, variant=gpu_compile.CANDIDATES_OF_ONE_HISTORY)
+        for job in gpu_compile.shipped_jobs("sm_90")
+        if job.element == element and job.width == 64 and max(job.units) == 64 and job.variant.startswith("relu")
+    ]
+    assert {(job.direction, len(job.units)) for job in jobs} >= {("forward", 1), ("backward", 1), ("forward", 2)}
+    for job, found in gpu_compile.run(jobs):
+        assert "error" not in found, (job, found)
 
 
 def test_the_gate_can_fail() -> None:
@@ -60,7 +72,7 @@ def test_the_gate_can_fail() -> None:
         j for j in gpu_compile.shipped_jobs("sm_90")
         if (j.direction, j.element, j.units) == ("backward", "half", (64,)) and j.variant.startswith("relu")
     ]  # fmt: skip
-    crowded = dataclasses.replace(job, config=configs.Config(tile=64, warps=1, stages=1))
+    crowded = dataclasses.replace(job, config=devices.Config(tile=64, warps=1, stages=1))
     ((_, found),) = gpu_compile.run([crowded])
     assert any("spilled" in line for line in gpu_compile.failures(crowded, found))
     good: dict[str, Any] = {"spills": 0, "shared": 1024, "matrix": ["wgmma"], "widest": 16, "registers": 128}
@@ -75,4 +87,8 @@ def test_the_table_is_of_these_sources() -> None:
     assert f"Sources: `{gpu_compile.digest()}`" in text, "run `make gpu-compile`"
     assert "fails" not in text
     rows = re.findall(r"^\| (?:forward|backward) .*$", text, flags=re.MULTILINE)
-    assert len(rows) == sum(len([*gpu_compile.shipped_jobs(a)]) for a in gpu_compile.ARCHITECTURES)
+    assert len(rows) == sum(
+        len([*gpu_compile.shipped_jobs(architecture, op)])
+        for architecture in gpu_compile.ARCHITECTURES
+        for op in gpu_compile.FOLDERS
+    )

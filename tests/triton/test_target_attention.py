@@ -14,7 +14,7 @@ import mixpol_kernels
 from mixpol_kernels import backend as backends
 from mixpol_kernels import explain
 from mixpol_kernels.ops.target_attention.autograd import ACTIVATIONS, ops
-from mixpol_kernels.ops.target_attention.triton import configs
+from mixpol_kernels.ops.triton import devices
 from mixpol_kernels.testing import budget
 from mixpol_kernels.testing.inputs import Case, Config, make
 from mixpol_kernels.testing.layouts import LAYOUTS
@@ -117,7 +117,7 @@ def test_sums_that_leave_the_registers(
     hidden: tuple[int, ...], flush: int, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other forms of the backward, which larger units use on a GPU."""
-    monkeypatch.setattr(configs, "INTERPRETED", dataclasses.replace(configs.INTERPRETED, flush=flush))
+    monkeypatch.setattr(devices, "INTERPRETED", dataclasses.replace(devices.INTERPRETED, flush=flush))
     check(make(replace(BASE, hidden=hidden, activation="dice", candidates=2), generator), generator)
 
 
@@ -317,7 +317,7 @@ def test_refusals(generator: torch.Generator) -> None:
     where = case.place(generator)
     with pytest.raises(ValueError, match=r"it takes float32, bfloat16, float16 and got torch\.float64"):
         case.call(case.arguments(where, torch.float64), "triton")
-    for op in ("polarity_embedding", "polarity_fusion", "mixed_polarity_attention"):
+    for op in ("polarity_embedding", "mixed_polarity_attention"):
         other = make(Config(op=op), generator)
         with pytest.raises(ValueError, match=f"{op} has no Triton kernels yet"):
             other.call(other.arguments(other.place(generator)), "triton")

@@ -13,6 +13,7 @@ from mixpol_kernels.checks import check_choice, check_extra, check_float, check_
 from mixpol_kernels.history import layout
 from mixpol_kernels.ops.polarity_fusion import reference
 from mixpol_kernels.ops.polarity_fusion.autograd import FUSIONS, PolarityFusion
+from mixpol_kernels.ops.polarity_fusion.triton import support
 
 
 @in_float32
@@ -65,7 +66,8 @@ def polarity_fusion(
         offsets: [B + 1] int32 or int64; user b owns tokens offsets[b] ... offsets[b + 1] - 1.
         lengths: [B] int32 or int64; the first lengths[b] positions are kept.
         mask: [B, L]; nonzero positions are kept, on any side.
-        backend: "auto", "cpu" (compiled, float32) or "reference" (plain PyTorch).
+        backend: "auto", "cpu" (compiled, float32), "triton" (on a GPU; float32, bfloat16 and float16, tables of at most
+            16 rows; ids, offsets and lengths are clamped there, not checked) or "reference" (plain PyTorch).
 
     Returns:
         The fused tokens, with the shape and dtype of `tokens`; pads are zeros (with "none", `tokens` itself).
@@ -89,11 +91,15 @@ def polarity_fusion(
         raise ValueError(f"tokens are {tokens.shape[-1]} wide and target {target.shape[-1]}; expected the same D")
     sign = check_fusion(target, fusion, polarity, where.token_shape, polarity_table, gate, sign, extra_ids, extra_table)
     if fusion == "none":
-        backends.choose("polarity_fusion", backend, target, lambda: 0)
+        backends.choose("polarity_fusion", backend, target, lambda: 0, triton=lambda: "")
         return tokens
     assert polarity is not None
     assert polarity_table is not None
-    chosen = backends.choose("polarity_fusion", backend, target, lambda: 0)
+    rows = polarity_table
+    chosen = backends.choose(
+        "polarity_fusion", backend, target, lambda: 0, triton=lambda: support.refusal(target, rows, extra_table)
+    )
+    interpreted = chosen == "triton" and target.device.type == "cpu"
     if chosen == "reference":
         if not torch.compiler.is_compiling():
             where.check_values()  # before the assignment, which trusts the offsets
@@ -110,7 +116,7 @@ def polarity_fusion(
         return fused.reshape(tokens.shape)
     out: Tensor = PolarityFusion.apply(
         target, tokens, polarity, polarity_table, sign, extra_ids, extra_table,
-        where.offsets, where.lengths, where.mask, *gate,
+        where.offsets, where.lengths, where.mask, interpreted, *gate,
     )  # fmt: skip
     return out
 

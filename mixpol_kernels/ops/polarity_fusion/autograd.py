@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mixpol_kernels.history import canonical
-from mixpol_kernels.library import define, may_be_empty
+from mixpol_kernels.library import INTERPRETED, INTERPRETING, NAMESPACE, define, may_be_empty
 
 FUSIONS = ("none", "bias", "tapf")
 GATE_INPUTS = ("product", "full")
@@ -18,17 +18,17 @@ _INPUTS = (
     "Tensor target, Tensor tokens, Tensor polarity, Tensor polarity_table, Tensor sign, Tensor[] gate,"
     " Tensor? extra_ids, Tensor? extra_table, Tensor? offsets, Tensor? lengths, Tensor? mask"
 )
-define("polarity_fusion_fwd", f"({may_be_empty(_INPUTS, 'gate')}) -> Tensor")
-define(
-    "polarity_fusion_bwd",
-    f"(Tensor grad_fused, {_INPUTS})"
+_SCHEMAS = {
+    "polarity_fusion_fwd": f"({may_be_empty(_INPUTS, 'gate')}) -> Tensor",
+    "polarity_fusion_bwd": f"(Tensor grad_fused, {_INPUTS})"
     " -> (Tensor grad_target, Tensor grad_tokens, Tensor grad_polarity_table, Tensor grad_extra_table,"
     " Tensor[] grad_gate)",
-)
+}
+for _name, _schema in _SCHEMAS.items():
+    define(_name, _schema)
 
 
-@torch.library.register_fake("mixpol::polarity_fusion_fwd")
-def _(
+def _fake_forward(
     target: Tensor,
     tokens: Tensor,
     polarity: Tensor,
@@ -44,8 +44,7 @@ def _(
     return tokens.new_empty(tokens.shape)
 
 
-@torch.library.register_fake("mixpol::polarity_fusion_bwd")
-def _(
+def _fake_backward(
     grad_fused: Tensor,
     target: Tensor,
     tokens: Tensor,
@@ -68,8 +67,40 @@ def _(
     )
 
 
+def _triton_forward(*args: Any) -> Tensor:
+    from mixpol_kernels.ops.polarity_fusion.triton import launch
+
+    return launch.forward(*args)
+
+
+def _triton_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
+    from mixpol_kernels.ops.polarity_fusion.triton import launch
+
+    return launch.backward(*args)
+
+
+_IMPLEMENTATIONS = {
+    "polarity_fusion_fwd": (_fake_forward, _triton_forward),
+    "polarity_fusion_bwd": (_fake_backward, _triton_backward),
+}
+for _name, (_fake, _triton) in _IMPLEMENTATIONS.items():
+    torch.library.register_fake(f"{NAMESPACE}::{_name}")(_fake)
+    torch.library.impl(f"{NAMESPACE}::{_name}", "cuda")(_triton)
+    if INTERPRETING:  # the CPU key of the ops belongs to the compiled kernels: the same ops under another name
+        torch.library.define(f"{INTERPRETED}::{_name}", _SCHEMAS[_name])
+        torch.library.register_fake(f"{INTERPRETED}::{_name}")(_fake)
+        torch.library.impl(f"{INTERPRETED}::{_name}", "cpu")(_triton)
+
 _fwd = torch.ops.mixpol.polarity_fusion_fwd.default
 _bwd = torch.ops.mixpol.polarity_fusion_bwd.default
+
+
+def ops(interpreted: bool) -> tuple[Any, Any]:
+    """The ops of both directions: the usual ones, or those that interpret the Triton kernels on the CPU."""
+    if not interpreted:
+        return _fwd, _bwd
+    others = torch.ops.mixpol_interpreted
+    return others.polarity_fusion_fwd.default, others.polarity_fusion_bwd.default
 
 
 class PolarityFusion(torch.autograd.Function):
@@ -88,12 +119,14 @@ class PolarityFusion(torch.autograd.Function):
         offsets: Tensor | None,
         lengths: Tensor | None,
         mask: Tensor | None,
+        interpreted: bool,
         *gate: Tensor,
     ) -> Tensor:
+        ctx.interpreted = interpreted
         ctx.save_for_backward(
             target, tokens, polarity, polarity_table, sign, extra_ids, extra_table, offsets, lengths, mask, *gate
         )
-        fused: Tensor = _fwd(
+        fused: Tensor = ops(interpreted)[0](
             target, tokens, polarity, polarity_table, sign, list(gate) or None, extra_ids, extra_table,
             *canonical(offsets, lengths, mask),
         )  # fmt: skip
@@ -104,9 +137,9 @@ class PolarityFusion(torch.autograd.Function):
     def backward(ctx: Any, grad_fused: Tensor) -> tuple[Tensor | None, ...]:
         target, tokens, polarity, polarity_table, sign, extra_ids, extra_table, *rest = ctx.saved_tensors
         offsets, lengths, mask, *gate = rest
-        grad_target, grad_tokens, grad_table, grad_extra, grad_gate = _bwd(
+        grad_target, grad_tokens, grad_table, grad_extra, grad_gate = ops(ctx.interpreted)[1](
             grad_fused, target, tokens, polarity, polarity_table, sign, gate, extra_ids, extra_table,
             *canonical(offsets, lengths, mask),
         )  # fmt: skip
         grad_extra = grad_extra if extra_table is not None else None
-        return grad_target, grad_tokens, None, grad_table, None, None, grad_extra, *[None] * 3, *grad_gate
+        return grad_target, grad_tokens, None, grad_table, None, None, grad_extra, *[None] * 4, *grad_gate

@@ -12,8 +12,8 @@ from torch import Tensor
 from mixpol_kernels.history import Layout
 from mixpol_kernels.library import INTERPRETING
 from mixpol_kernels.ops.target_attention.autograd import ACTIVATIONS
-from mixpol_kernels.ops.target_attention.triton import configs, kernels, support
-from mixpol_kernels.ops.triton import shared
+from mixpol_kernels.ops.target_attention.triton import kernels, support
+from mixpol_kernels.ops.triton import devices, shared
 
 # Programs of the backward, each with a slab of sums. A fixed number: bits depend on the inputs, not on the machine.
 PROGRAMS = 4 if INTERPRETING else 528
@@ -49,10 +49,11 @@ def forward(
     shape = (*history.shape[:-1], call.candidates) if save_attention else (0,)
     attention = target.new_empty(shape, dtype=torch.float32)
     if pooled.numel():
+        element, config = support.chosen(target, call.units, "forward")
         with torch.cuda.device_of(target):
             kernels.forward_kernel[(call.users * call.candidates,)](
                 *call.inputs(), call.weights[-1], call.biases[-1], pooled, attention, *call.strides(),
-                **call.constants(), NORM=normalize, SAVE=save_attention, **_launch(call.config("forward")),
+                **call.constants(), NORM=normalize, SAVE=save_attention, **_launch(element, config),
             )  # fmt: skip
     return pooled, attention, target.new_empty((0,), dtype=torch.uint8)
 
@@ -103,7 +104,7 @@ def backward(
     columns = sum(sizes.values())
     sums = target.new_zeros((columns,), dtype=torch.float32)
     if target.numel():
-        config = call.config("backward")
+        element, config = support.chosen(target, call.units, "backward")
         programs = min(PROGRAMS, call.users)
         scratch = call.units[0] * (call.width + 2)
         stride = -(-(columns + scratch) // 16) * 16
@@ -114,7 +115,7 @@ def backward(
                 grad_pooled.contiguous(), grad_attention, attention.contiguous(), *call.inputs(), call.weights[-1],
                 grad_target, grad_history, slabs, call.users, *call.strides(), stride,
                 **call.constants(), NORM=normalize, WEIGHTS=grad_attention is not None, ADD=call.candidates > 1,
-                FLUSH=config.flush, **_launch(config),
+                FLUSH=config.flush, **_launch(element, config),
             )  # fmt: skip
             shared.sum_slabs[(triton.cdiv(columns, SUM_COLUMNS),)](
                 slabs, sums, programs, columns, stride, ROWS=SUM_ROWS, COLUMNS=SUM_COLUMNS, num_warps=4
@@ -179,9 +180,7 @@ class _Call:
         self.biases = [bias.contiguous() for bias in biases]
         self.slopes = [slope.contiguous() for slope in slopes]
         self.activation = activation
-        # The largest power of two that divides the strides: what it is not told, the compiler cannot load widely.
-        strides = self.history.stride()[:-1]
-        self.align = next(a for a in (16, 8, 4, 2, 1) if all(stride % a == 0 for stride in strides))
+        self.align = devices.alignment(self.history)
 
     def inputs(self) -> tuple[Tensor | None, ...]:
         """target ... s3 of the kernels; None stands for what this unit or layout lacks."""
@@ -206,22 +205,22 @@ class _Call:
             "ACT": self.activation,
             "LAYOUT": 0 if offsets is not None else 1 if lengths is not None else 2 if mask is not None else 3,
             "ALIGN": self.align,
-            "PRECISION": "tf32x3" if support.element(self.target.dtype) == "tf32x3" else "ieee",
         }
-
-    def config(self, direction: str) -> configs.Config:
-        """The shipped configuration for this device and these sizes."""
-        return support.chosen(self.target, self.units, direction)
 
 
 def sizes(width: int, units: Sequence[int]) -> dict[str, int]:
     """The sizes that the kernels are compiled for; layers that a unit lacks are 1 wide and never read."""
     padded = [*units, 1, 1][:3]
-    named = {"D": width, "BD": configs.block(width), "LAYERS": len(units)}
+    named = {"D": width, "BD": devices.block(width), "LAYERS": len(units)}
     for i, count in enumerate(padded, start=1):
-        named |= {f"H{i}": count, f"B{i}": configs.block(count)}
+        named |= {f"H{i}": count, f"B{i}": devices.block(count)}
     return named
 
 
-def _launch(config: configs.Config) -> dict[str, int]:
-    return {"TILE": config.tile, "num_warps": config.warps, "num_stages": config.stages}
+def _launch(element: str, config: devices.Config) -> dict[str, Any]:
+    return {
+        "PRECISION": "tf32x3" if element == "tf32x3" else "ieee",
+        "TILE": config.tile,
+        "num_warps": config.warps,
+        "num_stages": config.stages,
+    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from mixpol_kernels.library import INTERPRETING, constant
 from mixpol_kernels.ops.target_attention.triton import configs
+from mixpol_kernels.ops.triton import devices
 
 
 def refusal(target: Tensor, weights: Sequence[Tensor], activation: str, dropout: float) -> str:
@@ -36,40 +36,19 @@ def refusal(target: Tensor, weights: Sequence[Tensor], activation: str, dropout:
 @constant
 def _served(layers: int, dtype: torch.dtype, index: int) -> tuple[tuple[int, tuple[int, ...]], ...] | None:
     """The largest sizes of units with this number of hidden layers; None for a device without configurations."""
-    device = architecture(index)
-    return configs.served(device, element(dtype), layers) if device else None
+    device = devices.architecture(index)
+    if not device:
+        return None
+    found = [shape for element in devices.elements(dtype) for shape in configs.served(device, element, layers)]
+    return tuple(dict.fromkeys(found))
 
 
-def chosen(target: Tensor, units: tuple[int, ...], direction: str) -> configs.Config:
-    """The configuration for sizes that were not refused."""
-    if INTERPRETING:
-        return configs.INTERPRETED
-    device, precision = architecture(target.device.index or 0), element(target.dtype)
-    width = target.shape[-1]
-    for wide, many in configs.served(device, precision, len(units)):
-        if width <= wide and all(u <= m for u, m in zip(units, many, strict=True)):
-            return configs.shipped(device)[configs.key(direction, precision, wide, many)]
+def chosen(target: Tensor, units: tuple[int, ...], direction: str) -> tuple[str, devices.Config]:
+    """The element of `devices.ELEMENTS` to compute with and the configuration, for sizes that were not refused."""
+    device, width = devices.architecture(target.device.index or 0), target.shape[-1]
+    for element in devices.elements(target.dtype):
+        for wide, many in configs.served(device, element, len(units)):
+            if width <= wide and all(u <= m for u, m in zip(units, many, strict=True)):
+                name = configs.key(direction, element, wide, many)
+                return element, devices.INTERPRETED if INTERPRETING else devices.shipped(configs.FOLDER, device)[name]
     raise AssertionError("sizes that were refused")
-
-
-def element(dtype: torch.dtype) -> str:
-    """One of `configs.ELEMENTS`. float32 follows `torch.set_float32_matmul_precision`: "highest" is IEEE."""
-    if dtype != torch.float32:
-        return "half"
-    exact = torch.version.hip is not None or torch.get_float32_matmul_precision() == "highest"
-    return "float32" if exact else "tf32x3"
-
-
-@functools.cache
-def architecture(index: int) -> str:
-    """The file of configurations for a GPU: its own or that of the closest older one; empty if there is none."""
-    if INTERPRETING:
-        return configs.INTERPRETER
-    known = configs.architectures()
-    properties = torch.cuda.get_device_properties(index)
-    if torch.version.hip is not None:
-        name = properties.gcnArchName.partition(":")[0]
-        return name if name in known else ""
-    number = 10 * properties.major + properties.minor
-    older = [n for n in sorted(int(k.removeprefix("sm_")) for k in known if k.startswith("sm_")) if n <= number]
-    return f"sm_{older[-1]}" if older else ""

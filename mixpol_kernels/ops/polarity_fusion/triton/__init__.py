@@ -1,0 +1,1 @@
+"""`polarity_fusion` on a GPU, in Triton."""

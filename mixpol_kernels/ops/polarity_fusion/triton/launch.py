@@ -1,0 +1,176 @@
+"""From tensors to launches of the Triton kernels; the same contract as the compiled CPU ops (`autograd` has it)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from mixpol_kernels.checks import check_range
+from mixpol_kernels.history import Layout
+from mixpol_kernels.library import INTERPRETING
+from mixpol_kernels.ops.polarity_fusion.triton import configs, kernels, support
+from mixpol_kernels.ops.triton import devices, shared
+
+# Programs of the backward, each with a slab of sums. A fixed number: bits depend on the inputs, not on the machine.
+PROGRAMS = 4 if INTERPRETING else 528
+
+
+def forward(
+    target: Tensor,
+    tokens: Tensor,
+    polarity: Tensor,
+    polarity_table: Tensor,
+    sign: Tensor,
+    gate: Sequence[Tensor] | None,
+    extra_ids: Tensor | None,
+    extra_table: Tensor | None,
+    offsets: Tensor | None,
+    lengths: Tensor | None,
+    mask: Tensor | None,
+) -> Tensor:
+    """`mixpol::polarity_fusion_fwd`."""
+    call = _Call(
+        target, tokens, polarity, polarity_table, sign, gate or (), extra_ids, extra_table, offsets, lengths, mask
+    )
+    fused = tokens.new_empty(tokens.shape)
+    if fused.numel():
+        config = support.chosen(target, "forward")
+        with torch.cuda.device_of(target):
+            kernels.forward_kernel[(target.shape[0],)](
+                call.target, call.tokens, call.polarity, call.polarity_table, call.sign, *call.gate, call.extra_ids,
+                call.extra_table, *call.layout, fused, *call.sizes(), **call.constants(), **_launch(config),
+            )  # fmt: skip
+    return fused
+
+
+def backward(
+    grad_fused: Tensor,
+    target: Tensor,
+    tokens: Tensor,
+    polarity: Tensor,
+    polarity_table: Tensor,
+    sign: Tensor,
+    gate: Sequence[Tensor],
+    extra_ids: Tensor | None,
+    extra_table: Tensor | None,
+    offsets: Tensor | None,
+    lengths: Tensor | None,
+    mask: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
+    """`mixpol::polarity_fusion_bwd`.
+
+    Raises:
+        ValueError: a gradient of another shape or dtype than `tokens`.
+    """
+    if grad_fused.shape != tokens.shape or grad_fused.dtype != tokens.dtype:
+        raise ValueError(
+            f"grad_fused is {grad_fused.dtype} {list(grad_fused.shape)}; expected {tokens.dtype} {list(tokens.shape)}"
+        )
+    call = _Call(target, tokens, polarity, polarity_table, sign, gate, extra_ids, extra_table, offsets, lengths, mask)
+    grad_target, grad_tokens = target.new_empty(target.shape), tokens.new_empty(tokens.shape)
+    parts = slab_sizes(call.width, call.kind)
+    columns = sum(parts.values())
+    sums = target.new_zeros((columns,), dtype=torch.float32)
+    if target.numel():
+        programs = min(PROGRAMS, target.shape[0])
+        stride = -(-columns // 16) * 16
+        slabs = target.new_zeros((programs, stride), dtype=torch.float32)
+        config = support.chosen(target, "backward")
+        with torch.cuda.device_of(target):
+            kernels.backward_kernel[(programs,)](
+                grad_fused.contiguous(), call.target, call.tokens, call.polarity, call.sign, *call.gate, call.extra_ids,
+                *call.layout, grad_target, grad_tokens, slabs, target.shape[0], *call.sizes(), stride,
+                **call.constants(), ROWS=configs.ROWS, **_launch(config),
+            )  # fmt: skip
+            shared.sum_slabs[(triton.cdiv(columns, 64),)](
+                slabs, sums, programs, columns, stride, ROWS=16, COLUMNS=64, num_warps=4
+            )
+    found = dict(zip(parts, sums.split(list(parts.values())), strict=True))
+    width = call.width
+
+    def rows(name: str, table: Tensor | None) -> Tensor:
+        if table is None:
+            return target.new_empty((0,))
+        grad: Tensor = found[name].view(configs.ROWS, width)[: table.shape[0]].to(table.dtype, copy=True)
+        return grad
+
+    grads: list[Tensor] = []
+    if call.kind:
+        blocks = [found[name].view(width, width) for name in ("x", "q", "p") if name in found]
+        grads = [torch.cat(blocks, 1), found["bias"], found["pull"].view(width, width)]
+        grads = [grad.to(p.dtype, copy=True) for grad, p in zip(grads, gate, strict=True)]
+    return grad_target, grad_tokens, rows("polarity", polarity_table), rows("extra", extra_table), grads
+
+
+def slab_sizes(width: int, kind: int) -> dict[str, int]:
+    """Floats of each part of a slab, in the order in which `backward_kernel` lays them out."""
+    sizes = {"polarity": configs.ROWS * width, "extra": configs.ROWS * width}
+    gate = ("p", "x", "q", "pull") if kind == 2 else ("p", "pull") if kind == 1 else ()
+    sizes |= dict.fromkeys(gate, width * width)
+    return sizes | ({"bias": width} if kind else {})
+
+
+class _Call:
+    """The arguments that both directions share, as the kernels take them."""
+
+    def __init__(
+        self,
+        target: Tensor,
+        tokens: Tensor,
+        polarity: Tensor,
+        polarity_table: Tensor,
+        sign: Tensor,
+        gate: Sequence[Tensor],
+        extra_ids: Tensor | None,
+        extra_table: Tensor | None,
+        offsets: Tensor | None,
+        lengths: Tensor | None,
+        mask: Tensor | None,
+    ) -> None:
+        refusal = support.refusal(target, polarity_table, extra_table)
+        if refusal:
+            raise ValueError(f"polarity_fusion: the Triton kernels cannot run: {refusal}")
+        self.width = target.shape[-1]
+        if INTERPRETING:  # on a GPU a check would wait for the device: the kernels clamp instead
+            where = Layout(target.shape[0], tuple(tokens.shape[:-1]), offsets, lengths, mask)
+            where.check_values()
+            check_range("polarity", polarity, polarity_table.shape[0], where.keep())
+            if extra_ids is not None and extra_table is not None:
+                check_range("extra_ids", extra_ids, extra_table.shape[0], where.keep())
+        self.kind = 0 if not gate else 1 if gate[0].shape[1] == self.width else 2
+        self.target, self.polarity, self.sign = target.contiguous(), polarity.contiguous(), sign.contiguous()
+        self.tokens = tokens if tokens.stride(-1) == 1 or self.width == 1 else tokens.contiguous()
+        self.polarity_table = polarity_table.contiguous()
+        self.gate = [g.contiguous() for g in gate] if gate else [None, None, None]
+        self.extra_ids = None if extra_ids is None else extra_ids.contiguous()
+        self.extra_table = None if extra_table is None else extra_table.contiguous()
+        self.layout = (offsets, lengths, mask)
+        self.align = devices.alignment(self.tokens)
+
+    def sizes(self) -> tuple[int, int, int, int, int]:
+        """length, user_units, row_units, polarities, extras of the kernels."""
+        strides = self.tokens.stride()
+        user = strides[0] // self.align if self.tokens.dim() == 3 else 0
+        extras = 0 if self.extra_table is None else self.extra_table.shape[0]
+        return self.tokens.shape[-2], user, strides[-2] // self.align, self.polarity_table.shape[0], extras
+
+    def constants(self) -> dict[str, Any]:
+        """What both kernels are compiled for."""
+        offsets, lengths, mask = self.layout
+        return {
+            "D": self.width,
+            "BD": devices.block(self.width),
+            "GATE": self.kind,
+            "EXTRA": self.extra_table is not None,
+            "LAYOUT": 0 if offsets is not None else 1 if lengths is not None else 2 if mask is not None else 3,
+            "ALIGN": self.align,
+            "PRECISION": "ieee",
+        }
+
+
+def _launch(config: devices.Config) -> dict[str, int]:
+    return {"TILE": config.tile, "num_warps": config.warps, "num_stages": config.stages}
