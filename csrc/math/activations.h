@@ -5,8 +5,10 @@
 #pragma once
 
 #if defined(__CUDACC__)
-#define MIXPOL_HD __host__ __device__ __forceinline__
+#define MIXPOL_BOTH __host__ __device__
+#define MIXPOL_HD MIXPOL_BOTH __forceinline__
 #else
+#define MIXPOL_BOTH
 #define MIXPOL_HD static inline __attribute__((always_inline))
 #endif
 
@@ -18,7 +20,7 @@ enum class Normalize : int { none = 0, softmax = 1, sigmoid = 2 };
 constexpr int NORMALIZE_COUNT = 3;
 
 // Rows of parameters per unit: prelu's slope; Dice's alpha, and scale and shift of n(x) = scale * x + shift.
-constexpr int parameter_rows(Activation a) {
+MIXPOL_BOTH constexpr int parameter_rows(Activation a) {
     return a == Activation::dice ? 3 : a == Activation::prelu ? 1 : 0;
 }
 
