@@ -77,8 +77,10 @@ class Packer {
     }
 
     void launch(cudaStream_t stream) const {
-        if (jobs_.count)
-            MIXPOL_LAUNCH(pack_parameters, dim3(PACK_BLOCKS, jobs_.count), PACK_THREADS, 0, stream, jobs_);
+        if (!jobs_.count) return;
+        const int64_t blocks = ceil_div(largest_, PACK_THREADS);
+        const dim3 grid(static_cast<unsigned>(blocks < PACK_BLOCKS ? blocks : PACK_BLOCKS), jobs_.count);
+        MIXPOL_LAUNCH(pack_parameters, grid, PACK_THREADS, 0, stream, jobs_);
     }
 
  private:
@@ -86,8 +88,10 @@ class Packer {
 
     float* take(const PackJob& job) {
         const int64_t columns = job.pad_columns ? padded(job.columns) : job.columns, at = used_;
-        used_ += columns * padded(job.rows);
+        const int64_t size = columns * padded(job.rows);
+        used_ += size;
         if (!memory_) return nullptr;
+        if (size > largest_) largest_ = size;
         jobs_.job[jobs_.count] = job;
         return jobs_.job[jobs_.count++].to = memory_ + at;
     }
@@ -103,7 +107,7 @@ class Packer {
     }
 
     float* memory_;
-    int64_t used_ = 0;
+    int64_t used_ = 0, largest_ = 1;
     PackJobs jobs_ = {};
 };
 

@@ -107,11 +107,10 @@ def _entries(data: bytes) -> dict[str, bytes]:
 
 
 def tensor(data: bytes, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-    return (
-        torch.frombuffer(bytearray(data), dtype=dtype).reshape(tuple(shape))
-        if data
-        else torch.empty(shape, dtype=dtype)
-    )
+    """Bytes of a result in a shape; -1 is a size that they tell."""
+    if not data:
+        return torch.empty([max(size, 0) for size in shape], dtype=dtype)
+    return torch.frombuffer(bytearray(data), dtype=dtype).reshape(tuple(shape))
 
 
 def rows(name: str, values: Tensor) -> dict[str, Any]:
