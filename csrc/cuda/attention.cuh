@@ -35,16 +35,24 @@ __device__ __forceinline__ void build_unit_table(const Pass& pass, const SharedL
                 memory + at.target, padded(pass.width), first, columns);
 }
 
-// Bits of a thread's 4 x 4 pre-activations that are above 0 (or NaN), gathered over the strip and written.
-__device__ __forceinline__ void write_bits(const AttentionForward& a, const Tile& tile, const Chunk& chunk,
-                                           int candidate, bool active) {
+// A bit for each of a thread's 4 x 4 pre-activations that is above 0 (or NaN).
+__device__ __forceinline__ unsigned positive_bits(const Tile& tile) {
+    unsigned on = 0;
+#pragma unroll
+    for (int i = 0; i < TILE; i++)
+#pragma unroll
+        for (int j = 0; j < TILE; j++)
+            if (!(tile.at[i][j] <= 0.0f)) on |= 1u << (TILE * i + j);
+    return on;
+}
+
+// Gathers those bits over a strip, which is all units there are, and writes them. By whole warps.
+__device__ __forceinline__ void write_bits(const AttentionForward& a, unsigned mine, const Chunk& chunk,
+                                           int candidate) {
     const int bytes = (a.unit.units[0] + 7) / 8, column = tile_column();
 #pragma unroll
     for (int i = 0; i < TILE; i++) {
-        unsigned long long on = 0;
-#pragma unroll
-        for (int j = 0; j < TILE; j++)
-            if (active && !(tile.at[i][j] <= 0.0f)) on |= 1ull << (column + j);
+        unsigned long long on = static_cast<unsigned long long>(mine >> (TILE * i) & 15u) << column;
         for (int step = TILES_WIDE / 2; step > 0; step /= 2) on |= __shfl_xor_sync(ALL_LANES, on, step);
         const int r = tile_row() + i;
         if (column != 0 || r >= chunk.count) continue;
@@ -64,6 +72,7 @@ __device__ __forceinline__ void score_chunk(const AttentionForward& a, const Tab
     const int row = tile_row(), last = unit.layers - 1;
     const bool busy = warp_has_rows(chunk.count);
     float score[TILE] = {};
+    [[maybe_unused]] unsigned on = 0;
 
     // Bias, activation, and on to the next layer's input or into the scores.
     auto finish = [&](Tile& tile, int layer, int column, float4 constant) {
@@ -100,19 +109,20 @@ __device__ __forceinline__ void score_chunk(const AttentionForward& a, const Tab
             build_unit_table(a, at, memory, first, columns);
             __syncthreads();
         }
-        for (int strip = 0; busy && strip < columns; strip += STRIP) {
+        // A column is always the same thread's, whatever the tables' width: so the scores' bits do not depend on
+        // it.
+        for (int strip = first - first % STRIP; busy && strip < first + columns; strip += STRIP) {
             const int column = strip + tile_column();
-            const bool active = column < columns;
+            if (column < first || column >= first + columns) continue;
             Tile tile;
-            if (active) {
-                multiply(tile, memory + at.tokens + row * pitch, pitch, memory + at.table + column, columns,
-                         depth);
-                finish(tile, 0, first + column, load4(memory + at.constants + first + column));
-            }
-            if constexpr (A == Activation::relu)
-                if (a.bits) write_bits(a, tile, chunk, candidate, active);
+            multiply(tile, memory + at.tokens + row * pitch, pitch, memory + at.table + column - first, columns,
+                     depth);
+            finish(tile, 0, column, load4(memory + at.constants + column));
+            if constexpr (A == Activation::relu) on |= positive_bits(tile);
         }
     }
+    if constexpr (A == Activation::relu)
+        if (a.bits && busy) write_bits(a, on, chunk, candidate);
     for (int layer = 1; layer <= last; layer++) {
         __syncthreads();
         const int units = padded(unit.units[layer]), below = row_pitch(unit.units[layer - 1]);

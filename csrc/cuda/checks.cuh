@@ -53,8 +53,8 @@ static __device__ MIXPOL_NOINLINE void refuse_range(const char* prefix, int64_t 
 
 static __device__ MIXPOL_NOINLINE void refuse_fall(const char* prefix, int64_t at, int64_t here,
                                                    int64_t before) {
-    MIXPOL_REFUSE("%soffsets[%lld] is %lld, below offsets[%lld] = %lld; expected offsets that never fall\n",
-                  prefix, static_cast<long long>(at), static_cast<long long>(here),
+    MIXPOL_REFUSE("%soffsets[%lld] is %lld, below %soffsets[%lld] = %lld; expected offsets that never fall\n",
+                  prefix, static_cast<long long>(at), static_cast<long long>(here), prefix,
                   static_cast<long long>(at - 1), static_cast<long long>(before));
 }
 

@@ -61,16 +61,16 @@ def test_any_order_of_threads(config: Config, cuda: Emulation, generator: torch.
 
 
 def least_limit(cuda: Emulation, case: Case) -> int:
-    """The least shared memory, in KiB steps, with which a case runs at all: room for a few columns at a time."""
-    low, high = 0, 160
+    """The least shared memory with which a case runs at all: room for a few columns of a table at a time."""
+    low, high = 0, cuda.shared_limit // 16
     while low + 1 < high:
         middle = (low + high) // 2
         try:
-            per_user(replace(cuda, shared_limit=1024 * middle), case.take([1]))
+            per_user(replace(cuda, shared_limit=16 * middle), case.take([1]))
             high = middle
         except RefusedError:
             low = middle
-    return 1024 * high
+    return 16 * high
 
 
 @pytest.mark.parametrize("config", [c for c in VARIANTS if c.op != "polarity_embedding" and c.fusion != "bias"])
@@ -85,6 +85,15 @@ def test_tables_that_do_not_fit(config: Config, cuda: Emulation, generator: torc
         assert small.attention(case, arguments)["resident"].item() == 0
     for got, wanted in zip(per_user(small, case), expected, strict=True):
         assert torch.equal(got, wanted)
+
+
+def test_bits_of_tables_that_do_not_fit(cuda: Emulation, generator: torch.Generator) -> None:
+    case = build(Config(op="target_attention", width=20, hidden=(44,)), generator)
+    arguments = case.arguments(case.place(generator))
+    small = replace(cuda, shared_limit=least_limit(cuda, case))
+    expected, got = (c.attention(case, arguments, save_bits=True) for c in (cuda, small))
+    assert (expected["resident"], got["resident"]) == (1, 0)
+    assert torch.equal(got["bits"], expected["bits"])
 
 
 @pytest.mark.parametrize("config", VARIANTS, ids=IDS)
