@@ -9,7 +9,7 @@ PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint const
 # Real logs beside the checkout, when there are any; MIXPOL_DATA overrides.
 export MIXPOL_DATA ?= $(wildcard ../shared/data)
 
-.PHONY: help setup demo test test-asan test-abi bench lint format schemas clean
+.PHONY: help setup demo test test-asan test-abi test-cuda-link cuda-compile bench lint format schemas clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/'
 
@@ -48,6 +48,13 @@ ASAN_SKIP := $(foreach name,large compile export,--ignore=tests/ops/test_$(name)
 TORCH ?= 2.10.0 2.11.0 2.14.1
 test-abi: $(VENV)/.built ## the compiled library under other releases of torch (TORCH="...", INDEX=...; gigabytes)
 	MIXPOL_ABI_TORCH="$(TORCH)" MIXPOL_ABI_INDEX="$(INDEX)" $(BIN)/python -m pytest tests/test_abi.py -rs
+
+CUDA_TORCH ?= 2.14.1
+test-cuda-link: $(VENV)/.built ## the CUDA kernels against a CUDA build of torch, without a GPU (CUDA_TORCH="..."; gigabytes)
+	MIXPOL_CUDA_TORCH="$(CUDA_TORCH)" $(BIN)/python -m pytest tests/cuda_host/test_cuda_link.py -rs
+
+cuda-compile: $(VENV)/.built ## what nvcc makes of the CUDA kernels: benchmarks/CUDA_COMPILE.md
+	$(BIN)/python benchmarks/cuda_compile.py
 
 bench: $(VENV)/.built ## kernel microbenchmarks (pytest-benchmark)
 	$(BIN)/python -m pytest benchmarks --benchmark-only

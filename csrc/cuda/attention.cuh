@@ -109,14 +109,14 @@ __device__ __forceinline__ void score_chunk(const AttentionForward& a, const Tab
             build_unit_table(a, at, memory, first, columns);
             __syncthreads();
         }
-        // A column is always the same thread's, whatever the tables' width: so the scores' bits do not depend on
-        // it.
+        // A column is always the same thread's, whatever the tables' width: so the scores' bits do not depend
+        // on it.
         for (int strip = first - first % STRIP; busy && strip < first + columns; strip += STRIP) {
             const int column = strip + tile_column();
             if (column < first || column >= first + columns) continue;
             Tile tile;
-            multiply(tile, memory + at.tokens + row * pitch, pitch, memory + at.table + column - first, columns,
-                     depth);
+            multiply(tile, memory + at.tokens + row * pitch, pitch, memory + at.table + column - first,
+                     columns, depth);
             finish(tile, 0, column, load4(memory + at.constants + column));
             if constexpr (A == Activation::relu) on |= positive_bits(tile);
         }
