@@ -147,7 +147,7 @@ def table(compiled: Sequence[Compiled]) -> str:
     compiler = nvcc()
     assert compiler
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    release = re.search(r"V(\S+)", version)
+    release = re.search(r"V(\d\S*)", version)
     heads = " | ".join(f"registers sm_{a}" for a in architectures)
     return "\n".join(
         [

@@ -78,7 +78,7 @@ struct Columns<float4> {
 
 // blockDim: (lanes of a run, runs of a block).
 template <class V>
-__global__ void __launch_bounds__(GRAD_THREADS) sum_runs(const TableGrad a) {
+__global__ void __launch_bounds__(GRAD_THREADS, 4) sum_runs(const TableGrad a) {
     using C = Columns<V>;
     const int64_t run = blockIdx.x * static_cast<int64_t>(blockDim.y) + threadIdx.y;
     const int64_t begin = run * RUN, tokens = a.history.tokens;
@@ -111,7 +111,7 @@ __global__ void __launch_bounds__(GRAD_THREADS) sum_runs(const TableGrad a) {
 
 // Adds up the segments that span runs, in the run where each begins.
 template <class V>
-__global__ void __launch_bounds__(GRAD_THREADS) sum_shares(const TableGrad a) {
+__global__ void __launch_bounds__(GRAD_THREADS, 4) sum_shares(const TableGrad a) {
     using C = Columns<V>;
     const int64_t run = blockIdx.x * static_cast<int64_t>(blockDim.y) + threadIdx.y;
     const int64_t tokens = a.history.tokens, end = (run + 1) * RUN;
