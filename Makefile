@@ -9,7 +9,7 @@ PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint const
 # Real logs beside the checkout, when there are any; MIXPOL_DATA overrides.
 export MIXPOL_DATA ?= $(wildcard ../shared/data)
 
-.PHONY: help setup demo test test-asan test-abi gpu-compile bench lint format schemas clean
+.PHONY: help setup demo test test-asan test-abi test-cuda-link gpu-compile cuda-compile bench lint format schemas clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/'
 
@@ -61,6 +61,13 @@ test-abi: $(VENV)/.built ## the compiled library under other releases of torch (
 gpu-compile: $(VENV)/.built ## compile the Triton kernels for every GPU they ship for, write benchmarks/GPU_COMPILE.md
 	$(BIN)/python benchmarks/gpu_compile.py
 
+CUDA_TORCH ?= 2.14.1
+test-cuda-link: $(VENV)/.built ## the CUDA kernels against a CUDA build of torch, without a GPU (CUDA_TORCH="..."; gigabytes)
+	MIXPOL_CUDA_TORCH="$(CUDA_TORCH)" $(BIN)/python -m pytest tests/cuda_host/test_cuda_link.py -rs
+
+cuda-compile: $(VENV)/.built ## what nvcc makes of the CUDA kernels: benchmarks/CUDA_COMPILE.md
+	$(BIN)/python benchmarks/cuda_compile.py
+
 bench: $(VENV)/.built ## kernel microbenchmarks (pytest-benchmark)
 	$(BIN)/python -m pytest benchmarks --benchmark-only
 
@@ -68,12 +75,12 @@ lint: $(VENV)/.built ## ruff, mypy, clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.cpp' -o -name '*.h')
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 format: $(VENV)/.built ## rewrite with ruff and clang-format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(find csrc -name '*.cpp' -o -name '*.h')
+	$(BIN)/clang-format -i $$(find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 schemas: ## pin the ops' signatures after a change that is meant
 	$(BIN)/python -m mixpol_kernels.testing.schemas > csrc/schemas.new && mv csrc/schemas.new csrc/schemas.inc

@@ -34,6 +34,7 @@ def report() -> str:
         lines.append(f"  cpu         ready, instruction set {library.isa()} (of {', '.join(ISA_LEVELS)})")
     else:
         lines.append(f"  cpu         not ready: {library.reason}")
+    lines.append(f"  cuda        {f'not ready: {library.cuda_reason}' if library.cuda_reason else 'ready: forwards'}")
     lines.append(f"  gpu         {_gpu()}")
     lines.append(f"  triton      {_triton()}")
     lines.append("  reference   ready (plain PyTorch, any device and float dtype)")

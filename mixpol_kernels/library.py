@@ -77,16 +77,35 @@ def _outdated(path: Path) -> str:
     return ""
 
 
+def _load_cuda(path: Path) -> str:
+    """Loads the CUDA kernels. Returns why they are not there; empty if they are."""
+    if not path.is_file():
+        return "not built; that needs a CUDA build of torch, and nvcc, when the package is installed from its sources"
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        return f"{path.name} does not load under torch {torch.__version__} ({error}); {_REBUILD}"
+    return _outdated(path)
+
+
 class CompiledLibrary:
-    """State of the compiled library. `reason` says why it is not there, or is empty."""
+    """State of the compiled library. `reason` says why it is not there, or is empty.
+
+    `cuda_reason` says it of the CUDA kernels, a library of their own beside it that only a CUDA build of torch has.
+    """
 
     def __init__(self) -> None:
         self.path: Path | None = None
         self.reason = "not looked for yet"
+        self.cuda_reason = "not looked for yet"
 
     @property
     def loaded(self) -> bool:
         return not self.reason
+
+    @property
+    def cuda_loaded(self) -> bool:
+        return not self.cuda_reason
 
     def load(self) -> None:
         """Loads the library once; a missing one is normal, a broken one is reported in `reason`."""
@@ -112,6 +131,7 @@ class CompiledLibrary:
             )
             return
         self.reason = _outdated(self.path)
+        self.cuda_reason = self.reason or _load_cuda(self.path.with_name("_cuda.so"))
 
     def isa(self) -> str:
         """The instruction set in use: "base", "avx2" or "avx512"; "none" without the library."""

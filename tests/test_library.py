@@ -111,6 +111,22 @@ def test_outdated_library(source: str, pattern: str, monkeypatch: pytest.MonkeyP
     assert re.search(pattern, other.reason)
 
 
+def test_missing_cuda_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Normal beside a CPU build of torch; a broken one is reported, and the CPU kernels stay."""
+    assert library.path is not None
+    (tmp_path / "_C.so").symlink_to(library.path)
+    monkeypatch.setattr("mixpol_kernels.library._find", lambda: tmp_path / "_C.so")
+    monkeypatch.delenv("MIXPOL_SKIP_EXT", raising=False)
+    other = CompiledLibrary()
+    other.load()
+    assert (other.loaded, other.cuda_loaded) == (True, False)
+    assert other.cuda_reason.startswith("not built; that needs a CUDA build of torch, and nvcc")
+    (tmp_path / "_cuda.so").write_text("no library")
+    other.load()
+    assert (other.loaded, other.cuda_loaded) == (True, False)
+    assert re.search(r"_cuda\.so does not load under torch.*--force-reinstall", other.cuda_reason)
+
+
 def objects() -> dict[str, list[Path]]:
     return {level: sorted(BUILD.rglob(f"kernels_{level}.dir/**/*.o")) for level in ISA_LEVELS}
 

@@ -26,12 +26,12 @@ constexpr int NORMALIZE_COUNT = 3;
 
 // Rows of parameters per unit: prelu's slope; Dice's alpha, and scale and shift of n(x) = scale * x + shift;
 // per-row Dice's alpha, and what the unit adds to the sum under the root.
-constexpr int parameter_rows(Activation a) {
+MIXPOL_BOTH constexpr int parameter_rows(Activation a) {
     return a == Activation::dice ? 3 : a == Activation::dice_row ? 2 : a == Activation::prelu ? 1 : 0;
 }
 
 // Whether a unit's output depends on the other units of its token.
-constexpr bool row_wise(Activation a) { return a == Activation::dice_row; }
+MIXPOL_BOTH constexpr bool row_wise(Activation a) { return a == Activation::dice_row; }
 
 namespace math {
 

@@ -89,7 +89,8 @@ def _scales(case: Case, truth: Results) -> dict[str, float]:
     if case.config.has_unit and case.config.normalize == "softmax":
         # A softmax does not feel its output bias: that gradient is 0, a sum of terms as large as any bias's.
         zero = f"grad biases[{len(case.config.hidden)}]"
-        scales[zero] = max(scale for name, scale in scales.items() if name.startswith("grad biases"))
+        if zero in scales:  # not where only a forward is judged
+            scales[zero] = max(scale for name, scale in scales.items() if name.startswith("grad biases"))
     return scales
 
 
