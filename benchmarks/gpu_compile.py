@@ -351,7 +351,8 @@ def report(architectures: Iterable[str]) -> int:
         wanted = itertools.product(elements(architecture, op), devices.DIRECTIONS, shapes(op))
         names = [key(op, direction, element, shape) for element, direction, shape in wanted]
         missing = [name for name in names if name not in shipped(op, architecture)]
-        lines += ["", f"Refused, since no candidate passed: {', '.join(missing) or 'nothing'}.", ""]
+        refused = ", ".join(missing) or "nothing"
+        lines += ["", f"Refused, since no candidate passed in one of the directions: {refused}.", ""]
     REPORT.write_text("\n".join(lines))
     return bad
 
