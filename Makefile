@@ -41,7 +41,7 @@ $(VENV)/.tests: $(VENV)/.built
 # Two processes: most tests keep one core busy. The Triton kernels are interpreted, which a process does or does not.
 test: $(VENV)/.tests lint ## every test
 	$(BIN)/python -m pytest -n 2 --dist worksteal
-	$(BIN)/python -m pytest -n 2 --dist worksteal tests/triton
+	$(BIN)/python -m pytest -n 2 --dist worksteal tests/triton_kernels
 
 # Also NaN into every fresh buffer. Left out: what needs address space or compilers of its own.
 SANITIZERS = $$(for f in libasan libubsan libstdc++; do $(CXX) -print-file-name=$$f.so; done | tr '\n' ' ')

@@ -316,7 +316,7 @@ def report(architectures: Iterable[str]) -> int:
         "machine code, no timings. Every shipped configuration, compiled ahead of time in two variants per op: what",
         "models use most, and the most demanding. Gate: no spills, shared memory within the chip,",
         "matrix instructions where planned (not for IEEE float32 on NVIDIA, which has none), 16-byte loads.",
-        "`tests/triton/test_aot.py` compiles a sample again and checks that this table is of these sources.",
+        "`tests/triton_kernels/test_aot.py` compiles a sample again and checks that this table is of these sources.",
         "Configuration: tokens a tile / warps / stages / flush; registers per thread; shared memory and widest load in",
         "bytes.",
         "",

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 # Triton's interpreter is chosen when kernels are imported: its tests run when they are asked for by name.
-INTERPRETED = Path(__file__).parent / "triton"
+INTERPRETED = Path(__file__).parent / "triton_kernels"
 SEED = int(os.environ.get("MIXPOL_TEST_SEED") or random.SystemRandom().randrange(2**31))
 
 
