@@ -11,8 +11,10 @@ from typing import Any
 import torch
 
 NAMESPACE = "mixpol"
+# The ops that Triton kernels compute: the usual signatures, in a namespace of their own, since the usual ones' CPU and
+# CUDA keys belong to the compiled libraries.
+TRITON = "mixpol_triton"
 # Triton reads the variable when a module with kernels is imported; so it has to be set before ours is.
-INTERPRETED = "mixpol_interpreted"
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 ISA_LEVELS = ("base", "avx2", "avx512")
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mixpol_kernels.library import INTERPRETED, NAMESPACE
+from mixpol_kernels.library import NAMESPACE, TRITON
 from mixpol_kernels.testing.inputs import Config, make
 
 
@@ -21,7 +21,7 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Called by PyTorch for every op."""
-        if func.namespace in (NAMESPACE, INTERPRETED):
+        if func.namespace in (NAMESPACE, TRITON):
             detached = torch.utils._pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), args)
             self.calls.append((func, detached))
         return func(*args, **(kwargs or {}))

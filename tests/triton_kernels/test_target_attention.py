@@ -280,7 +280,7 @@ def test_shapes_on_a_gpu_that_is_not_here() -> None:
     """Under FakeTensorMode with CUDA tensors: "auto" takes the ops, which have a Triton kernel under the CUDA key."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    forward, backward = ops(False)
+    forward, backward = ops(True)
     with FakeTensorMode():
         target, history = torch.empty(4, 3, 16, device="cuda"), torch.empty(4, 9, 16, device="cuda")
         weights = [torch.empty(8, 64, device="cuda"), torch.empty(1, 8, device="cuda")]
@@ -293,7 +293,7 @@ def test_shapes_on_a_gpu_that_is_not_here() -> None:
         assert pooled.device.type == attention.device.type == "cuda"
         none = torch.empty(0, device="cuda", dtype=torch.uint8)
         grads = backward(
-            pooled, None, attention, none, target, history, None, None, None, weights, biases, [], 0, 0
+            pooled, None, attention, none, target, history, None, None, None, weights, biases, [], 0, 0, 0.0, None
         )  # fmt: skip
         assert [g.shape for g in (*grads[:2], *grads[2])] == [t.shape for t in (target, history, *weights, *biases)]
     for op in (forward, backward):

@@ -99,7 +99,7 @@ def polarity_fusion(
     chosen = backends.choose(
         "polarity_fusion", backend, target, lambda: 0, triton=lambda: support.refusal(target, rows, extra_table)
     )
-    interpreted = chosen == "triton" and target.device.type == "cpu"
+    triton = chosen == "triton"
     if chosen == "reference":
         if not torch.compiler.is_compiling():
             where.check_values()  # before the assignment, which trusts the offsets
@@ -116,7 +116,7 @@ def polarity_fusion(
         return fused.reshape(tokens.shape)
     out: Tensor = PolarityFusion.apply(
         target, tokens, polarity, polarity_table, sign, extra_ids, extra_table,
-        where.offsets, where.lengths, where.mask, interpreted, *gate,
+        where.offsets, where.lengths, where.mask, triton, *gate,
     )  # fmt: skip
     return out
 

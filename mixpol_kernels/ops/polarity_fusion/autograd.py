@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mixpol_kernels.history import canonical
-from mixpol_kernels.library import INTERPRETED, INTERPRETING, NAMESPACE, define, may_be_empty
+from mixpol_kernels.library import INTERPRETING, NAMESPACE, TRITON, define, may_be_empty
 
 FUSIONS = ("none", "bias", "tapf")
 GATE_INPUTS = ("product", "full")
@@ -85,21 +85,19 @@ _IMPLEMENTATIONS = {
 }
 for _name, (_fake, _triton) in _IMPLEMENTATIONS.items():
     torch.library.register_fake(f"{NAMESPACE}::{_name}")(_fake)
-    torch.library.impl(f"{NAMESPACE}::{_name}", "cuda")(_triton)
-    if INTERPRETING:  # the CPU key of the ops belongs to the compiled kernels: the same ops under another name
-        torch.library.define(f"{INTERPRETED}::{_name}", _SCHEMAS[_name])
-        torch.library.register_fake(f"{INTERPRETED}::{_name}")(_fake)
-        torch.library.impl(f"{INTERPRETED}::{_name}", "cpu")(_triton)
+    torch.library.define(f"{TRITON}::{_name}", _SCHEMAS[_name])
+    torch.library.register_fake(f"{TRITON}::{_name}")(_fake)
+    torch.library.impl(f"{TRITON}::{_name}", ("cuda", "cpu") if INTERPRETING else "cuda")(_triton)
 
 _fwd = torch.ops.mixpol.polarity_fusion_fwd.default
 _bwd = torch.ops.mixpol.polarity_fusion_bwd.default
 
 
-def ops(interpreted: bool) -> tuple[Any, Any]:
-    """The ops of both directions: the usual ones, or those that interpret the Triton kernels on the CPU."""
-    if not interpreted:
+def ops(triton: bool) -> tuple[Any, Any]:
+    """The ops of both directions: the compiled ones, or those of the Triton kernels."""
+    if not triton:
         return _fwd, _bwd
-    others = torch.ops.mixpol_interpreted
+    others = torch.ops.mixpol_triton
     return others.polarity_fusion_fwd.default, others.polarity_fusion_bwd.default
 
 
@@ -119,14 +117,14 @@ class PolarityFusion(torch.autograd.Function):
         offsets: Tensor | None,
         lengths: Tensor | None,
         mask: Tensor | None,
-        interpreted: bool,
+        triton: bool,
         *gate: Tensor,
     ) -> Tensor:
-        ctx.interpreted = interpreted
+        ctx.triton = triton
         ctx.save_for_backward(
             target, tokens, polarity, polarity_table, sign, extra_ids, extra_table, offsets, lengths, mask, *gate
         )
-        fused: Tensor = ops(interpreted)[0](
+        fused: Tensor = ops(triton)[0](
             target, tokens, polarity, polarity_table, sign, list(gate) or None, extra_ids, extra_table,
             *canonical(offsets, lengths, mask),
         )  # fmt: skip
@@ -137,7 +135,7 @@ class PolarityFusion(torch.autograd.Function):
     def backward(ctx: Any, grad_fused: Tensor) -> tuple[Tensor | None, ...]:
         target, tokens, polarity, polarity_table, sign, extra_ids, extra_table, *rest = ctx.saved_tensors
         offsets, lengths, mask, *gate = rest
-        grad_target, grad_tokens, grad_table, grad_extra, grad_gate = ops(ctx.interpreted)[1](
+        grad_target, grad_tokens, grad_table, grad_extra, grad_gate = ops(ctx.triton)[1](
             grad_fused, target, tokens, polarity, polarity_table, sign, gate, extra_ids, extra_table,
             *canonical(offsets, lengths, mask),
         )  # fmt: skip

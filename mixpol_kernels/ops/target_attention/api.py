@@ -134,7 +134,7 @@ def target_attention(
     )
     if dropout and seed is None:
         seed = draw_seed()
-    interpreted = chosen == "triton" and target.device.type == "cpu"
+    triton = chosen == "triton"
     bits = chosen == "cpu" and keeps_bits(act, weights, dropout)
     if chosen == "reference":
         if not torch.compiler.is_compiling():
@@ -149,10 +149,10 @@ def target_attention(
     elif backends.needs_grad(target, history, *weights, *biases, *slopes):
         pooled, attention = TargetAttention.apply(
             target, history, where.offsets, where.lengths, where.mask, seed, act, norm, dropout, len(weights),
-            bits, return_weights, interpreted, *weights, *biases, *slopes,
+            bits, return_weights, triton, *weights, *biases, *slopes,
         )  # fmt: skip
     else:
-        pooled, attention, _ = ops(interpreted)[0](
+        pooled, attention, _ = ops(triton)[0](
             target, history, *where.canonical(), weights, biases, slopes or None, act, norm, dropout, seed,
             return_weights, False,
         )  # fmt: skip

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mixpol_kernels.history import canonical
-from mixpol_kernels.library import INTERPRETED, INTERPRETING, NAMESPACE, define, may_be_empty
+from mixpol_kernels.library import INTERPRETING, NAMESPACE, TRITON, define, may_be_empty
 
 ACTIVATIONS = ("relu", "prelu", "sigmoid", "silu", "tanh", "gelu", "dice", "dice_row")
 NORMALIZERS = ("none", "softmax", "sigmoid")
@@ -114,21 +114,19 @@ _IMPLEMENTATIONS = {
 }
 for _name, (_fake, _triton) in _IMPLEMENTATIONS.items():
     torch.library.register_fake(f"{NAMESPACE}::{_name}")(_fake)
-    torch.library.impl(f"{NAMESPACE}::{_name}", "cuda")(_triton)
-    if INTERPRETING:  # the CPU key of the ops belongs to the compiled kernels: the same ops under another name
-        torch.library.define(f"{INTERPRETED}::{_name}", _SCHEMAS[_name])
-        torch.library.register_fake(f"{INTERPRETED}::{_name}")(_fake)
-        torch.library.impl(f"{INTERPRETED}::{_name}", "cpu")(_triton)
+    torch.library.define(f"{TRITON}::{_name}", _SCHEMAS[_name])
+    torch.library.register_fake(f"{TRITON}::{_name}")(_fake)
+    torch.library.impl(f"{TRITON}::{_name}", ("cuda", "cpu") if INTERPRETING else "cuda")(_triton)
 
 forward = torch.ops.mixpol.target_attention_fwd.default
 _bwd = torch.ops.mixpol.target_attention_bwd.default
 
 
-def ops(interpreted: bool) -> tuple[Any, Any]:
-    """The ops of both directions: the usual ones, or those that interpret the Triton kernels on the CPU."""
-    if not interpreted:
+def ops(triton: bool) -> tuple[Any, Any]:
+    """The ops of both directions: the compiled ones, or those of the Triton kernels."""
+    if not triton:
         return forward, _bwd
-    others = torch.ops.mixpol_interpreted
+    others = torch.ops.mixpol_triton
     return others.target_attention_fwd.default, others.target_attention_bwd.default
 
 
@@ -150,20 +148,20 @@ class TargetAttention(torch.autograd.Function):
         layers: int,
         save_bits: bool,
         with_attention: bool,
-        interpreted: bool,
+        triton: bool,
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """`parameters`: `layers` weights, `layers` biases, then slopes.
 
-        `with_attention`: the attention weights have a gradient too. `interpreted`: see `ops`.
+        `with_attention`: the attention weights have a gradient too. `triton`: see `ops`.
         """
         weights, biases, slopes = split_parameters(parameters, layers)
-        pooled, attention, bits = ops(interpreted)[0](
+        pooled, attention, bits = ops(triton)[0](
             target, history, *canonical(offsets, lengths, mask), weights, biases, slopes,
             activation, normalize, dropout, seed, True, save_bits,
         )  # fmt: skip
         ctx.save_for_backward(target, history, offsets, lengths, mask, seed, attention, bits, *parameters)
-        ctx.config = (activation, normalize, dropout, layers, with_attention, interpreted)
+        ctx.config = (activation, normalize, dropout, layers, with_attention, triton)
         if not with_attention:
             ctx.mark_non_differentiable(attention)
         return pooled, attention
@@ -172,9 +170,9 @@ class TargetAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_pooled: Tensor, grad_attention: Tensor) -> tuple[Tensor | None, ...]:
         target, history, offsets, lengths, mask, seed, attention, bits, *parameters = ctx.saved_tensors
-        activation, normalize, dropout, layers, with_attention, interpreted = ctx.config
+        activation, normalize, dropout, layers, with_attention, triton = ctx.config
         weights, biases, slopes = split_parameters(parameters, layers)
-        grad_target, grad_history, grads = ops(interpreted)[1](
+        grad_target, grad_history, grads = ops(triton)[1](
             grad_pooled, grad_attention if with_attention else None, attention, bits,
             target, history, *canonical(offsets, lengths, mask),
             weights, biases, slopes, activation, normalize, dropout, seed,
