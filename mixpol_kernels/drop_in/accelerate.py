@@ -75,13 +75,13 @@ def accelerate(model: nn.Module) -> Report:
         Traceback (most recent call last):
         ValueError: model has no target-attention layer that is known ...
     """
-    _check_model(model)
+    check_model(model)
     found: list[tuple[tuple[str, ...], nn.Module, str, registry.Layer, str]] = []
     fused_already = False
-    for module, names in _modules(model).items():
+    for module, names in modules_of(model).items():
         for adapter in registry.loaded():
             for layer in adapter.layers:
-                if type(module) is layer.fused:
+                if type(module) is layer.fused or (layer.polar is not None and type(module) is layer.polar):
                     fused_already = True
                 elif isinstance(module, layer.original):
                     found.append((names, module, adapter.framework, layer, _refusal(module, layer)))
@@ -109,9 +109,9 @@ def restore(model: nn.Module) -> int:
     Raises:
         TypeError: not an `nn.Module`, or a scripted or compiled one.
     """
-    _check_model(model)
+    check_model(model)
     count = 0
-    for module in _modules(model):
+    for module in modules_of(model):
         for adapter in registry.loaded():
             for layer in adapter.layers:
                 if type(module) is layer.fused:
@@ -156,7 +156,7 @@ def _fusing(layer: registry.Layer) -> Any:
     return build
 
 
-def _check_model(model: object) -> None:
+def check_model(model: object) -> None:
     if isinstance(model, torch.jit.ScriptModule):
         raise TypeError("model is scripted; accelerate the model that it was made from, and keep that one")
     if not isinstance(model, nn.Module):
@@ -168,7 +168,7 @@ def _check_model(model: object) -> None:
         raise TypeError(f"{scripted[0]} in the model is scripted; expected a model of ordinary modules")
 
 
-def _modules(model: nn.Module) -> dict[nn.Module, tuple[str, ...]]:
+def modules_of(model: nn.Module) -> dict[nn.Module, tuple[str, ...]]:
     """Every module once, with all its names: a layer may be used in several places."""
     names: dict[nn.Module, tuple[str, ...]] = {}
     for name, module in model.named_modules(remove_duplicate=False):

@@ -10,6 +10,7 @@ from fuxictr.pytorch.layers.attentions.target_attention import DIN_Attention, Mu
 from torch import Tensor, nn
 
 from mixpol_kernels.drop_in.chain import Unsupported, mean_where_empty, read_chain, refusal
+from mixpol_kernels.drop_in.polarity import PolarLayer
 from mixpol_kernels.drop_in.registry import Adapter, Layer
 from mixpol_kernels.nn.unit import Unit
 from mixpol_kernels.ops.dot_target_attention.api import dot_target_attention
@@ -45,6 +46,15 @@ class FusedDINAttention(DIN_Attention):
         return (
             mean_where_empty(pooled, history_sequence, (mask != 0).any(1, keepdim=True)) if self.use_softmax else pooled
         )
+
+
+class PolarDINAttention(PolarLayer, FusedDINAttention):
+    """`FusedDINAttention` behind a polarity fusion; see `with_polarity`."""
+
+    def forward(self, target_item: Tensor, history_sequence: Tensor, mask: Tensor | None = None) -> Tensor:
+        """As `FusedDINAttention`, of the history fused with its polarity."""
+        fused = self.fuse(target_item, history_sequence, mask)
+        return FusedDINAttention.forward(self, target_item, fused, mask)
 
 
 def _projections(layer: Any) -> tuple[Tensor, ...] | tuple[None, ...]:
@@ -84,7 +94,10 @@ ADAPTER = Adapter(
     "fuxictr",
     ("2.3.10",),
     (
-        Layer(DIN_Attention, FusedDINAttention, refusal(_unit), "self, target_item, history_sequence, mask=None"),
+        Layer(
+            DIN_Attention, FusedDINAttention, refusal(_unit), "self, target_item, history_sequence, mask=None",
+            PolarDINAttention,
+        ),
         Layer(
             MultiHeadTargetAttention, FusedMultiHeadTargetAttention, refusal(_projections),
             "self, target_item, history_sequence, mask=None",

@@ -38,6 +38,7 @@ class Layer:
     fused: type[nn.Module]
     refusal: Callable[[nn.Module], str]
     signature: str
+    polar: type[nn.Module] | None = None  # the fused form behind a polarity fusion, where there is one
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ NEEDS = {
 
 
 def test_every_example_is_run() -> None:
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {*NEEDS, "compare.py"}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {*NEEDS, "compare.py", "fuxictr_polarity.py"}
 
 
 @pytest.mark.parametrize("name", NEEDS)
@@ -30,3 +30,13 @@ def test_example(name: str, tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
     assert "1 replaced, 0 left as they were" in run.stdout
     assert re.search(r"[\d.]+ times as fast", run.stdout)
+
+
+def test_polarity_example(tmp_path: Path) -> None:
+    pytest.importorskip("fuxictr")
+    run = subprocess.run(
+        [sys.executable, str(EXAMPLES / "fuxictr_polarity.py")], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)", run.stdout)]
+    assert losses[-1] < 0.7 * losses[0], run.stdout

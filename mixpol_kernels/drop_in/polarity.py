@@ -1,0 +1,115 @@
+"""Polarity for a model that was written for one kind of feedback, without rewriting it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mixpol_kernels.drop_in import registry
+from mixpol_kernels.drop_in.accelerate import Report, accelerate, check_model, modules_of
+from mixpol_kernels.nn.polarity_fusion import PolarityFusion
+
+
+def with_polarity(
+    model: nn.Module,
+    fusion: str = "tapf",
+    *,
+    n_polarity: int = 2,
+    signs: Sequence[float] | None = None,
+    gate_inputs: str = "product",
+) -> Report:
+    """Gives a model's target-attention layers a polarity for each history position: a `PolarityFusion` in front.
+
+    For FuxiCTR's `DIN_Attention`. The layers are accelerated too. Each gets a submodule `polarity_fusion`, so that the
+    model has new parameters: build the optimiser afterwards. "tapf" starts as "bias". The ids come with each call,
+    inside of `given_polarity`.
+
+    Args:
+        model: as for `accelerate`.
+        fusion, n_polarity, signs, gate_inputs: as in `mixpol_kernels.nn.PolarityFusion`.
+
+    Returns:
+        A `Report` of the layers that read polarity now, and those that were left and why.
+
+    Raises:
+        TypeError, ImportError: as `accelerate`.
+        ValueError: no layer that can take a polarity, or one that has one already.
+
+    Example:
+        >>> from torch import nn
+        >>> from mixpol_kernels.drop_in import with_polarity
+        >>> with_polarity(nn.Linear(4, 4))
+        Traceback (most recent call last):
+        ValueError: model has no target-attention layer that is known ...
+    """
+    polar = {layer.fused: layer.polar for a in registry.loaded() for layer in a.layers if layer.polar is not None}
+    check_model(model)
+    taken = [names[0] for module, names in modules_of(model).items() if type(module) in polar.values()]
+    if taken:
+        raise ValueError(f"{taken[0]} has a polarity already; expected a model without")
+    PolarityFusion(1, fusion, n_polarity, signs, gate_inputs=gate_inputs)  # refuses options before anything changes
+    before = {module: type(module) for module in model.modules()}
+    report = accelerate(model)
+    changed = {module: names for module, names in modules_of(model).items() if type(module) in polar}
+    if not changed:
+        for module, kind in before.items():
+            module.__class__ = kind
+        raise ValueError(f"model has no layer that can take a polarity; {report}")
+    for module in changed:
+        like = next(module.parameters())
+        fusing = PolarityFusion(module.embedding_dim, fusion, n_polarity, signs, gate_inputs=gate_inputs)  # type: ignore[arg-type]
+        module.add_module("polarity_fusion", fusing.to(like.device, like.dtype))
+        module.__class__ = polar[type(module)]
+    kept = tuple(r for r in report.replaced if any(r.names == names for names in changed.values()))
+    return Report(kept, report.left)
+
+
+@contextlib.contextmanager
+def given_polarity(model: nn.Module, polarity: Tensor) -> Iterator[None]:
+    """Within this context, the layers of `with_polarity` read these ids.
+
+    Args:
+        model: the one that `with_polarity` was given, or one that contains it.
+        polarity: [B, L] integer, rows of the polarity table; positions that the model masks are not read.
+
+    Raises:
+        ValueError: no layer of the model reads polarity.
+    """
+    layers = [module for module in model.modules() if isinstance(module, PolarLayer)]
+    if not layers:
+        raise ValueError("model has no layer that reads polarity; call with_polarity(model) first")
+    for layer in layers:
+        layer.polarity_ids = polarity
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.polarity_ids = None
+
+
+class PolarLayer(nn.Module):
+    """Mixed into a fused layer: fuses the history with its polarity first."""
+
+    polarity_fusion: PolarityFusion
+    polarity_ids: Tensor | None = None
+
+    def fuse(self, target: Tensor, history: Tensor, mask: Tensor | None) -> Tensor:
+        """History [B, L, D] with polarity.
+
+        Raises:
+            RuntimeError: called outside of `given_polarity`.
+            ValueError: ids of another shape than the history's.
+        """
+        ids = self.polarity_ids
+        if ids is None and self.polarity_fusion.fusion == "none":
+            return history
+        if ids is None:
+            raise RuntimeError("no polarity was given; call the model inside `with given_polarity(model, ids):`")
+        if ids.shape != history.shape[:2]:
+            raise ValueError(f"polarity has shape {list(ids.shape)}; expected {list(history.shape[:2])}, the history's")
+        kept = ids if mask is None else torch.where(mask != 0, ids, 0)
+        fused: Tensor = self.polarity_fusion(target, history, kept, mask=mask)
+        return fused
