@@ -141,6 +141,28 @@ else:
 
             run_demo(data, output, seeds=seeds, quick=quick, skip_bench=skip_bench)
 
+    @app.command("gpu-report")
+    def gpu_report(
+        output: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("gpu_report"),
+        users: Annotated[int, typer.Option(help="Users a batch in the timings.")] = 4096,
+        length: Annotated[int, typer.Option(help="Their histories are uniform in 1 ... LENGTH.")] = 200,
+    ) -> None:
+        """Check and time the GPU kernels on the GPU at hand; every check stands alone."""
+        import torch
+
+        if not torch.cuda.is_available():
+            typer.echo("No GPU that torch can use: nothing to report. `make test` runs the kernels on the CPU.")
+            return
+        with _plainly():
+            from mixpol_models.bench.gpu import Size, run_report
+
+            checks = run_report(torch.device("cuda"), output, Size(users=users, length=length))
+            failed = [check.name for check in checks if check.passed is False]
+            typer.echo((output / "gpu_report.md").read_text())
+            typer.echo(f"Saved in {output}/. " + (f"Failed: {', '.join(failed)}" if failed else "Nothing failed."))
+            if failed:
+                raise typer.Exit(1)
+
     @data_app.command("get")
     def data_get(
         name: Annotated[Literal["kuairand-pure"], typer.Argument(help="What to download (47 MB).")],

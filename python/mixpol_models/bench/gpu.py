@@ -1,0 +1,289 @@
+"""`mixpol gpu-report`: what the kernels do on the GPU at hand. One check that fails hides no other."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from mixpol_kernels.nn import TargetAttention
+from mixpol_models.bench.machine import machine_facts
+from mixpol_models.bench.padding import Padding, pad_right
+from mixpol_models.bench.rungs import Concat, PerTarget
+
+FORWARD, BACKWARD = 2.0, 5.0  # times the error of plain PyTorch in the same dtype
+
+
+@dataclass(frozen=True)
+class Size:
+    """One problem: `users` histories of lengths uniform in 1 ... `length`, padded to it."""
+
+    users: int = 4096
+    length: int = 200
+    width: int = 64
+    units: int = 64
+
+
+@dataclass
+class Check:
+    """What one check found: `passed` (None where there is nothing to pass), its figures, or why it ended."""
+
+    name: str
+    passed: bool | None = None
+    figures: dict[str, Any] = field(default_factory=dict)
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A unit and its inputs on the device."""
+
+    size: Size
+    device: torch.device
+    dtype: torch.dtype
+    activation: str = "relu"
+    normalize: str = "none"
+    backend: str = "triton"
+
+    def make(self) -> tuple[TargetAttention, Tensor, Tensor, Tensor]:
+        """The layer, target, history and lengths; the same in every call."""
+        torch.manual_seed(0)
+        s = self.size
+        layer = TargetAttention(s.width, [s.units], self.activation, self.normalize, self.backend)
+        lengths = torch.randint(1, s.length + 1, (s.users,))
+        target, history = torch.randn(s.users, s.width), torch.randn(s.users, s.length, s.width)
+        to = partial(torch.Tensor.to, device=self.device)
+        return (
+            layer.to(self.device, self.dtype),
+            to(target).to(self.dtype).requires_grad_(),
+            to(history).to(self.dtype).requires_grad_(),
+            to(lengths),
+        )
+
+
+def run_report(device: torch.device, folder: Path, size: Size, backend: str = "triton") -> list[Check]:
+    """Runs every check and writes `gpu_report.json` and `gpu_report.md` into `folder`.
+
+    Args:
+        device: where; "cuda" for the real report.
+        folder: made if it is not there.
+        size: of the timings; the correctness checks have smaller ones of their own.
+        backend: the implementation under test.
+    """
+    dtypes = [torch.float32, torch.bfloat16, torch.float16]
+    checks: list[Check] = []
+    for dtype in dtypes:
+        for activation, normalize in (("relu", "none"), ("silu", "softmax"), ("sigmoid", "sigmoid")):
+            name = f"correct: {activation}, {normalize}, {_name(dtype)}"
+            problem = Problem(Size(33, 70, 40, 36), device, dtype, activation, normalize, backend)
+            checks.append(_guarded(name, partial(_correct, problem)))
+    checks.append(
+        _guarded("deterministic", partial(_deterministic, Problem(Size(65, 90), device, dtypes[0], backend=backend)))
+    )
+    checks.append(
+        _guarded("graph capture", partial(_captured, Problem(Size(64, 50), device, dtypes[0], backend=backend)))
+    )
+    bandwidth = _guarded("memory bandwidth", partial(_bandwidth, device))
+    checks.append(bandwidth)
+    for dtype in dtypes[:2]:
+        problem = Problem(size, device, dtype, backend=backend)
+        checks.append(_guarded(f"ladder: {_name(dtype)}", partial(_ladder, problem, bandwidth.figures.get("GB/s"))))
+    _write(folder, device, size, checks)
+    return checks
+
+
+def _guarded(name: str, check: Callable[[], tuple[bool | None, dict[str, Any]]]) -> Check:
+    try:
+        passed, figures = check()
+    except Exception:  # whatever it is belongs into the report
+        return Check(name, False, error=traceback.format_exc(limit=-3))
+    return Check(name, passed, figures)
+
+
+def _step(forward: Callable[..., Tensor], target: Tensor, history: Tensor, *more: Any) -> Tensor:
+    target.grad = history.grad = None
+    out = forward(target, history, *more)
+    out.backward(torch.ones_like(out))
+    return out.detach()
+
+
+def _results(layer: TargetAttention, target: Tensor, history: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+    layer.zero_grad()
+    out = _step(lambda t, x: layer(t, x, lengths=lengths), target, history)
+    grads = {name: p.grad for name, p in layer.named_parameters()}
+    found = {"out": out, "target": target.grad, "history": history.grad, **grads}
+    return {name: tensor.double().cpu() for name, tensor in found.items() if tensor is not None}
+
+
+def _correct(problem: Problem) -> tuple[bool, dict[str, Any]]:
+    """Errors against float64 on the CPU, in shares of what contract 1 allows."""
+    layer, target, history, lengths = problem.make()
+    got = _results(layer, target, history, lengths)
+    layer.backend = "reference"
+    plain = _results(layer, target, history, lengths)
+    wide = [t.detach().double().cpu().requires_grad_() for t in (target, history)]
+    truth = _results(layer.double().cpu(), wide[0], wide[1], lengths.cpu())
+    eps, shares = torch.finfo(problem.dtype).eps, {}
+    for name, value in truth.items():
+        factor = FORWARD if name == "out" else BACKWARD
+        # A softmax does not feel the output bias: its gradient is 0 but for rounding.
+        size = value.abs().max() if name != "layers.1.bias" else truth["layers.0.bias"].abs().max()
+        allowed = factor * (plain[name] - value).abs().max() + eps * size
+        shares[name] = round(float((got[name] - value).abs().max() / allowed), 3)
+    return max(shares.values()) <= 1, {"share of the budget": shares}
+
+
+def _deterministic(problem: Problem) -> tuple[bool, dict[str, Any]]:
+    first, again = (_results(*problem.make()) for _ in range(2))
+    alone, target, history, lengths = problem.make()
+    one = alone(target[3:4], history[3:4], lengths=lengths[3:4]).detach().double().cpu()
+    same = {name: torch.equal(first[name], again[name]) for name in first} | {
+        "a user alone": torch.equal(one[0], first["out"][3])
+    }
+    return all(same.values()), {"same bits": same}
+
+
+def _captured(problem: Problem) -> tuple[bool | None, dict[str, Any]]:
+    """The forward in a CUDA graph, replayed on other inputs."""
+    if problem.device.type != "cuda":
+        return None, {"skipped": "no CUDA device"}
+    layer, target, history, lengths = problem.make()
+    with torch.no_grad():
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side):
+            layer(target, history, lengths=lengths)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = layer(target, history, lengths=lengths)
+        target.copy_(torch.randn_like(target))
+        graph.replay()
+        return torch.equal(out, layer(target, history, lengths=lengths)), {}
+
+
+def _bandwidth(device: torch.device) -> tuple[None, dict[str, Any]]:
+    """What copying a large tensor reaches."""
+    source = torch.empty(2**28 if device.type == "cuda" else 2**22, dtype=torch.uint8, device=device)
+    seconds = _seconds(partial(source.clone), device)
+    return None, {"GB/s": round(2 * source.numel() / seconds / 1e9, 1)}
+
+
+def _ladder(problem: Problem, bandwidth: float | None) -> tuple[bool, dict[str, Any]]:
+    """Times and peak memory of the fused form and of those that models write, each checked first."""
+    layer, target, history, lengths = problem.make()
+    right_padded = pad_right(lengths.cpu(), problem.size.length)
+    padding = Padding(*(tensor.to(problem.device) for tensor in right_padded))
+    padding = padding._replace(mask=padding.mask.to(problem.dtype))
+    forms: dict[str, Callable[..., Tensor]] = {
+        "fused": lambda t, x: layer(t, x, lengths=lengths),
+        "concat": _bound(Concat(layer), padding),
+        "refactored": _bound(PerTarget(layer), padding),
+        "concat+compile": _bound(cast(nn.Module, torch.compile(Concat(layer))), padding),
+        "refactored+compile": _bound(cast(nn.Module, torch.compile(PerTarget(layer))), padding),
+    }
+    kept, element = int(lengths.sum()), history.element_size()
+    want, rows, right = None, {}, True
+    for name, form in forms.items():
+        with _peak(problem.device) as peak:
+            out = _step(form, target, history)
+        want = out if want is None else want
+        off = float((out - want).abs().max() / want.abs().max())
+        right &= off < 50 * torch.finfo(problem.dtype).eps * problem.size.length**0.5
+        both = _seconds(partial(_step, form, target, history), problem.device)
+        with torch.no_grad():
+            forward = _seconds(partial(form, target, history), problem.device)
+        rows[name] = {"forward ms": 1e3 * forward, "both ms": 1e3 * both, "peak MiB": peak[0], "off": off}
+    fused = rows["fused"]
+    for row in rows.values():
+        row |= {"x forward": row["forward ms"] / fused["forward ms"], "x both": row["both ms"] / fused["both ms"]}
+    figures: dict[str, Any] = {"tokens kept": kept, "forms": rows}
+    if bandwidth:  # the history once, and the targets in and out
+        least = element * (kept + 2 * problem.size.users) * problem.size.width
+        figures["share of bandwidth, fused forward"] = least / (fused["forward ms"] * 1e6) / bandwidth
+    return right, figures
+
+
+def _bound(unit: nn.Module, padding: Padding) -> Callable[..., Tensor]:
+    return lambda t, x: unit(t, x, padding)
+
+
+@contextmanager
+def _peak(device: torch.device) -> Iterator[list[float]]:
+    """The list gets the peak of what was allocated inside, MiB; NaN where it is not counted."""
+    peak: list[float] = []
+    if device.type != "cuda":
+        yield peak
+        peak.append(float("nan"))
+        return
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    yield peak
+    torch.cuda.synchronize()
+    peak.append((torch.cuda.max_memory_allocated() - before) / 2**20)
+
+
+def _seconds(call: Callable[[], Any], device: torch.device, budget: float = 2.0) -> float:
+    """Median of as many calls as fit in the budget, at least three, after two that warm up."""
+    times: list[float] = []
+    for i in range(1000):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        begin = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        if i >= 2:
+            times.append(time.perf_counter() - begin)
+        if len(times) >= 3 and sum(times) > budget:
+            break
+    return statistics.median(times)
+
+
+def _write(folder: Path, device: torch.device, size: Size, checks: list[Check]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    facts: dict[str, Any] = dict(machine_facts())
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        facts |= {
+            "gpu": properties.name,
+            "compute capability": f"{properties.major}.{properties.minor}",
+            "gpu memory GiB": round(properties.total_memory / 2**30, 1),
+        }
+    report = {"facts": facts, "size": asdict(size), "checks": [asdict(check) for check in checks]}
+    (folder / "gpu_report.json").write_text(json.dumps(report, indent=1) + "\n")
+    words = {True: "passed", False: "FAILED", None: "–"}
+    lines = ["# GPU report", "", ", ".join(f"{key} {value}" for key, value in facts.items()), ""]
+    lines += ["| check | result | figures |", "|---|---|---|"]
+    for check in checks:
+        shown = {k: v for k, v in check.figures.items() if k != "forms"}
+        reason = check.error.strip().splitlines()[-1] if check.error else json.dumps(shown)
+        lines.append(f"| {check.name} | {words[check.passed]} | {reason} |")
+    for check in checks:
+        if "forms" not in check.figures:
+            continue
+        lines += ["", f"## {check.name}: {size.users} users, lengths uniform in 1 ... {size.length}", ""]
+        lines += [
+            "| form | forward, ms | forward and backward, ms | × forward | × both | peak, MiB |",
+            "|---|" + "---:|" * 5,
+        ]
+        for name, row in check.figures["forms"].items():
+            lines.append(
+                f"| {name} | {row['forward ms']:.3f} | {row['both ms']:.3f} | {row['x forward']:.2f} | "
+                f"{row['x both']:.2f} | {row['peak MiB']:.0f} |"
+            )
+    (folder / "gpu_report.md").write_text("\n".join(lines) + "\n")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
