@@ -136,14 +136,14 @@ def test_full_graph(budget: int | None, share: float | None, backend: str, gener
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(pooled, fullgraph=True, dynamic=True, backend=counter)
     compilations = []
-    for users in (7, 12):
+    for users in (7, 12, 9):
         arguments = Case(draw_users(users, 30, generator), budget, share).arguments()
         ids = [torch.randint(3, arguments[f"{p}_times"].shape, generator=generator) for p in ("positive", "negative")]
         got, true = compiled(*ids, **arguments), pooled(*ids, **arguments)
         assert all(torch.equal(*pair) for pair in zip(got, true, strict=True))
         compilations.append(counter.frame_count)
-    # A share, being a float, makes dynamo start its first compilation over.
-    assert compilations in ([1, 1], [2, 2])
+    # A share, being a float, makes dynamo start its first compilation over; so do lists that are equally long by chance.
+    assert compilations[2] == compilations[1] <= 2
 
 
 def test_bad_values_are_refused_in_a_graph() -> None:
