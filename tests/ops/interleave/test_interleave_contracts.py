@@ -142,7 +142,7 @@ def test_full_graph(budget: int | None, share: float | None, backend: str, gener
         got, true = compiled(*ids, **arguments), pooled(*ids, **arguments)
         assert all(torch.equal(*pair) for pair in zip(got, true, strict=True))
         compilations.append(counter.frame_count)
-    # A share, being a float, makes dynamo start its first compilation over; so do lists that are equally long by chance.
+    # A share, being a float, makes dynamo compile its first graph twice; so do lists that are equally long by chance.
     assert compilations[2] == compilations[1] <= 2
 
 
