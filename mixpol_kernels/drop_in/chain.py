@@ -40,7 +40,8 @@ def read_chain(modules: Iterable[nn.Module], dice: Dice, pads: str) -> Unit:
     norms: list[nn.BatchNorm1d] = []
     slopes: list[Tensor] = []
     names: list[str] = []
-    output, slope_of_leaky = "none", 0.01
+    leaks: set[float] = set()
+    output = "none"
     for module in modules:
         kind = type(module)
         if kind is nn.Linear:
@@ -71,7 +72,7 @@ def read_chain(modules: Iterable[nn.Module], dice: Dice, pads: str) -> Unit:
             if slope is not None:
                 slopes.append(slope)
             if kind is nn.LeakyReLU:
-                slope_of_leaky = float(cast(nn.LeakyReLU, module).negative_slope)
+                leaks.add(float(cast(nn.LeakyReLU, module).negative_slope))
             names.append(name)
     hidden = len(linears) - 1
     if not 1 <= hidden <= 3:
@@ -80,11 +81,12 @@ def read_chain(modules: Iterable[nn.Module], dice: Dice, pads: str) -> Unit:
         raise Unsupported("it does not end in a linear layer with one output")
     if len(set(names)) != 1:
         raise Unsupported(f"its hidden layers have different activations ({', '.join(names)})")
+    if len(leaks) > 1:
+        raise Unsupported(f"its LeakyReLUs have different slopes ({', '.join(map(str, sorted(leaks)))})")
     if len(norms) not in (0, hidden):
         raise Unsupported("only some of its hidden layers are normalised")
-    return Unit(
-        linears, names[0], slopes, norms, pads=pads, negative_slope=slope_of_leaky, normalize=output
-    )  # fmt: skip
+    leak = leaks.pop() if leaks else 0.01
+    return Unit(linears, names[0], slopes, norms, pads=pads, negative_slope=leak, normalize=output)
 
 
 def _activation(module: nn.Module, dice: Dice, units: int) -> tuple[str, Tensor | None, nn.BatchNorm1d | None]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mixpol_kernels.drop_in import registry
-from mixpol_kernels.drop_in.accelerate import Report, accelerate, check_model, modules_of
+from mixpol_kernels.drop_in.accelerate import Replaced, Report, accelerate, check_model, modules_of
 from mixpol_kernels.nn.polarity_fusion import PolarityFusion
 
 
@@ -25,7 +25,7 @@ def with_polarity(
 
     For FuxiCTR's `DIN_Attention`. The layers are accelerated too. Each gets a submodule `polarity_fusion`, so that the
     model has new parameters: build the optimiser afterwards. "tapf" starts as "bias". The ids come with each call,
-    inside of `given_polarity`.
+    inside of `given_polarity`. `restore` leaves these layers as they are, since it would drop what they learned.
 
     Args:
         model: as for `accelerate`.
@@ -45,9 +45,9 @@ def with_polarity(
         Traceback (most recent call last):
         ValueError: model has no target-attention layer that is known ...
     """
-    polar = {layer.fused: layer.polar for a in registry.loaded() for layer in a.layers if layer.polar is not None}
+    polar = {x.fused: (x, a.framework) for a in registry.loaded() for x in a.layers if x.polar is not None}
     check_model(model)
-    taken = [names[0] for module, names in modules_of(model).items() if type(module) in polar.values()]
+    taken = [names[0] for module, names in modules_of(model).items() if isinstance(module, PolarLayer)]
     if taken:
         raise ValueError(f"{taken[0]} has a polarity already; expected a model without")
     PolarityFusion(1, fusion, n_polarity, signs, gate_inputs=gate_inputs)  # refuses options before anything changes
@@ -58,13 +58,16 @@ def with_polarity(
         for module, kind in before.items():
             module.__class__ = kind
         raise ValueError(f"model has no layer that can take a polarity; {report}")
-    for module in changed:
+    replaced = []
+    for module, names in changed.items():
+        layer, framework = polar[type(module)]
+        assert layer.polar is not None
         like = next(module.parameters())
         fusing = PolarityFusion(module.embedding_dim, fusion, n_polarity, signs, gate_inputs=gate_inputs)  # type: ignore[arg-type]
         module.add_module("polarity_fusion", fusing.to(like.device, like.dtype))
-        module.__class__ = polar[type(module)]
-    kept = tuple(r for r in report.replaced if any(r.names == names for names in changed.values()))
-    return Report(kept, report.left)
+        module.__class__ = layer.polar
+        replaced.append(Replaced(names, layer.original.__name__, framework))
+    return Report(tuple(replaced), report.left)
 
 
 @contextlib.contextmanager

@@ -122,6 +122,15 @@ def test_what_the_op_lacks_stays(options: dict[str, Any], reason: str, generator
     assert re.search(reason, left.reason), left.reason
 
 
+def test_different_leaks_stay() -> None:
+    report = drop_in.accelerate(DIN_Attention(8, [4, 4], [nn.LeakyReLU(0.1), nn.LeakyReLU(0.2)]))
+    assert "different slopes (0.1, 0.2)" in report.left[0].reason
+
+
+def test_one_leak_is_taken(generator: torch.Generator) -> None:
+    check(DIN_Attention(8, [6, 4], [nn.LeakyReLU(0.3), nn.LeakyReLU(0.3)]), lambda: case_of(generator), True)
+
+
 def test_attention_dropout_stays() -> None:
     report = drop_in.accelerate(MultiHeadTargetAttention(8, 8, 2, dropout_rate=0.1))
     assert "drops out attention weights" in report.left[0].reason

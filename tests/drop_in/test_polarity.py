@@ -29,6 +29,8 @@ def polarities(given: dict[str, Tensor], generator: torch.Generator) -> Tensor:
 def test_is_the_stock_layer_on_fused_tokens(fusion: str, train: bool, generator: torch.Generator) -> None:
     given, polar = histories(generator), model().train(train)
     stock = copy.deepcopy(polar["attention"])
+    if train:  # accelerated before or not
+        drop_in.accelerate(polar)
     report = drop_in.with_polarity(polar, fusion)
     assert [r.names for r in report.replaced] == [("attention",)]
     layer, ids = polar["attention"], polarities(given, generator)
@@ -64,6 +66,13 @@ def test_old_weights_load_but_for_the_new_ones() -> None:
     missing = polar.load_state_dict(old.state_dict(), strict=False).missing_keys
     assert all(name.startswith("attention.polarity_fusion.") for name in missing)
     assert len(missing) == 4
+
+
+def test_restore_leaves_it(generator: torch.Generator) -> None:
+    polar = model()
+    drop_in.with_polarity(polar)
+    assert drop_in.restore(polar) == 0
+    assert "attention.polarity_fusion.polarity_table" in polar.state_dict()
 
 
 def test_refusals(generator: torch.Generator) -> None:

@@ -122,14 +122,14 @@ def case(generator: torch.Generator, query: int = 8) -> Case:
     return Case((given["target"][:, :query], given["history"]), call, (None, given["mask"]))
 
 
+OPTIONS: list[dict[str, Any]] = [{}, {"hidden": [12, 5]}, {"query": 5}, {"longest": 20}, {"norm": "batch"}]
+# Two norms in a row stay as they are.
+FUSED = [(a, o) for a in ("ReLU", "Dice", "Sigmoid") for o in OPTIONS if (a, o) != ("Dice", {"norm": "batch"})]
+
+
 @pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize(
-    "options", [{}, {"hidden": [12, 5]}, {"query": 5}, {"longest": 20}, {"norm": "batch"}], ids=str
-)  # fmt: skip
-@pytest.mark.parametrize("activation", ["ReLU", "Dice", "Sigmoid"])
+@pytest.mark.parametrize(("activation", "options"), FUSED, ids=str)
 def test_options(activation: str, options: dict[str, Any], train: bool, generator: torch.Generator) -> None:
-    if activation == "Dice" and "norm" in options:
-        pytest.skip("two norms in a row stay as they are")
     layer = DINEncoder(**{"width": 8, "query": 8, "hidden": [16], "activation": activation, **options})
     draw = case
     if "longest" in options:  # the padded positions behind it reach nothing
@@ -148,7 +148,14 @@ def test_training(generator: torch.Generator) -> None:
     check_training(DINEncoder(8, 8, [16], "Dice"), case(generator), ["linear.bias"])
 
 
-@pytest.mark.parametrize(("options", "reason"), [({"norm": "layer"}, "LayerNorm"), ({"dropout": 0.1}, "drops out")])
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"norm": "layer"}, "LayerNorm"),
+        ({"dropout": 0.1}, "drops out"),
+        ({"activation": "Dice", "norm": "batch"}, "norm in"),
+    ],
+)
 def test_what_the_op_lacks_stays(options: dict[str, Any], reason: str) -> None:
     report = drop_in.accelerate(DINEncoder(8, 8, [16], **options))
     assert reason in report.left[0].reason
