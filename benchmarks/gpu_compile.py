@@ -1,6 +1,6 @@
 """Compiles every Triton kernel and every shipped configuration ahead of time, and reads what the compiler made.
 
-    python benchmarks/gpu_compile.py                  compile all, write benchmarks/GPU_COMPILE.md
+    python benchmarks/gpu_compile.py                  compile what changed, write benchmarks/GPU_COMPILE.md
     python benchmarks/gpu_compile.py --search sm_90   choose configurations: the first candidate that passes the gate
     python benchmarks/gpu_compile.py --check          exit 1 if GPU_COMPILE.md is of other sources
 
@@ -23,27 +23,46 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from mixpol_kernels.ops.dot_target_attention.triton import configs as dot
 from mixpol_kernels.ops.polarity_fusion.triton import configs as fusion
 from mixpol_kernels.ops.target_attention.triton import configs as attention
 from mixpol_kernels.ops.triton import devices
 
 REPORT = Path(__file__).parent / "GPU_COMPILE.md"
-FOLDERS = {"target_attention": attention.FOLDER, "polarity_fusion": fusion.FOLDER}
+FOLDERS = {"target_attention": attention.FOLDER, "polarity_fusion": fusion.FOLDER, "dot_target_attention": dot.FOLDER}
 ARCHITECTURES = devices.ARCHITECTURES
 # Shared memory that one program can have, in bytes: CUDA C++ programming guide, table of technical specifications
 # (163 KiB and 227 KiB a block); AMD CDNA 3 instruction set architecture (64 KiB of LDS).
 SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
 MATRIX = {"sm_80": r"mma\.sync", "sm_90": r"wgmma|mma\.sync", "sm_100": r"tcgen05\.mma|mma\.sync", "gfx942": r"v_mfma"}
-# As the kernels number them, (activation, normalize, layout) or (gate, whether there is an extra table, layout): what
-# models use most, and the most demanding.
+# As the kernels number them, (activation, normalize, layout), (gate, 1 an extra table + 2 ids, layout) or
+# (0 or 1 the second kernel: weights, Σ w · dw; several blocks of rows; layout): what models use most, and the most
+# demanding. Layouts 4 and 6: parts of long histories, jagged and with a mask.
+PARTS = 4
 VARIANTS: dict[str, dict[str, tuple[int, int, int]]] = {
-    "target_attention": {"relu, none, jagged": (0, 0, 0), "dice, softmax, mask": (6, 1, 2)},
-    "polarity_fusion": {"product, jagged": (1, 0, 0), "full, extra, mask": (2, 1, 2)},
+    "dot_target_attention": {
+        "one block, jagged": (0, 0, 0),
+        "blocks, mask": (0, 1, 2),
+        "blocks, parts, mask": (0, 1, 6),
+        "second kernel, blocks, parts, mask": (1, 1, 6),
+    },
+    "target_attention": {
+        "relu, none, jagged": (0, 0, 0),
+        "dice, softmax, mask": (6, 1, 2),
+        "dice, softmax, parts, mask": (6, 1, 6),
+    },
+    "polarity_fusion": {
+        "product, jagged": (1, 0, 0),
+        "product, ids, jagged": (1, 2, 0),
+        "full, extra, mask": (2, 1, 2),
+    },
 }
+# Kernels without matrix products or configurations of their own, and the layout of each.
+SMALL = {"sum_slabs": 0, "combine_kernel": 0, "combine_kernel, softmax": 0, "rescale_kernel": 6, "mean_kernel": 6}
 # Not in the table, but compiled by the tests: M candidates, with a gradient of the weights and rows 16 elements apart.
 CANDIDATES_OF_ONE_HISTORY = "prelu, sigmoid, lengths, candidates"
 # Tried in this order: tile, warps, stages, flush; by direction and whether the shape is larger than the op's first.
-# The fusion ignores flush. IEEE products on NVIDIA need many registers.
+# Only the activation unit knows flush. IEEE products on NVIDIA need many registers.
 CANDIDATES = {
     ("forward", False): [(64, 4, 3, 0), (64, 4, 2, 0), (32, 4, 2, 0), (32, 8, 1, 0)],
     ("forward", True): [(64, 4, 3, 0), (64, 8, 2, 0), (32, 4, 2, 0), (16, 8, 1, 0)],
@@ -61,6 +80,19 @@ AMD_CANDIDATES = {
     **CANDIDATES,
     ("backward", False): [(32, 4, 1, 1), (16, 4, 1, 1), (16, 4, 1, 2)],
     ("backward", True): [(16, 4, 1, 1), (16, 4, 1, 2)],
+}
+# Of `dot_target_attention`, whatever the element: a tile of 64 tokens is what Hopper's instructions take at once.
+DOT_CANDIDATES = {
+    "forward": [(64, 4, 3, 0), (64, 4, 2, 0), (32, 4, 2, 0), (16, 4, 1, 0), (32, 8, 1, 0)],
+    "backward": [
+        (64, 4, 2, 0),
+        (64, 4, 1, 0),
+        (64, 8, 1, 0),
+        (32, 4, 2, 0),
+        (16, 4, 1, 0),
+        (32, 8, 1, 0),
+        (16, 8, 1, 0),
+    ],
 }
 Shape = tuple[int, tuple[int, ...]]
 
@@ -81,23 +113,31 @@ class Job:
     @property
     def planned(self) -> bool:
         """Whether matrix instructions are meant to be used: not for IEEE float32 on NVIDIA, which has none."""
-        return self.element != "float32" or self.architecture == "gfx942"
+        return self.op != "small" and (self.element != "float32" or self.architecture == "gfx942")
 
 
 def elements(architecture: str, op: str) -> tuple[str, ...]:
     """What the launchers ask for: on AMD, whose matrix units take IEEE float32, and in the fusion nothing is split."""
-    split = architecture != "gfx942" and op == "target_attention"
+    split = architecture != "gfx942" and op != "polarity_fusion"
     return tuple(element for element in devices.ELEMENTS if split or element != "tf32x3")
+
+
+def small_jobs(architecture: str) -> Iterator[Job]:
+    """The kernels in SMALL."""
+    for name in SMALL:
+        yield Job(architecture, "either", "half", 64, (), name, devices.Config(tile=64, warps=4, stages=1), "small")
 
 
 def shapes(op: str) -> list[Shape]:
     """D and hidden units that configurations are made for."""
-    return list(attention.SHAPES) if op == "target_attention" else [(width, ()) for width in fusion.WIDTHS]
+    if op == "target_attention":
+        return list(attention.SHAPES)
+    return [(width, ()) for width in (fusion if op == "polarity_fusion" else dot).WIDTHS]
 
 
 def key(op: str, direction: str, element: str, shape: Shape) -> str:
     """The name of a configuration."""
-    return attention.key(direction, element, *shape) if shape[1] else fusion.key(direction, element, shape[0])
+    return attention.key(direction, element, *shape) if shape[1] else devices.width_key(direction, element, shape[0])
 
 
 def shipped(op: str, architecture: str) -> dict[str, devices.Config]:
@@ -126,7 +166,7 @@ def failures(job: Job, found: dict[str, Any]) -> list[str]:
         lines.append(f"{found['shared']} bytes of shared memory, the chip has {SHARED[job.architecture]}")
     if job.planned and not found["matrix"]:
         lines.append("no matrix instructions")
-    if found["widest"] < 16:
+    if found["widest"] < 16 and job.op != "small":
         lines.append(f"loads of at most {found['widest']} bytes")
     return lines
 
@@ -180,14 +220,21 @@ def compile_one(job: Job) -> dict[str, Any]:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    kernel, constants, types = _unit(job) if job.op == "target_attention" else _fusion(job)
+    describe = {
+        "target_attention": _unit, "polarity_fusion": _fusion, "dot_target_attention": _dot, "small": _small
+    }[job.op]  # fmt: skip
+    kernel, constants, types = describe(job)
+    names = kernel.arg_names
     constants |= {"ALIGN": 16, "TILE": job.config.tile, "PRECISION": "tf32x3" if job.element == "tf32x3" else "ieee"}
     layout = constants["LAYOUT"]
-    constants |= {name: None for i, name in enumerate(("offsets", "lengths", "mask")) if i != layout}
-    types |= dict.fromkeys(("length", "user_units", "row_units", "users", "slab_stride"), "i32")
-    types |= {"offsets": "*i64", "lengths": "*i64", "mask": "*i1", "slabs": "*fp32"}
+    cut, layout = layout >= PARTS, layout % PARTS
+    given = {0, 1, layout} if cut else {layout}
+    constants |= {"LAYOUT": layout, "PARTS": cut}
+    constants |= {name: None for i, name in enumerate(("offsets", "lengths", "mask")) if i not in given}
+    constants = {name: value for name, value in constants.items() if name in names}
+    types = dict.fromkeys(("length", "user_units", "row_units", "users", "slab_stride"), "i32") | types
+    types |= {"offsets": "*i64", "lengths": "*i32" if cut else "*i64", "mask": "*i1", "slabs": "*fp32"}
     element = "*bf16" if job.element == "half" else "*fp32"
-    names = kernel.arg_names
     signature = {name: "constexpr" if name in constants else types.get(name, element) for name in names}
     # What the launcher specialises: tensors are aligned, and slabs are 16 floats times something apart.
     aligned = [i for i, name in enumerate(names) if signature[name][0] == "*" or name == "slab_stride"]
@@ -242,8 +289,12 @@ def _unit(job: Job) -> tuple[Any, dict[str, Any], dict[str, str]]:
             constants |= {f"w{i}": None, f"b{i}": None}
         if i > len(job.units) or activation not in (1, 6):
             constants[f"s{i}"] = None
-    types = {"candidates": "i32", "attention": "*fp32", "grad_attention": "*fp32"}
+    types = {"candidates": "i32", "attention": "*fp32", "grad_attention": "*fp32", "stats": "*fp32", "means": "*fp32"}
     types |= {"grad_history": "*fp32"} if several else {}
+    if layout < PARTS:
+        constants |= {"stats": None, "means": None}
+    else:
+        types |= {"pooled": "*fp32", "grad_target": "*fp32"}
     if job.direction == "forward":
         return kernels.forward_kernel, constants | {"SAVE": True}, types
     constants |= {"WEIGHTS": several, "ADD": several, "FLUSH": job.config.flush}
@@ -256,24 +307,70 @@ def _fusion(job: Job) -> tuple[Any, dict[str, Any], dict[str, str]]:
 
     gate, extra, layout = VARIANTS[job.op][job.variant]
     constants: dict[str, Any] = {"D": job.width, "BD": devices.block(job.width), "GATE": gate, "LAYOUT": layout}
-    constants |= {"EXTRA": bool(extra)} | ({} if extra else {"extra_ids": None, "extra_table": None})
-    types = {"polarity": "*i64", "extra_ids": "*i64", "polarities": "i32", "extras": "i32"}
+    constants |= {"EXTRA": extra == 1, "ITEMS": extra == 2} | ({} if extra == 2 else {"items": None})
+    constants |= {} if extra == 1 else {"extra_ids": None, "extra_table": None}
+    types = {"items": "*i64", "polarity": "*i64", "extra_ids": "*i64"}
+    types |= dict.fromkeys(("table_rows", "polarities", "extras"), "i32")
+    types |= {"grad_tokens": "*fp32"} if extra == 2 else {}
     if job.direction == "forward":
         return kernels.forward_kernel, constants, types
     constants.pop("extra_table", None)
     return kernels.backward_kernel, constants | {"ROWS": fusion.ROWS}, types
 
 
-def digest() -> str:
-    """Of everything that the table depends on."""
-    folders = [folder.parent for folder in FOLDERS.values()]
-    paths = [folders[0].parent.parent / "triton" / "shared.py", folders[0] / "activations.py"]
-    for folder in folders:
+def _dot(job: Job) -> tuple[Any, dict[str, Any], dict[str, str]]:
+    """Kernel, constants and argument types of `dot_target_attention`."""
+    from mixpol_kernels.ops.dot_target_attention.triton import kernels
+
+    second, blocks, layout = VARIANTS[job.op][job.variant]
+    constants: dict[str, Any] = {"W": job.width, "BW": devices.block(job.width), "ROWS": dot.ROWS, "LAYOUT": layout}
+    constants |= {"ADD": bool(blocks)} | ({} if blocks else {"groups": 1})  # Triton compiles for the integer 1
+    types = {"groups": "i32", "rows": "i32", "stats": "*fp32", "means": "*fp32"}
+    types |= {"grad_history": "*fp32"} if blocks else {}
+    if layout < PARTS:
+        constants["means"] = None
+    else:
+        types |= {"pooled": "*fp32", "grad_queries": "*fp32"}
+    if job.direction == "forward":
+        return kernels.weights_kernel if second else kernels.forward_kernel, constants, types
+    return kernels.mean_kernel if second else kernels.backward_kernel, constants, types
+
+
+def _small(job: Job) -> tuple[Any, dict[str, Any], dict[str, str]]:
+    """Kernel, constants and argument types of what is in SMALL."""
+    from mixpol_kernels.ops.target_attention.triton import kernels, launch
+    from mixpol_kernels.ops.triton import parts, shared
+
+    name, _, softmax = job.variant.partition(", ")
+    kernel = kernels.mean_kernel if name == "mean_kernel" else getattr(parts if hasattr(parts, name) else shared, name)
+    constants: dict[str, Any] = {"LAYOUT": SMALL[job.variant], "D": 64, "BD": 64, "WEIGHTS": True}
+    constants |= {"W": 64, "BW": 64, "SOFTMAX": bool(softmax)}
+    constants |= {"stats": None, "merged": None} if job.variant == "combine_kernel" else {}
+    constants |= {"ROWS": launch.SUM_ROWS, "COLUMNS": launch.SUM_COLUMNS} if name == "sum_slabs" else {}
+    floats = ("attention", "grad_attention", "stats", "merged", "means", "totals", "slabs", "sums")
+    types = dict.fromkeys(floats, "*fp32") | dict.fromkeys(("first", "users"), "*i64")
+    return kernel, constants, types | dict.fromkeys(("candidates", "rows", "columns", "stride"), "i32")
+
+
+def digest(op: str) -> str:
+    """Of everything that the op's rows of the table depend on."""
+    if op == "small":
+        shared, unit = Path(devices.__file__).parent, FOLDERS["target_attention"].parent
+        paths = [shared / "shared.py", shared / "parts.py", unit / "kernels.py"]
+    else:
+        folder = FOLDERS[op].parent
+        paths = [folder.parent.parent / "triton" / "shared.py", *sorted(folder.glob("activations.py"))]
+        paths += [folder.parent.parent / "triton" / "parts.py"] if op != "polarity_fusion" else []
         paths += [folder / "kernels.py", *sorted(folder.glob("configs/*.json"))]
-    sha = hashlib.sha256()
+    sha = hashlib.sha256(repr(SMALL if op == "small" else VARIANTS[op]).encode())
     for path in paths:
         sha.update(path.name.encode() + path.read_bytes())
     return sha.hexdigest()[:16]
+
+
+def sources() -> list[str]:
+    """A line for each op that says which sources its rows are of."""
+    return [f"- Sources of {op}: `{digest(op)}`" for op in (*FOLDERS, "small")]
 
 
 def search(architecture: str, op: str) -> None:
@@ -286,8 +383,10 @@ def search(architecture: str, op: str) -> None:
             continue
         table = AMD_CANDIDATES if architecture == "gfx942" else IEEE_CANDIDATES if element == "float32" else CANDIDATES
         candidates = table[direction, shape != shapes(op)[0]]
+        if op == "dot_target_attention":
+            candidates = DOT_CANDIDATES[direction]
         tries = [devices.Config(*candidate) for candidate in candidates]
-        if op == "polarity_fusion":
+        if op != "target_attention":
             tries = [dataclasses.replace(config, flush=0) for config in tries]
         # What another architecture took is likely to do here too, but on AMD.
         others = [shipped(op, a) for a in ARCHITECTURES if architecture != "gfx942"]
@@ -305,7 +404,7 @@ def search(architecture: str, op: str) -> None:
 
 
 def report(architectures: Iterable[str]) -> int:
-    """Compiles everything that is shipped and writes the table; returns the number of rows that fail the gate."""
+    """Compiles what is shipped and not in the table, and writes it; returns the number of rows that fail the gate."""
     import triton
 
     bad = 0
@@ -313,24 +412,31 @@ def report(architectures: Iterable[str]) -> int:
         "# What the compiler makes of the Triton kernels",
         "",
         f"Written by `python benchmarks/gpu_compile.py` with Triton {triton.__version__}, without a GPU: facts about",
-        "machine code, no timings. Every shipped configuration, compiled ahead of time in two variants per op: what",
-        "models use most, and the most demanding. Gate: no spills, shared memory within the chip,",
+        "machine code, no timings. Every shipped configuration, compiled ahead of time in several variants per",
+        "op: what models use most, and the most demanding. Gate: no spills, shared memory within the chip,",
         "matrix instructions where planned (not for IEEE float32 on NVIDIA, which has none), 16-byte loads.",
         "`tests/triton_kernels/test_aot.py` compiles a sample again and checks that this table is of these sources.",
         "Configuration: tokens a tile / warps / stages / flush; registers per thread; shared memory and widest load in",
-        "bytes.",
+        "bytes. Small: kernels without configurations of their own, which multiply no matrices.",
         "",
-        f"Sources: `{digest()}`",
+        *sources(),
         "",
     ]  # fmt: skip
-    for architecture, op in itertools.product(architectures, FOLDERS):
+    before = REPORT.read_text() if REPORT.exists() else ""
+    for architecture, op in itertools.product(architectures, (*FOLDERS, "small")):
+        section = f"## {op}, {architecture}\n"
+        if f"`{digest(op)}`" in before and section in before:  # what was compiled once need not be again
+            kept = section + before.partition(section)[2].partition("\n## ")[0].rstrip("\n") + "\n"
+            lines += kept.split("\n")
+            bad += kept.count("**fails")
+            continue
         lines += [
             f"## {op}, {architecture}",
             "",
             "| kernel | D : units | variant | configuration | registers | spills | shared | matrix | load |",
             "|---|---|---|---|---:|---:|---:|---|---:|",
         ]
-        for job, found in run(shipped_jobs(architecture, op)):
+        for job, found in run(small_jobs(architecture) if op == "small" else shipped_jobs(architecture, op)):
             wrong = failures(job, found)
             bad += bool(wrong)
             c = job.config
@@ -348,6 +454,9 @@ def report(architectures: Iterable[str]) -> int:
                 row += [", ".join(found["matrix"]) or "–", str(found["widest"])]
             lines.append("| " + " | ".join(row) + (f" **fails: {'; '.join(wrong)}** |" if wrong else " |"))
             print(lines[-1], flush=True)
+        if op == "small":
+            lines.append("")
+            continue
         wanted = itertools.product(elements(architecture, op), devices.DIRECTIONS, shapes(op))
         names = [key(op, direction, element, shape) for element, direction, shape in wanted]
         missing = [name for name in names if name not in shipped(op, architecture)]
@@ -370,7 +479,7 @@ def main() -> int:
         for op in FOLDERS:
             search(options.search, op)
     elif options.check:
-        if f"Sources: `{digest()}`" not in REPORT.read_text():
+        if any(line not in REPORT.read_text() for line in sources()):
             print("GPU_COMPILE.md is of other sources: run `python benchmarks/gpu_compile.py`")
             return 1
     else:

@@ -81,6 +81,36 @@ FORMS = {
 }
 
 
+def from_ids(d: int) -> list[str]:
+    """The bytes a token of `mixed_polarity_attention`: two launches a direction, beside one kernel that does both.
+
+    An id and a polarity are 8 bytes, a weight 4; a looked-up row's gradient is float32, written, and read by the sums.
+    Two launches: row read, token written and read again; in the backward the same once more, then its gradient written
+    and read, and the row read for the gate.
+    """
+    lines = [
+        "## From ids: one kernel or two launches, bytes per token",
+        "| form | element | forward | backward | both |",
+        "|---|---|---:|---:|---:|",
+    ]
+    for element in ("bfloat16", "float32"):
+        row = d * BYTES[element]
+        for name, forward, backward in (
+            ("one kernel", row + 20, row + 20 + 8 * d),
+            ("two launches", 3 * row + 20, 6 * row + 36 + 8 * d),
+        ):
+            lines.append(f"| {name} | {element} | {forward:,} | {backward:,} | {forward + backward:,} |")
+    return [
+        *lines,
+        "",
+        "One kernel would move less than half. The package has two launches all the same: in the backward either part",
+        "alone takes 222 to 255 of the 255 registers of a thread (half, D = 64, sm_80, GPU_COMPILE.md), and both would",
+        "hold two tables [D, D] and their sums at once. The eager form writes the looked-up and the fused tokens too,",
+        "then what the first table counts. Serving has one kernel: the compiled CUDA forward.",
+        "",
+    ]
+
+
 def rows(d: int, h: int, length: int) -> list[str]:
     """Forward and backward of 4096 users with `length` tokens at most, uniform: half of a padded batch is kept."""
     lines = []
@@ -126,6 +156,7 @@ def main() -> None:
         "",
         "With softmax the fused backward reads the history twice (Σ w · dw first), the second time mostly from cache.",
         "",
+        *from_ids(d),
         "## Predicted time: 4096 users, lengths uniform up to L, so that half of a padded batch is kept",
         "Ratios are forward and backward together, over the fused form's; the other forms compute the pads too.",
         "",

@@ -15,7 +15,11 @@ from torch import Tensor
 
 from mixpol_kernels.library import INTERPRETING, constant, library
 
-BACKENDS = ("cpu", "triton", "reference")
+BACKENDS = ("cpu", "cuda", "triton", "reference")
+# What "auto" tries, by the type of device, before the reference. The CUDA forwards come first: what needs a gradient
+# they refuse, and Triton takes.
+ORDER = {"cuda": ("cuda", "triton")}
+MOST_ON_CHIP = 512  # columns and units that fit into the shared memory of a block of any GPU
 # What the compiled kernels of some ops store; they compute in float32.
 STORED = (torch.float32, torch.bfloat16, torch.float16)
 _log = logging.getLogger("mixpol_kernels")
@@ -28,7 +32,7 @@ class Explanation:
 
     Attributes:
         op: name of the op.
-        backend: the implementation that would run: "cpu", "triton" or "reference".
+        backend: the implementation that would run: "cpu", "cuda", "triton" or "reference".
         reason: why it was chosen.
         rejected: reason for each implementation that would not run, by name.
         saved_bytes: bytes kept between forward and backward beyond the inputs; None if not known.
@@ -70,6 +74,34 @@ def cpu_refusal(like: Tensor, dtypes: tuple[torch.dtype, ...] = (torch.float32,)
     return ""
 
 
+def cuda_refusal(
+    like: Tensor,
+    gradient: bool = False,
+    sizes: tuple[int, ...] = (),
+    dtypes: tuple[torch.dtype, ...] = (torch.float32,),
+) -> str:
+    """Why the compiled CUDA kernels cannot take tensors like this one; empty if they can.
+
+    Args:
+        like: one of the inputs.
+        gradient: whether a backward may follow, for an op that has none there.
+        sizes: D and the units of hidden layers.
+        dtypes: what the kernel takes.
+    """
+    if not library.cuda_loaded:
+        return f"the compiled CUDA kernels are not there: {library.cuda_reason}"
+    if like.device.type != "cuda":
+        return f"it takes tensors on a GPU and got them on {like.device}; move the inputs with .cuda()"
+    if like.dtype not in dtypes:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        return f"it takes {names} and got {like.dtype}; convert with .float(), or use backend='triton'"
+    if gradient:
+        return "it has no backward, and an input requires a gradient; use backend='triton', or torch.no_grad()"
+    if max(sizes, default=0) > MOST_ON_CHIP:
+        return f"it takes D and units up to {MOST_ON_CHIP}, what fits on chip; use backend='reference'"
+    return ""
+
+
 def triton_refusal(like: Tensor, dtypes: tuple[torch.dtype, ...] = STORED) -> str:
     """Why no Triton kernel can take tensors like this one; empty if one may. Triton itself is not imported."""
     if like.device.type != "cuda" and not (like.device.type == "cpu" and INTERPRETING):
@@ -104,6 +136,7 @@ def choose(
     dtypes: tuple[torch.dtype, ...] = (torch.float32,),
     triton: Callable[[], str] | None = None,
     triton_saved_bytes: Callable[[], int] = lambda: 0,
+    cuda: Callable[[], str] | None = None,
 ) -> str:
     """Picks the implementation of `op` for these inputs.
 
@@ -115,6 +148,7 @@ def choose(
         dtypes: what the compiled kernel takes, float32 among them.
         triton: why the Triton kernels of this op cannot take these inputs, empty if they can; None: it has none.
         triton_saved_bytes: what they keep for backward.
+        cuda: why the compiled CUDA kernels of this op cannot take these inputs (`cuda_refusal`); None: it has none.
 
     Raises:
         ValueError: unknown name, or the named implementation cannot take the inputs.
@@ -125,22 +159,29 @@ def choose(
         name, requested = "the environment variable MIXPOL_BACKEND", os.environ["MIXPOL_BACKEND"]
     if requested not in ("auto", *BACKENDS):
         raise ValueError(f"{name} was {requested!r}; expected 'auto', {', '.join(map(repr, BACKENDS))}")
+    rejected: dict[str, str] = {}
     if requested == "reference":
-        chosen, reason, rejected = "reference", "asked for by name", {}
+        chosen, reason = "reference", "asked for by name"
     else:
-        # On a GPU only the Triton kernels can run, on the CPU only the compiled ones, but for an explicit "triton".
-        fused = requested if requested != "auto" else "triton" if like.device.type == "cuda" else "cpu"
-        if fused == "cpu":
-            refusal = cpu_refusal(like, dtypes)
-        elif triton is None:
-            refusal = f"{op} has no Triton kernels yet; use backend='reference'"
-        else:
-            refusal = triton_refusal(like) or triton()
-        if refusal and requested != "auto":
-            raise ValueError(f"{op}: backend={fused!r} was requested, but {refusal}")
-        chosen = "reference" if refusal else fused
+        refusals: dict[str, Callable[[], str]] = {"cpu": lambda: cpu_refusal(like, dtypes)}
+        if cuda is not None:
+            refusals["cuda"] = cuda
+        if triton is not None:
+            refusals["triton"] = lambda: triton_refusal(like) or triton()
+        names = ORDER.get(like.device.type, ("cpu",)) if requested == "auto" else (requested,)
+        for fused in names:
+            if fused == "cuda" and cuda is None and requested == "auto":
+                continue
+            title = {"cuda": "compiled CUDA kernels", "triton": "Triton kernels"}.get(fused)
+            missing = f"{op} has no {title} yet; use backend='reference'"
+            refusal = refusals[fused]() if fused in refusals else missing
+            if not refusal:
+                break
+            if requested != "auto":
+                raise ValueError(f"{op}: backend={fused!r} was requested, but {refusal}")
+            rejected[fused] = refusal
+        chosen = "reference" if names[-1] in rejected else fused
         reason = "asked for by name" if requested != "auto" else "the first that can take the inputs"
-        rejected = {fused: refusal} if refusal else {}
     if _explaining and threading.get_ident() in _explaining:
         kept = {"cpu": saved_bytes, "triton": triton_saved_bytes}.get(chosen, lambda: None)()
         raise _Explaining(Explanation(op, chosen, reason, rejected, kept))
@@ -149,13 +190,14 @@ def choose(
         and not torch.compiler.is_compiling()
         and torch._C._functorch.peek_interpreter_stack() is not None
     ):
-        kernels = "compiled" if chosen == "cpu" else "Triton"
+        kernels = "Triton" if chosen == "triton" else "compiled"
         raise RuntimeError(
             f"{op}: the {kernels} kernels have no rules for torch.vmap and the other transforms of torch.func; pass a "
             "whole batch (several targets per history as [B, M, D]), or use backend='reference'"
         )
-    if rejected and not torch.compiler.is_compiling():
-        message = f"{op}: using the PyTorch reference, since the {fused} backend cannot run: {rejected[fused]}"
+    if chosen == "reference" and rejected and not torch.compiler.is_compiling():
+        why = "; ".join(f"the {name} backend cannot run: {refusal}" for name, refusal in rejected.items())
+        message = f"{op}: using the PyTorch reference, since {why}"
         if message not in _said:
             _said.add(message)
             _log.warning(message)

@@ -13,13 +13,14 @@ import torch
 import mixpol_kernels
 from mixpol_kernels.library import INTERPRETING, ISA_LEVELS, library
 
-WITH_TRITON = "target_attention, polarity_fusion"
+WITH_TRITON = "target_attention, polarity_fusion, mixed_polarity_attention, dot_target_attention"
 
 ENVIRONMENT = {
-    "MIXPOL_BACKEND": "what 'auto' stands for: cpu, triton or reference (default: the first that can run)",
+    "MIXPOL_BACKEND": "what 'auto' stands for: cpu, cuda, triton or reference (default: the first that can run)",
     "MIXPOL_CPU_ISA": "highest instruction set of the CPU kernels: base, avx2 or avx512 (default: the CPU's best)",
     "MIXPOL_LIBRARY": "path of the compiled library (default: the one in the package)",
     "MIXPOL_SKIP_EXT": "1: do not load the compiled library",
+    "MIXPOL_TRITON_CONFIGS": "folder with launch configurations that `mixpol tune` wrote (default: the shipped ones)",
 }
 
 
@@ -40,7 +41,7 @@ def report() -> str:
     lines.append("  reference   ready (plain PyTorch, any device and float dtype)")
     lines.append("environment")
     for name, meaning in ENVIRONMENT.items():
-        lines.append(f"  {name}={os.environ.get(name, '')}".ljust(28) + meaning)
+        lines.append(f"  {name}={os.environ.get(name, '')}".ljust(32) + meaning)
     return "\n".join(lines)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import mixpol_kernels
 from mixpol_kernels import backend as backends
@@ -154,3 +155,118 @@ def test_environment_variable(case: Case, generator: torch.Generator, monkeypatc
         case.call(call, "auto")
     monkeypatch.setenv("MIXPOL_BACKEND", "")
     assert explain(function(case), **call).backend == "cpu"
+
+
+class Gpu:
+    """Facts of a machine that is not here: CUDA tensors without memory, a library that counts as loaded."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.patch = monkeypatch
+        self.built("")
+        for op in ("target_attention", "polarity_fusion", "dot_target_attention"):
+            monkeypatch.setattr(f"mixpol_kernels.ops.{op}.triton.support._served", self.served)
+        monkeypatch.setattr(backends, "triton_refusal", lambda like: "")
+        self.widths: tuple[Any, ...] | None = (64,)
+
+    def built(self, reason: str) -> None:
+        """The compiled CUDA kernels: there, or why not."""
+        self.patch.setattr(backends.library, "cuda_reason", reason)
+
+    def served(self, *key: Any) -> tuple[Any, ...] | None:
+        if self.widths is None or not isinstance(key[0], int):
+            return self.widths
+        return tuple((width, (64,) * key[0]) for width in self.widths)
+
+    def explain(self, case: Case, generator: torch.Generator, grad: bool = False, **more: Any) -> Any:
+        """Of the case's arguments as CUDA tensors."""
+        call = arguments(case, generator, more.pop("dtype", torch.float32)) | more
+        with FakeTensorMode():
+
+            def moved(value: Any) -> Any:
+                if isinstance(value, list):
+                    return [moved(v) for v in value]
+                if not torch.is_tensor(value):
+                    return value
+                made = torch.empty(value.shape, dtype=value.dtype, device="cuda")
+                return made.requires_grad_(grad and made.is_floating_point())
+
+            return explain(function(case), **{name: moved(value) for name, value in call.items()})
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
+    return Gpu(monkeypatch)
+
+
+WITH_TRITON = ("polarity_fusion", "target_attention", "mixed_polarity_attention")
+
+
+@pytest.mark.parametrize("case", WITH_TRITON, indirect=True)
+def test_on_a_gpu(case: Case, gpu: Gpu, generator: torch.Generator) -> None:
+    """Training takes Triton, inference the compiled forwards where they are, and what neither takes the reference."""
+    found = gpu.explain(case, generator)
+    assert (found.backend, found.rejected) == ("cuda", {})
+    found = gpu.explain(case, generator, grad=True)
+    assert found.backend == "triton"
+    assert "has no backward" in found.rejected["cuda"]
+    with torch.no_grad():
+        assert gpu.explain(case, generator, grad=True).backend == "cuda"
+    assert gpu.explain(case, generator, dtype=torch.bfloat16).backend == "triton"
+    gpu.built("not built")
+    found = gpu.explain(case, generator)
+    assert (found.backend, list(found.rejected)) == ("triton", ["cuda"])
+    assert found.rejected["cuda"].endswith("not there: not built")
+    gpu.widths = ()
+    found = gpu.explain(case, generator)
+    assert (found.backend, list(found.rejected)) == ("reference", ["cuda", "triton"])
+    gpu.widths = None
+    assert "compute capability 8.0" in gpu.explain(case, generator).rejected["triton"]
+
+
+@pytest.mark.parametrize("case", WITH_TRITON, indirect=True)
+def test_cuda_by_name(case: Case, gpu: Gpu, generator: torch.Generator) -> None:
+    assert gpu.explain(case, generator, backend="cuda").reason == "asked for by name"
+    assert gpu.explain(case, generator, grad=True, backend="triton").backend == "triton"
+    for more, pattern in (
+        ({"grad": True}, "it has no backward, and an input requires a gradient; use backend='triton'"),
+        ({"dtype": torch.bfloat16}, "it takes float32 and got torch.bfloat16"),
+        *([({"dropout": 0.5}, "it has no dropout")] if case.config.has_unit else []),
+    ):
+        with pytest.raises(ValueError, match=f"backend='cuda' was requested, but {pattern}"):
+            gpu.explain(case, generator, backend="cuda", **more)
+    with pytest.raises(ValueError, match=r"it takes tensors on a GPU and got them on cpu; move the inputs with \.cuda"):
+        case.call(arguments(case, generator), "cuda")
+    gpu.built("not built; that needs a CUDA build of torch")
+    with pytest.raises(ValueError, match="the compiled CUDA kernels are not there: not built; that needs a CUDA build"):
+        gpu.explain(case, generator, backend="cuda")
+
+
+def test_cuda_of_the_other_ops(gpu: Gpu, generator: torch.Generator) -> None:
+    """A look-up has a compiled backward there; dot-product attention has no compiled CUDA kernels."""
+    case = make(Config(op="polarity_embedding"), generator)
+    assert gpu.explain(case, generator, grad=True).backend == "cuda"
+    gpu.built("not built")
+    found = gpu.explain(case, generator)
+    assert (found.backend, list(found.rejected)) == ("reference", ["cuda", "triton"])
+    with FakeTensorMode():
+        target, history = torch.empty(2, 8, device="cuda"), torch.empty(2, 5, 8, device="cuda")
+        assert explain(mixpol_kernels.dot_target_attention, target, history).backend == "triton"
+        found = explain(mixpol_kernels.dot_target_attention, target, history, top_k=3)
+        assert (found.backend, list(found.rejected)) == ("reference", ["triton"])
+        with pytest.raises(ValueError, match="dot_target_attention has no compiled CUDA kernels yet"):
+            mixpol_kernels.dot_target_attention(target, history, backend="cuda")
+
+
+def test_both_reasons_are_logged(
+    gpu: Gpu, generator: torch.Generator, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backends, "_said", set())
+    gpu.built("not built")
+    like = torch.empty(2, 8, device="meta")
+    monkeypatch.setitem(backends.ORDER, "meta", ("cuda", "triton"))
+    with caplog.at_level(logging.DEBUG, logger="mixpol_kernels"):
+        assert backends.choose("op", "auto", like, lambda: 0, triton=lambda: "no", cuda=lambda: "none") == "reference"
+        assert backends.choose("op", "auto", like, lambda: 0, triton=lambda: "", cuda=lambda: "none") == "triton"
+        assert backends.choose("op", "auto", like, lambda: 0, cuda=lambda: "") == "cuda"
+    (record,) = caplog.records
+    assert record.getMessage().endswith("the cuda backend cannot run: none; the triton backend cannot run: no")

@@ -119,7 +119,7 @@ def test_wrong_number_of_users(op: str, backend: str, refuses: Callable[..., Non
 
 @pytest.mark.parametrize("op", OPS)
 def test_unknown_backend(op: str, refuses: Callable[..., None]) -> None:
-    for name in ("cuda", "", "CPU"):
+    for name in ("gpu", "", "CPU"):
         pattern = rf"backend was '{name}'.*'auto'.*'cpu'.*'reference'"
         refuses(Config(op=op), put_backend(name), ValueError, pattern, name)
 

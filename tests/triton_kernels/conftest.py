@@ -10,13 +10,17 @@ import os
 
 os.environ["TRITON_INTERPRET"] = "1"
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import triton.language as tl
 from triton.runtime import interpreter
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "ops"))  # for dot_cases
 
 Builder, Handle = interpreter.InterpreterBuilder, interpreter.TensorHandle
 

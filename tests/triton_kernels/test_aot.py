@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from mixpol_kernels.ops.dot_target_attention.triton import configs as dot
 from mixpol_kernels.ops.polarity_fusion.triton import configs as fusion
 from mixpol_kernels.ops.target_attention.triton import configs as attention
 from mixpol_kernels.ops.triton import devices
@@ -39,6 +40,8 @@ def test_every_architecture_is_shipped() -> None:
             assert (64, (64,)) in attention.served(architecture, element, 1)
         for element in gpu_compile.elements(architecture, "polarity_fusion"):
             assert 64 in fusion.served(architecture, element)
+        for element in gpu_compile.elements(architecture, "dot_target_attention"):
+            assert 64 in dot.served(architecture, element)
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100", "gfx942"])
@@ -46,11 +49,11 @@ def test_a_sample_passes_the_gate(architecture: str) -> None:
     """No spills, shared memory within the chip, matrix instructions where planned, 16-byte loads."""
     both = [job for op in gpu_compile.FOLDERS for job in gpu_compile.shipped_jobs(architecture, op)]
     jobs = [job for job in both if job.element == "half" and job.width == 64 and job.units in ((), (64,))]
-    assert len(jobs) == 8, "two ops, two directions, two variants"
-    for job, found in gpu_compile.run(jobs):
+    assert len(jobs) == 20, "three ops, two directions, ten variants of theirs"
+    for job, found in gpu_compile.run([*jobs, *gpu_compile.small_jobs(architecture)]):
         assert not gpu_compile.failures(job, found), (job, found)
         assert found["registers"] > 0
-        assert found["matrix"]
+        assert found["matrix"] or job.op == "small"
 
 
 @pytest.mark.parametrize("element", ["half", "float32"])
@@ -84,11 +87,11 @@ def test_the_gate_can_fail() -> None:
 def test_the_table_is_of_these_sources() -> None:
     """Of every shipped configuration in every variant, and nothing in it fails."""
     text = gpu_compile.REPORT.read_text()
-    assert f"Sources: `{gpu_compile.digest()}`" in text, "run `make gpu-compile`"
+    assert all(line in text for line in gpu_compile.sources()), "run `make gpu-compile`"
     assert "fails" not in text
-    rows = re.findall(r"^\| (?:forward|backward) .*$", text, flags=re.MULTILINE)
+    rows = re.findall(r"^\| (?:forward|backward|either) .*$", text, flags=re.MULTILINE)
     assert len(rows) == sum(
-        len([*gpu_compile.shipped_jobs(architecture, op)])
+        len([*gpu_compile.small_jobs(architecture)])
+        + sum(len([*gpu_compile.shipped_jobs(architecture, op)]) for op in gpu_compile.FOLDERS)
         for architecture in gpu_compile.ARCHITECTURES
-        for op in gpu_compile.FOLDERS
     )

@@ -334,9 +334,15 @@ double product(const float* a, const float* b, int n) {
     return (lane[0] + lane[1]) + (lane[2] + lane[3]);
 }
 
+double total(const float* a, int n) {
+    double sum = 0;
+    for (int i = 0; i < n; i++) sum += a[i];
+    return sum;
+}
+
 // The weights and their gradients dw = grad_pooled · x of all chunks stay in scratch until Σ w · dw is known.
-// That sum comes from the same products, not from the pooled vector: where one weight is nearly 1, dw minus
-// it must cancel to the last bit.
+// That sum comes from the same products, not from the pooled vector, and is divided by Σ w, which rounding
+// keeps from 1: where one weight is nearly 1, dw minus it must cancel to the last bit.
 void backward_part(const DotBackward& a, const Part& part, int64_t user_end, bool add, Scratch& s) {
     const int width = a.query_width, wide = padded(width), rows = part.rows;
     const bool direct = wide == width;  // gradients can be written where they belong
@@ -350,7 +356,7 @@ void backward_part(const DotBackward& a, const Part& part, int64_t user_end, boo
         s.highest[r] = stats[0], s.totals[r] = stats[1];
         std::memcpy(&s.last[r], stats + 2, sizeof(float));
         s.ties[r] = static_cast<int64_t>(stats[3]);
-        s.mean[r] = 0;
+        s.mean[r] = s.total[r] = 0;
     }
     for (int r = 0; r < 2 * rows; r++) s.pairs[r] = s.grad_pooled + r * wide;
     zero(s.sums, int64_t{rows} * wide);
@@ -369,6 +375,7 @@ void backward_part(const DotBackward& a, const Part& part, int64_t user_end, boo
             for (int i = n; i < whole_vectors(n); i++) w[i] = grads[r * CHUNK + i] = 0;
             normalise(w, n, s.highest[r], s.totals[r]);
             s.mean[r] += product(w, grads + r * CHUNK, n);
+            s.total[r] += total(w, n);
         }
         weights = grads + rows * CHUNK;
     }
@@ -380,8 +387,9 @@ void backward_part(const DotBackward& a, const Part& part, int64_t user_end, boo
         float* grads = weights + rows * CHUNK;
         for (int r = 0; r < rows; r++) {
             // In two parts, since the double itself does not fit into a float.
-            const float high = static_cast<float>(s.mean[r]);
-            const vec head = broadcast(high), tail = broadcast(static_cast<float>(s.mean[r] - high));
+            const double mean = s.total[r] > 0 ? s.mean[r] / s.total[r] : 0;
+            const float high = static_cast<float>(mean);
+            const vec head = broadcast(high), tail = broadcast(static_cast<float>(mean - high));
             for (int at = r * CHUNK; at < r * CHUNK + n; at += W)
                 store(grads + at, load(weights + at) * ((load(grads + at) - head) - tail));
         }

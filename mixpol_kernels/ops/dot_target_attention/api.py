@@ -11,7 +11,14 @@ from mixpol_kernels.autocast import in_float32
 from mixpol_kernels.checks import check_float
 from mixpol_kernels.history import Layout, layout
 from mixpol_kernels.ops.dot_target_attention import reference
-from mixpol_kernels.ops.dot_target_attention.autograd import STATS, DotAttention, forward, projected_forward
+from mixpol_kernels.ops.dot_target_attention.autograd import (
+    STATS,
+    TRITON_STATS,
+    DotAttention,
+    ops,
+    projected_forward,
+)
+from mixpol_kernels.ops.dot_target_attention.triton import support
 
 
 @in_float32
@@ -63,7 +70,9 @@ def dot_target_attention(
         lengths: [B] int32 or int64; the first lengths[b] positions are kept.
         mask: [B, L]; nonzero positions are kept, on any side.
         return_weights: also return the attention weights, without gradient.
-        backend: "auto", "cpu" (compiled, float32) or "reference" (plain PyTorch).
+        backend: "auto", "cpu" (compiled, float32), "triton" (on a GPU; float32, bfloat16 and float16, summed in
+            float32, rows of up to 128 columns, no `top_k`; products of float32 are as in `target_attention`, and so is
+            what becomes of offsets and lengths out of range) or "reference" (plain PyTorch).
 
     Returns:
         out, [B, O] or [B, M, O], in the dtype of `target`; an empty history gives zeros. With `return_weights` also
@@ -93,8 +102,14 @@ def dot_target_attention(
         raise ValueError(f"top_k was {top_k}; expected at least 1, or None for all tokens")
     scale = (width // num_heads) ** -0.5 if scale is None else float(scale)
     wide = target if target.dim() == 3 else target.unsqueeze(1)
+    row = target.shape[-1] if w_k is not None else target.shape[-1] // num_heads
     chosen = backends.choose(
-        "dot_target_attention", backend, target, lambda: saved_bytes(wide, num_heads, w_q, w_k, w_v, w_o, scale)
+        "dot_target_attention",
+        backend,
+        target,
+        lambda: saved_bytes(wide, num_heads, w_q, w_k, w_v, w_o, scale),
+        triton=lambda: support.refusal(target, row, top_k),
+        triton_saved_bytes=lambda: saved_bytes(wide, num_heads, w_q, w_k, w_v, w_o, scale, TRITON_STATS),
     )
     if chosen == "reference":
         if not torch.compiler.is_compiling():
@@ -106,7 +121,9 @@ def dot_target_attention(
         )  # fmt: skip
         weights = weights.detach().reshape(*where.token_shape, *weights.shape[1:])
     else:
-        out, weights = _fused(wide, history, where, num_heads, w_q, w_k, w_v, w_o, scale, top_k or 0, return_weights)
+        out, weights = _fused(
+            wide, history, where, num_heads, w_q, w_k, w_v, w_o, scale, top_k or 0, return_weights, chosen == "triton"
+        )
     if target.dim() == 2:
         out = out.squeeze(1)
     if not return_weights:
@@ -126,12 +143,13 @@ def _fused(
     scale: float,
     top_k: int,
     return_weights: bool,
+    triton: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The compiled op between projections that touch no token: target [B, M, D] to [B, M, O]."""
+    """The fused op between projections that touch no token: target [B, M, D] to [B, M, O]."""
     queries = target if w_q is None else F.linear(target, w_q)
     queries = queries if scale == 1 else queries * scale
     rows = queries.unflatten(-1, (heads, queries.shape[-1] // heads))
-    bare = not (top_k or return_weights or backends.needs_grad(rows, history, w_k, w_v))
+    bare = not (triton or top_k or return_weights or backends.needs_grad(rows, history, w_k, w_v))
     if bare and projecting_is_less(target.shape[1], heads, history.shape[-1], w_k, w_v):
         out = projected_forward(rows, history, *where.canonical(), w_k, w_v).flatten(2)
         return out if w_o is None else F.linear(out, w_o), out
@@ -140,10 +158,10 @@ def _fused(
     sliced = heads > 1 and w_k is None
     if backends.needs_grad(rows, history):
         pooled, weights = DotAttention.apply(
-            rows, history, where.offsets, where.lengths, where.mask, sliced, top_k, return_weights
+            rows, history, where.offsets, where.lengths, where.mask, sliced, top_k, return_weights, triton
         )
     else:
-        pooled, _, weights = forward(rows, history, *where.canonical(), sliced, top_k, return_weights)
+        pooled, _, weights = ops(triton)[0](rows, history, *where.canonical(), sliced, top_k, return_weights)
     if w_v is not None:
         pooled = _by_head(pooled, w_v.unflatten(0, (heads, w_v.shape[0] // heads)).transpose(1, 2))
     out = pooled.flatten(2)
@@ -175,10 +193,11 @@ def saved_bytes(
     w_v: Tensor | None,
     w_o: Tensor | None,
     scale: float,
+    stats: int = STATS,
 ) -> int:
     """Bytes kept for backward beyond the inputs, when all of them need a gradient: a few rows a target."""
     width = target.shape[-1]
-    floats = STATS * num_heads
+    floats = 0
     if w_k is not None:
         floats += num_heads * width  # the query rows
     if w_q is not None or scale != 1:
@@ -187,7 +206,8 @@ def saved_bytes(
         floats += num_heads * width  # the pooled rows
     if w_o is not None:
         floats += w_o.shape[1]
-    return 4 * floats * target.shape[0] * target.shape[1]
+    row = 4 * stats * num_heads + target.element_size() * floats
+    return row * target.shape[0] * target.shape[1]
 
 
 def check_projections(

@@ -9,18 +9,18 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mixpol_kernels.history import canonical
-from mixpol_kernels.library import define
+from mixpol_kernels.library import INTERPRETING, NAMESPACE, TRITON, define
+
+STATS, TRITON_STATS = 4, 2  # float32 numbers that the forwards keep a row
 
 _LAYOUT = "Tensor? offsets, Tensor? lengths, Tensor? mask"
 _INPUTS = f"Tensor queries, Tensor history, {_LAYOUT}, bool sliced, int top_k"
-define(
-    "dot_attention_fwd",
-    f"({_INPUTS}, bool save_attention) -> (Tensor pooled, Tensor stats, Tensor attention)",
-)
-define(
-    "dot_attention_bwd",
-    f"(Tensor grad_pooled, Tensor stats, {_INPUTS}) -> (Tensor grad_queries, Tensor grad_history)",
-)
+_SCHEMAS = {
+    "dot_attention_fwd": f"({_INPUTS}, bool save_attention) -> (Tensor pooled, Tensor stats, Tensor attention)",
+    "dot_attention_bwd": f"(Tensor grad_pooled, Tensor stats, {_INPUTS}) -> (Tensor grad_queries, Tensor grad_history)",
+}
+for _name, _schema in _SCHEMAS.items():
+    define(_name, _schema)
 define(
     "dot_attention_projected",
     f"(Tensor queries, Tensor history, {_LAYOUT}, Tensor w_k, Tensor w_v) -> Tensor",
@@ -41,8 +41,7 @@ def _(
     return queries.new_empty((*queries.shape[:3], w_v.shape[0] // heads))
 
 
-@torch.library.register_fake("mixpol::dot_attention_fwd")
-def _(
+def _fake_forward(
     queries: Tensor,
     history: Tensor,
     offsets: Tensor | None,
@@ -54,11 +53,16 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor]:
     rows = queries.shape[:-1]
     attention = (*history.shape[:-1], *rows[1:]) if save_attention else (0,)
-    return queries.new_empty(queries.shape), queries.new_empty((*rows, STATS)), queries.new_empty(attention)
+    stats = queries.new_empty((*rows, STATS), dtype=torch.float32)
+    return queries.new_empty(queries.shape), stats, queries.new_empty(attention)
 
 
-@torch.library.register_fake("mixpol::dot_attention_bwd")
-def _(
+def _fake_triton_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    pooled, stats, attention = _fake_forward(*args)
+    return pooled, stats.new_empty((*stats.shape[:-1], TRITON_STATS)), attention
+
+
+def _fake_backward(
     grad_pooled: Tensor,
     stats: Tensor,
     queries: Tensor,
@@ -72,10 +76,39 @@ def _(
     return queries.new_empty(queries.shape), history.new_empty(history.shape)
 
 
-STATS = 4  # floats that the forward keeps a row
+def _triton_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    from mixpol_kernels.ops.dot_target_attention.triton import launch
+
+    return launch.forward(*args)
+
+
+def _triton_backward(*args: Any) -> tuple[Tensor, Tensor]:
+    from mixpol_kernels.ops.dot_target_attention.triton import launch
+
+    return launch.backward(*args)
+
+
+_IMPLEMENTATIONS = {
+    "dot_attention_fwd": (_fake_forward, _fake_triton_forward, _triton_forward),
+    "dot_attention_bwd": (_fake_backward, _fake_backward, _triton_backward),
+}
+for _name, (_fake, _fake_triton, _triton) in _IMPLEMENTATIONS.items():
+    torch.library.register_fake(f"{NAMESPACE}::{_name}")(_fake)
+    torch.library.define(f"{TRITON}::{_name}", _SCHEMAS[_name])
+    torch.library.register_fake(f"{TRITON}::{_name}")(_fake_triton)
+    torch.library.impl(f"{TRITON}::{_name}", ("cuda", "cpu") if INTERPRETING else "cuda")(_triton)
+
 forward = torch.ops.mixpol.dot_attention_fwd.default
 projected_forward = torch.ops.mixpol.dot_attention_projected.default
 _bwd = torch.ops.mixpol.dot_attention_bwd.default
+
+
+def ops(triton: bool) -> tuple[Any, Any]:
+    """The ops of both directions: the compiled ones, or those of the Triton kernels."""
+    if not triton:
+        return forward, _bwd
+    others = torch.ops.mixpol_triton
+    return others.dot_attention_fwd.default, others.dot_attention_bwd.default
 
 
 class DotAttention(torch.autograd.Function):
@@ -97,11 +130,13 @@ class DotAttention(torch.autograd.Function):
         sliced: bool,
         top_k: int,
         return_weights: bool,
+        triton: bool,
     ) -> tuple[Tensor, Tensor]:
+        """`triton`: see `ops`."""
         layout = canonical(offsets, lengths, mask)
-        pooled, stats, attention = forward(queries, history, *layout, sliced, top_k, return_weights)
+        pooled, stats, attention = ops(triton)[0](queries, history, *layout, sliced, top_k, return_weights)
         ctx.save_for_backward(queries, history, offsets, lengths, mask, stats)
-        ctx.config = (sliced, top_k)
+        ctx.config, ctx.triton = (sliced, top_k), triton
         ctx.mark_non_differentiable(attention)
         return pooled, attention
 
@@ -110,5 +145,5 @@ class DotAttention(torch.autograd.Function):
     def backward(ctx: Any, grad_pooled: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         queries, history, offsets, lengths, mask, stats = ctx.saved_tensors
         layout = canonical(offsets, lengths, mask)
-        grad_queries, grad_history = _bwd(grad_pooled, stats, queries, history, *layout, *ctx.config)
-        return grad_queries, grad_history, *[None] * 6
+        grad_queries, grad_history = ops(ctx.triton)[1](grad_pooled, stats, queries, history, *layout, *ctx.config)
+        return grad_queries, grad_history, *[None] * 7

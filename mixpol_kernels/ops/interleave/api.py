@@ -104,9 +104,9 @@ def interleave(
         budget: most events a user keeps, at least 0. Default: all events.
         negative_share: share of the budget that is kept for negatives, in [0, 1]; needs a budget. Default:
             the newest events of either polarity.
-        backend: "auto", "cpu" (compiled: one linear merge a user, users shared out to threads) or "reference"
-            (plain PyTorch: two stable sorts). Both give the same. Under `torch.compile` the reference does
-            not check the values of times and offsets.
+        backend: "auto", "cpu" (compiled: one linear merge a user, users shared out to threads), "cuda" (compiled, for
+            tensors on a GPU) or "reference" (plain PyTorch: two stable sorts). All give the same. Under `torch.compile`
+            the reference does not check the values of times and offsets.
 
     Returns:
         `Interleaved`: source [N] int64, polarity [N] uint8, offsets [B + 1] int64. N is P + Q without a
@@ -126,7 +126,14 @@ def interleave(
     """
     _check_lists(positive_times, positive_offsets, negative_times, negative_offsets)
     n_negative = _quota(budget, negative_share)
-    chosen = backends.choose("interleave", backend, positive_times, lambda: 0, dtypes=TIME_TYPES)
+    chosen = backends.choose(
+        "interleave",
+        backend,
+        positive_times,
+        lambda: 0,
+        dtypes=TIME_TYPES,
+        cuda=lambda: backends.cuda_refusal(positive_times, dtypes=TIME_TYPES),
+    )
     positive_at, negative_at = positive_offsets.long().contiguous(), negative_offsets.long().contiguous()
     arguments = (positive_times.detach(), positive_at, negative_times.detach(), negative_at, budget, n_negative)
     if chosen == "reference":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -12,9 +13,16 @@ from mixpol_kernels.autocast import in_float32
 from mixpol_kernels.checks import check_float, check_ids, check_range
 from mixpol_kernels.history import layout
 from mixpol_kernels.ops.mixed_polarity_attention import reference
-from mixpol_kernels.ops.mixed_polarity_attention.autograd import MixedPolarityAttention, forward
+from mixpol_kernels.ops.mixed_polarity_attention.autograd import MixedPolarityAttention, ops
+from mixpol_kernels.ops.mixed_polarity_attention.triton import support
 from mixpol_kernels.ops.polarity_fusion.api import check_fusion
-from mixpol_kernels.ops.target_attention.api import BLOCKS, canonical_unit, check_activation_unit, saved_bytes
+from mixpol_kernels.ops.target_attention.api import (
+    BLOCKS,
+    canonical_unit,
+    check_activation_unit,
+    cuda_refusal,
+    saved_bytes,
+)
 from mixpol_kernels.ops.target_attention.autograd import ACTIVATIONS, NORMALIZERS, keeps_bits, with_candidates
 from mixpol_kernels.ops.target_attention.dropout import check_dropout, draw_seed
 
@@ -22,13 +30,14 @@ from mixpol_kernels.ops.target_attention.dropout import check_dropout, draw_seed
 @in_float32
 def mixed_polarity_attention(
     target: Tensor,
-    item_ids: Tensor,
+    item_ids: Tensor | None,
     polarity: Tensor | None,
-    item_table: Tensor,
+    item_table: Tensor | None,
     polarity_table: Tensor | None,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     *,
+    item_rows: Tensor | None = None,
     fusion: str = "tapf",
     gate: Sequence[Tensor] = (),
     sign: Tensor | None = None,
@@ -52,26 +61,32 @@ def mixed_polarity_attention(
     """From the ids of a mixed-polarity history to the pooled vector, in one pass.
 
     The composition of an item look-up, `polarity_fusion` and `target_attention`; their docstrings have the
-    formulas and the sources. No token-sized tensor is written by the fused forward.
+    formulas and the sources. No token-sized tensor is written by the compiled forward; on a GPU the Triton kernels
+    write the fused tokens once a direction, and keep none between them.
 
     Under `torch.autocast` the op runs in float32: inputs of a lower precision are cast.
 
     Args:
         target: [B, D], or [B, M, D] when M candidates share each user's history.
-        item_ids: [N] with `offsets`, or [B, L]; any integer dtype. Ids at pads are not read.
+        item_ids: [N] with `offsets`, or [B, L]; any integer dtype. Ids at pads are not read. None with `item_rows`.
         polarity: like `item_ids`, rows of `polarity_table`; None with fusion "none".
-        item_table: [V, D].
+        item_table: [V, D]. None with `item_rows`.
         polarity_table: [P, D]; None with fusion "none".
         weights, biases, activation, slopes, negative_slope, normalize, scale, blocks, dropout, seed: the activation
             unit, as in `target_attention`; x is the token after the fusion.
+        item_rows: in place of ids and table, rows that were looked up already (by TorchRec, say, or with sums over
+            several features): [N, D] with `offsets`, or [B, L, D]; any strides. Their gradient has this shape, with
+            zeros at pads.
         fusion, gate, sign, extra_ids, extra_table: as in `polarity_fusion`.
         offsets: [B + 1] int32 or int64; user b owns tokens offsets[b] ... offsets[b + 1] - 1.
         lengths: [B] int32 or int64; the first lengths[b] positions are kept.
         mask: [B, L]; nonzero positions are kept, on any side.
         sparse: give `item_table` a sparse gradient with sorted, unique ids instead of a dense one.
         return_weights: also return the attention weights; they have a gradient too.
-        backend: "auto", "cpu" (compiled; float32, or bfloat16 and float16 computed in float32) or "reference" (plain
-            PyTorch).
+        backend: "auto", "cpu" (compiled; float32, or bfloat16 and float16 computed in float32), "triton" (on a GPU; the
+            sizes that both `polarity_fusion` and `target_attention` take there, ids outside their tables are clamped;
+            with a gate every candidate takes a pass of its own), "cuda" (compiled, forward only, float32) or
+            "reference" (plain PyTorch).
 
     Returns:
         pooled with the shape and dtype of `target`; an empty history gives zeros. With `return_weights`
@@ -95,14 +110,14 @@ def mixed_polarity_attention(
     """
     if target.dim() not in (2, 3):
         raise ValueError(f"target has shape {list(target.shape)}; expected [B, D] or [B, M, D]")
-    check_float(target, "target", item_table=item_table)
-    check_ids("item_ids", item_ids, target.device)
+    item_ids, item_table = _look_up(target, item_ids, item_table, item_rows, sparse)
     weights, biases, slopes, activation = canonical_unit(
         target.shape[-1], weights, biases, slopes, activation, negative_slope, scale, blocks
     )
     check_activation_unit(target, weights, biases, slopes, activation, normalize)
     seed = check_dropout(dropout, seed)
-    where = layout(item_ids, target.shape[0], name="item_ids", trailing=0, offsets=offsets, lengths=lengths, mask=mask)
+    given = "item_ids" if item_rows is None else "item_rows"
+    where = layout(item_ids, target.shape[0], name=given, trailing=0, offsets=offsets, lengths=lengths, mask=mask)
     if item_table.dim() != 2 or item_table.shape[1] != target.shape[-1]:
         raise ValueError(f"item_table has shape {list(item_table.shape)}; expected [V, {target.shape[-1]}]")
     sign = check_fusion(target, fusion, polarity, where.token_shape, polarity_table, gate, sign, extra_ids, extra_table)
@@ -110,15 +125,21 @@ def mixed_polarity_attention(
         polarity = polarity_table = None
     candidates = target.shape[1] if target.dim() == 3 else 1
     act, norm = ACTIVATIONS.index(activation), NORMALIZERS.index(normalize)
+    gradient = backends.needs_grad(target, item_table, polarity_table, extra_table, *gate, *weights, *biases, *slopes)
     chosen = backends.choose(
         "mixed_polarity_attention",
         backend,
         target,
         lambda: saved_bytes(candidates, where.token_shape, weights, act, dropout, seed),
         backends.STORED,
+        lambda: support.refusal(target, polarity_table, extra_table, weights, activation, dropout),
+        lambda: 4 * math.prod(where.token_shape) * candidates + (0 if item_rows is None else item_ids.nbytes),
+        lambda: cuda_refusal(target, weights, activation, dropout, gradient),
     )
     if dropout and seed is None:
         seed = draw_seed()
+    triton = chosen == "triton"
+    bits = chosen == "cpu" and keeps_bits(act, weights, dropout)
     if chosen == "reference":
         if not torch.compiler.is_compiling():
             where.check_values()  # before the assignment, which trusts the offsets
@@ -138,15 +159,15 @@ def mixed_polarity_attention(
         )  # fmt: skip
         pooled = pooled.view(target.shape)
         attention = attention.reshape(*where.token_shape, candidates)
-    elif backends.needs_grad(target, item_table, polarity_table, extra_table, *gate, *weights, *biases, *slopes):
+    elif gradient:
         pooled, attention = MixedPolarityAttention.apply(
             target, item_ids, polarity, item_table, polarity_table, sign, extra_ids, extra_table,
             where.offsets, where.lengths, where.mask, seed,
-            (act, norm, dropout, len(weights), len(gate), sparse, keeps_bits(act, weights, dropout), return_weights),
+            (act, norm, dropout, len(weights), len(gate), sparse, bits, return_weights, triton),
             *gate, *weights, *biases, *slopes,
         )  # fmt: skip
     else:
-        pooled, attention, _ = forward(
+        pooled, attention, _ = ops(triton)[0](
             target, item_ids, polarity, item_table, polarity_table, sign, gate or None,
             extra_ids, extra_table, *where.canonical(), weights, biases, slopes or None, act, norm, dropout, seed,
             return_weights, False,
@@ -155,3 +176,28 @@ def mixed_polarity_attention(
         return pooled
     attention = attention.to(target.dtype)  # kept in float32 for the backward
     return pooled, attention[..., 0] if target.dim() == 2 else attention
+
+
+def _look_up(
+    target: Tensor, item_ids: Tensor | None, item_table: Tensor | None, item_rows: Tensor | None, sparse: bool
+) -> tuple[Tensor, Tensor]:
+    """Ids and table, of looked-up rows the rows themselves by their places."""
+    if item_rows is None:
+        if item_ids is None or item_table is None:
+            missing = "item_ids" if item_ids is None else "item_table"
+            raise ValueError(f"{missing} was None; expected ids and a table, or item_rows in place of both")
+        check_float(target, "target", item_table=item_table)
+        check_ids("item_ids", item_ids, target.device)
+        return item_ids, item_table
+    if item_ids is not None or item_table is not None:
+        name = "item_table" if item_ids is None else "item_ids"
+        raise ValueError(f"{name} and item_rows were given together; pass item_ids=None and item_table=None with rows")
+    if sparse:
+        raise ValueError("sparse was True with item_rows; expected False: each row has a gradient of its own")
+    check_float(target, "target", item_rows=item_rows)
+    if item_rows.dim() not in (2, 3) or item_rows.shape[-1] != target.shape[-1]:
+        width = target.shape[-1]
+        raise ValueError(f"item_rows has shape {list(item_rows.shape)}; expected [N, {width}] or [B, L, {width}]")
+    shape = item_rows.shape[:-1]
+    places = torch.arange(math.prod(shape), device=item_rows.device).view(shape)
+    return places, item_rows.reshape(-1, item_rows.shape[-1])

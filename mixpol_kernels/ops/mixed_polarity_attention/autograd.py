@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mixpol_kernels.history import canonical
-from mixpol_kernels.library import define, may_be_empty
+from mixpol_kernels.library import INTERPRETING, NAMESPACE, TRITON, define, may_be_empty
 from mixpol_kernels.ops.table_grad import table_grad
 from mixpol_kernels.ops.target_attention.autograd import fake_outputs, split_parameters
 
@@ -19,21 +19,19 @@ _INPUTS = (
     " Tensor[] weights, Tensor[] biases, Tensor[] slopes, int activation, int normalize,"
     " float dropout, Tensor? seed"
 )
-define(
-    "mixed_polarity_attention_fwd",
-    f"({may_be_empty(_INPUTS, 'gate', 'slopes')}, bool save_attention, bool save_bits)"
+_SCHEMAS = {
+    "mixed_polarity_attention_fwd": f"({may_be_empty(_INPUTS, 'gate', 'slopes')}, bool save_attention, bool save_bits)"
     " -> (Tensor pooled, Tensor attention, Tensor bits)",
-)
-define(
-    "mixed_polarity_attention_bwd",
-    f"(Tensor grad_pooled, Tensor? grad_attention, Tensor attention, Tensor bits, {_INPUTS})"
+    "mixed_polarity_attention_bwd": "(Tensor grad_pooled, Tensor? grad_attention, Tensor attention, Tensor bits,"
+    f" {_INPUTS})"
     " -> (Tensor grad_target, Tensor grad_tokens, Tensor grad_polarity_table, Tensor grad_extra_table,"
     " Tensor[] grad_gate, Tensor[] grad_parameters)",
-)
+}
+for _name, _schema in _SCHEMAS.items():
+    define(_name, _schema)
 
 
-@torch.library.register_fake("mixpol::mixed_polarity_attention_fwd")
-def _(
+def _fake_forward(
     target: Tensor,
     item_ids: Tensor,
     polarity: Tensor | None,
@@ -59,8 +57,7 @@ def _(
     return fake_outputs(target, item_ids.shape, weights[0].shape[0], save_attention, save_bits)
 
 
-@torch.library.register_fake("mixpol::mixed_polarity_attention_bwd")
-def _(
+def _fake_backward(
     grad_pooled: Tensor,
     grad_attention: Tensor | None,
     attention: Tensor,
@@ -95,8 +92,33 @@ def _(
     )
 
 
-forward = torch.ops.mixpol.mixed_polarity_attention_fwd.default
-_bwd = torch.ops.mixpol.mixed_polarity_attention_bwd.default
+def _triton_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    from mixpol_kernels.ops.mixed_polarity_attention.triton import launch
+
+    return launch.forward(*args)
+
+
+def _triton_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:
+    from mixpol_kernels.ops.mixed_polarity_attention.triton import launch
+
+    return launch.backward(*args)
+
+
+_IMPLEMENTATIONS = {
+    "mixed_polarity_attention_fwd": (_fake_forward, _triton_forward),
+    "mixed_polarity_attention_bwd": (_fake_backward, _triton_backward),
+}
+for _name, (_fake, _triton) in _IMPLEMENTATIONS.items():
+    torch.library.register_fake(f"{NAMESPACE}::{_name}")(_fake)
+    torch.library.define(f"{TRITON}::{_name}", _SCHEMAS[_name])
+    torch.library.register_fake(f"{TRITON}::{_name}")(_fake)
+    torch.library.impl(f"{TRITON}::{_name}", ("cuda", "cpu") if INTERPRETING else "cuda")(_triton)
+
+
+def ops(triton: bool) -> tuple[Any, Any]:
+    """The ops of both directions: the compiled ones, or those of the Triton kernels."""
+    found = torch.ops.mixpol_triton if triton else torch.ops.mixpol
+    return found.mixed_polarity_attention_fwd.default, found.mixed_polarity_attention_bwd.default
 
 
 class MixedPolarityAttention(torch.autograd.Function):
@@ -117,17 +139,18 @@ class MixedPolarityAttention(torch.autograd.Function):
         lengths: Tensor | None,
         mask: Tensor | None,
         seed: Tensor | None,
-        config: tuple[int, int, float, int, int, bool, bool, bool],
+        config: tuple[int, int, float, int, int, bool, bool, bool, bool],
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """`config`: activation, normalize, dropout, layers, gate tensors, sparse, save_bits, whether weights have one.
+        """`config`: activation, normalize, dropout, layers, gate tensors, sparse, save_bits, whether weights have a
+        gradient too, whether the Triton kernels run.
 
         `parameters`: the gate, `layers` weights, `layers` biases, then slopes.
         """
-        activation, normalize, dropout, layers, gates, _, save_bits, with_attention = config
+        activation, normalize, dropout, layers, gates, _, save_bits, with_attention, triton = config
         gate = list(parameters[:gates])
         weights, biases, slopes = split_parameters(parameters[gates:], layers)
-        pooled, attention, bits = forward(
+        pooled, attention, bits = ops(triton)[0](
             target, item_ids, polarity, item_table, polarity_table, sign, gate,
             extra_ids, extra_table,
             *canonical(offsets, lengths, mask), weights, biases, slopes, activation, normalize, dropout, seed,
@@ -147,9 +170,9 @@ class MixedPolarityAttention(torch.autograd.Function):
     def backward(ctx: Any, grad_pooled: Tensor, grad_attention: Tensor) -> tuple[Tensor | None, ...]:
         target, item_ids, polarity, item_table, polarity_table, sign, extra_ids, extra_table, *rest = ctx.saved_tensors
         offsets, lengths, mask, seed, attention, bits, *parameters = rest
-        activation, normalize, dropout, layers, gates, sparse, _, with_attention = ctx.config
+        activation, normalize, dropout, layers, gates, sparse, _, with_attention, triton = ctx.config
         weights, biases, slopes = split_parameters(parameters[gates:], layers)
-        grad_target, grad_tokens, grad_table, grad_extra, grad_gate, grads = _bwd(
+        grad_target, grad_tokens, grad_table, grad_extra, grad_gate, grads = ops(triton)[1](
             grad_pooled, grad_attention if with_attention else None, attention, bits,
             target, item_ids, polarity, item_table, polarity_table, sign,
             parameters[:gates], extra_ids, extra_table,
@@ -165,6 +188,7 @@ class MixedPolarityAttention(torch.autograd.Function):
                 item_table.shape[0],
                 sparse,
                 item_table.dtype,
+                triton,
             )
         grad_polarity = grad_table if polarity_table is not None else None
         grad_extra = grad_extra if extra_table is not None else None

@@ -47,7 +47,8 @@ def polarity_embedding(
         lengths: [B] int32 or int64, for padded ids; the first lengths[b] positions are kept.
         mask: [B, L], for padded ids; nonzero positions are kept, on any side.
         sparse: give `item_table` a sparse gradient with sorted, unique ids instead of a dense one.
-        backend: "auto", "cpu" (compiled, float32) or "reference" (plain PyTorch, sparse gradient not coalesced).
+        backend: "auto", "cpu" or, on a GPU, "cuda" (compiled, float32), or "reference" (plain PyTorch, sparse gradient
+            not coalesced).
 
     Returns:
         tokens [N, D] or [B, L, D], dtype of `item_table`; pads are zeros.
@@ -75,7 +76,9 @@ def polarity_embedding(
             raise ValueError("item_ids has shape []; expected [N] or [B, L]")
         batch = item_ids.shape[0] if offsets is None else offsets.shape[0] - 1
         where = layout(item_ids, batch, name="item_ids", trailing=0, offsets=offsets, lengths=lengths, mask=mask)
-    chosen = backends.choose("polarity_embedding", backend, item_table, lambda: 0)
+    chosen = backends.choose(
+        "polarity_embedding", backend, item_table, lambda: 0, cuda=lambda: backends.cuda_refusal(item_table)
+    )
     if chosen == "reference":
         keep = where.keep()
         if not torch.compiler.is_compiling():

@@ -67,7 +67,8 @@ def polarity_fusion(
         lengths: [B] int32 or int64; the first lengths[b] positions are kept.
         mask: [B, L]; nonzero positions are kept, on any side.
         backend: "auto", "cpu" (compiled, float32), "triton" (on a GPU; float32, bfloat16 and float16, tables of at most
-            16 rows; ids, offsets and lengths are clamped there, not checked) or "reference" (plain PyTorch).
+            16 rows; ids, offsets and lengths are clamped there, not checked), "cuda" (compiled, forward only, float32)
+            or "reference" (plain PyTorch).
 
     Returns:
         The fused tokens, with the shape and dtype of `tokens`; pads are zeros (with "none", `tokens` itself).
@@ -91,13 +92,21 @@ def polarity_fusion(
         raise ValueError(f"tokens are {tokens.shape[-1]} wide and target {target.shape[-1]}; expected the same D")
     sign = check_fusion(target, fusion, polarity, where.token_shape, polarity_table, gate, sign, extra_ids, extra_table)
     if fusion == "none":
-        backends.choose("polarity_fusion", backend, target, lambda: 0, triton=lambda: "")
+        backends.choose(
+            "polarity_fusion", backend, target, lambda: 0, triton=lambda: "", cuda=lambda: backends.cuda_refusal(target)
+        )
         return tokens
     assert polarity is not None
     assert polarity_table is not None
     rows = polarity_table
+    gradient = backends.needs_grad(target, tokens, polarity_table, extra_table, *gate)
     chosen = backends.choose(
-        "polarity_fusion", backend, target, lambda: 0, triton=lambda: support.refusal(target, rows, extra_table)
+        "polarity_fusion",
+        backend,
+        target,
+        lambda: 0,
+        triton=lambda: support.refusal(target, rows, extra_table),
+        cuda=lambda: backends.cuda_refusal(target, gradient, (target.shape[-1],)),
     )
     triton = chosen == "triton"
     if chosen == "reference":

@@ -90,8 +90,9 @@ def target_attention(
         return_weights: also return the attention weights; they have a gradient too.
         backend: "auto", "cpu" (compiled; float32, or bfloat16 and float16 computed in float32), "triton" (on a GPU, the
             same dtypes; products of bfloat16 and float16 operands are summed in float32, those of float32 are IEEE or,
-            after `torch.set_float32_matmul_precision("high")`, may be split into three TensorFloat32 products) or
-            "reference" (plain PyTorch). On a GPU offsets and lengths are not checked, which would wait for the device,
+            after `torch.set_float32_matmul_precision("high")`, may be split into three TensorFloat32 products), "cuda"
+            (compiled, forward only, float32; "auto" takes it where nothing needs a gradient) or "reference" (plain
+            PyTorch). On a GPU offsets and lengths are not checked, which would wait for the device,
             but clamped to the history: nothing out of bounds is read.
 
     Returns:
@@ -123,6 +124,7 @@ def target_attention(
         raise ValueError(f"history is {history.shape[-1]} wide and target {target.shape[-1]}; expected the same D")
     candidates = target.shape[1] if target.dim() == 3 else 1
     act, norm = ACTIVATIONS.index(activation), NORMALIZERS.index(normalize)
+    gradient = backends.needs_grad(target, history, *weights, *biases, *slopes)
     chosen = backends.choose(
         "target_attention",
         backend,
@@ -131,6 +133,7 @@ def target_attention(
         backends.STORED,
         lambda: support.refusal(target, weights, activation, dropout),
         lambda: 4 * math.prod(where.token_shape) * candidates,
+        lambda: cuda_refusal(target, weights, activation, dropout, gradient),
     )
     if dropout and seed is None:
         seed = draw_seed()
@@ -146,7 +149,7 @@ def target_attention(
         )  # fmt: skip
         pooled = pooled.view(target.shape)
         attention = attention.reshape(*where.token_shape, candidates)
-    elif backends.needs_grad(target, history, *weights, *biases, *slopes):
+    elif gradient:
         pooled, attention = TargetAttention.apply(
             target, history, where.offsets, where.lengths, where.mask, seed, act, norm, dropout, len(weights),
             bits, return_weights, triton, *weights, *biases, *slopes,
@@ -192,6 +195,16 @@ def canonical_unit(
     if scale != 1.0:
         weights, biases = [*weights[:-1], weights[-1] * scale], [*biases[:-1], biases[-1] * scale]
     return weights, biases, slopes, activation
+
+
+def cuda_refusal(target: Tensor, weights: Sequence[Tensor], activation: str, dropout: float, gradient: bool) -> str:
+    """Why the compiled CUDA forwards cannot take this unit; empty if they can."""
+    if activation == "dice_row":
+        return "it has no activation 'dice_row'; use backend='reference'"
+    if dropout:
+        return f"it has no dropout and got {dropout}; use backend='reference'"
+    sizes = (target.shape[-1], *(weight.shape[0] for weight in weights[:-1]))
+    return backends.cuda_refusal(target, gradient, sizes)
 
 
 def saved_bytes(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
 # "half": bfloat16 and float16; "float32" with IEEE products; "tf32x3": float32 in three TensorFloat32 products.
 ELEMENTS = ("half", "float32", "tf32x3")
 DIRECTIONS = ("forward", "backward")
+TUNED = "MIXPOL_TRITON_CONFIGS"  # names the folder of configurations that go before the shipped ones
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,18 @@ class Config:
     stages: int
     flush: int = 0
 
+    def __post_init__(self) -> None:
+        fits = {
+            "tile": (16, 32, 64, 128, 256),
+            "warps": (1, 2, 4, 8, 16),
+            "stages": range(1, 9),
+            "flush": range(3),
+        }
+        for name, allowed in fits.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or value not in allowed:
+                raise ValueError(f"{name} was {value!r}; expected one of {', '.join(map(str, allowed))}")
+
 
 # The interpreter runs a program one operation at a time: small tiles, so that small inputs have several.
 INTERPRETER = "interpreter"
@@ -50,11 +64,72 @@ def alignment(rows: Tensor) -> int:
     return next(a for a in (16, 8, 4, 2, 1) if all(stride % a == 0 for stride in rows.stride()[:-1]))
 
 
+def _entries(folder: Path, architecture: str) -> dict[str, Any]:
+    entries: dict[str, Any] = json.loads((folder / f"{architecture}.json").read_text())
+    return entries
+
+
+def names(folder: Path, architecture: str) -> tuple[str, ...]:
+    """Of all configurations that an op can have, those for which none was found too."""
+    return tuple(_entries(folder, architecture))
+
+
 @functools.cache
 def shipped(folder: Path, architecture: str) -> dict[str, Config]:
     """The configurations of an op for one of ARCHITECTURES. In the file null says that none was found."""
-    entries: dict[str, Any] = json.loads((folder / f"{architecture}.json").read_text())
+    entries = _entries(folder, architecture)
     return {name: Config(**entry) for name, entry in entries.items() if entry is not None}
+
+
+def tuned_file(folder: Path, architecture: str, tuned: Path) -> Path:
+    """Where `mixpol tune` writes an op's configurations: `tuned`/OP/ARCHITECTURE.json."""
+    return tuned / folder.parents[1].name / f"{architecture}.json"
+
+
+@functools.cache
+def configured(folder: Path, architecture: str) -> dict[str, Config]:
+    """What is launched: what is shipped, with what the folder MIXPOL_TRITON_CONFIGS has in its place.
+
+    Raises:
+        ValueError: the folder is not there, or a file in it has a name or value that no kernel has.
+    """
+    found = dict(shipped(folder, architecture))
+    named = os.environ.get("MIXPOL_TRITON_CONFIGS", "")
+    if not named:
+        return found
+    if not Path(named).is_dir():
+        raise ValueError(f"{TUNED} was {named!r}; expected a folder that `mixpol tune` wrote, or unset")
+    path = tuned_file(folder, architecture, Path(named))
+    if not path.exists():
+        return found
+    try:
+        better = {name: Config(**entry) for name, entry in json.loads(path.read_text()).items()}
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path}, of {TUNED}, is not a file of configurations ({error}): tune again") from error
+    unknown = better.keys() - set(names(folder, architecture))
+    if unknown:
+        raise ValueError(
+            f"{path}, of {TUNED}, has {sorted(unknown)}, which no kernel of this release has: tune again, or unset it"
+        )
+    return found | better
+
+
+def launched(folder: Path, architecture: str, name: str) -> Config:
+    """The configuration of an entry that `configured` has, or the interpreter's."""
+    return INTERPRETED if architecture == INTERPRETER else configured(folder, architecture)[name]
+
+
+def width_key(direction: str, element: str, width: int) -> str:
+    """The name of an entry of an op whose kernels have one size: "forward/half/64"."""
+    return f"{direction}/{element}/{width}"
+
+
+def served_widths(folder: Path, widths: tuple[int, ...], architecture: str, element: str) -> tuple[int, ...]:
+    """Those of `widths` that are configured for both directions, by the names of `width_key`."""
+    if architecture == INTERPRETER:
+        return widths
+    entries = configured(folder, architecture)
+    return tuple(w for w in widths if all(width_key(direction, element, w) in entries for direction in DIRECTIONS))
 
 
 def elements(dtype: torch.dtype) -> tuple[str, ...]:

@@ -119,7 +119,9 @@ def test_is_statistics_and_attention(generator: torch.Generator) -> None:
     pooled.square().sum().backward()
     want.square().sum().backward()
     for name in given:
-        torch.testing.assert_close(one[name].grad, two[name].grad, rtol=1e-4, atol=1e-4, msg=name)
+        want_grad = two[name].grad
+        size = max(1.0, float(want_grad.abs().max()))  # sums that cancel keep the rounding of their largest terms
+        torch.testing.assert_close(one[name].grad, want_grad, rtol=1e-4, atol=1e-4 * size, msg=name)
 
 
 @pytest.mark.parametrize("layout", ["lengths", "mask"])

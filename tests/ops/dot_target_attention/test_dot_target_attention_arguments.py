@@ -63,7 +63,7 @@ BAD: dict[str, tuple[Change, type[Exception], str]] = {
     "no offsets": (lambda a: {"offsets": None}, ValueError, r"history.*\[9, 6\].*offsets"),
     "offsets end late": (poke("offsets", 4, 13), RuntimeError, r"offsets.*13.*9"),
     "offsets fall": (poke("offsets", 2, 1), RuntimeError, r"offsets\[2\].*1.*offsets\[1\].*3"),
-    "unknown backend": (lambda a: {"backend": "cuda"}, ValueError, r"backend was 'cuda'.*'cpu'.*'reference'"),
+    "unknown backend": (lambda a: {"backend": "gpu"}, ValueError, r"backend was 'gpu'.*'cpu'.*'reference'"),
 }  # fmt: skip
 
 

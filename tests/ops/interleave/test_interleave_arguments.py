@@ -67,7 +67,7 @@ BAD: dict[str, tuple[Change, type[Exception], str]] = {
     "negative share": (put("negative_share", -0.1), ValueError, r"negative_share was -0\.1.*\[0, 1\]"),
     "nan share": (put("negative_share", float("nan")), ValueError, r"negative_share was nan.*\[0, 1\]"),
     "share alone": (put("budget", None), ValueError, r"negative_share was 0\.5 without a budget.*expected a budget"),
-    "unknown backend": (put("backend", "gpu"), ValueError, r"backend was 'gpu'.*'cpu', 'triton', 'reference'"),
+    "unknown backend": (put("backend", "gpu"), ValueError, r"backend was 'gpu'.*'cpu', 'cuda', 'triton', 'reference'"),
     "offsets start late": (poke("positive_offsets", 0, 1), RuntimeError, r"positive_offsets run from 1 to 4.*0 to 4"),
     "offsets start low": (poke("negative_offsets", 0, -1), RuntimeError, r"negative_offsets run from -1 to 4"),
     "offsets end early": (poke("negative_offsets", 3, 3), RuntimeError, r"negative_offsets.* 3; .*0 to 4.*_times"),

@@ -12,14 +12,9 @@ WIDTHS = (64,)
 ROWS = 16
 
 
-def key(direction: str, element: str, width: int) -> str:
-    """The name of an entry: "forward/half/64"."""
-    return f"{direction}/{element}/{width}"
+key = devices.width_key
 
 
 def served(architecture: str, element: str) -> tuple[int, ...]:
-    """Those of WIDTHS that are shipped for both directions."""
-    if architecture == devices.INTERPRETER:
-        return WIDTHS
-    entries = devices.shipped(FOLDER, architecture)
-    return tuple(w for w in WIDTHS if all(key(direction, element, w) in entries for direction in devices.DIRECTIONS))
+    """Those of WIDTHS that are configured for both directions."""
+    return devices.served_widths(FOLDER, WIDTHS, architecture, element)

@@ -4,7 +4,8 @@ One program per user in the forward; in the backward a fixed number of programs 
 slab of sums. G(t) = W_xᵀ + diag(t) W_pᵀ [D, D] on chip, c(t) = W_q t + b_g, for the gate inputs [x ; t ; x t], of which
 "product" has the last only. Ids outside their tables are clamped: a kernel cannot raise.
 
-GATE: 0 none ("bias"), 1 product, 2 full. EXTRA: whether there is an extra table. LAYOUT: see `shared`.
+GATE: -1 nothing is added, 0 no gate ("bias"), 1 product, 2 full. EXTRA: whether there is an extra table. ITEMS: tokens
+are rows of a table [table_rows, D] by the ids in `items`. LAYOUT: see `shared`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,15 @@ def rows_of(ids, first, l, keep, rows):
     """Rows of a table for a tile of tokens, 0 at pads."""
     row = tl.load(ids + first + l, mask=keep, other=0).to(tl.int32)
     return tl.minimum(tl.maximum(row, 0), rows - 1)
+
+
+@triton.jit
+def token_rows(base, items, first, l, keep, row_stride, table_rows, ITEMS: tl.constexpr):
+    """Pointers to the rows of a tile of tokens."""
+    row = l
+    if ITEMS:
+        row = rows_of(items, first, l, keep, table_rows).to(tl.int64)
+    return base + row * row_stride
 
 
 @triton.jit
@@ -48,9 +58,10 @@ def pull(weight, t, k, j, D: tl.constexpr):
 
 @triton.jit
 def forward_kernel(
-    target, tokens, polarity, polarity_table, sign, gate_weight, gate_bias, target_weight, extra_ids, extra_table,
-    offsets, lengths, mask, fused, length, user_units, row_units, polarities, extras,
-    D: tl.constexpr, BD: tl.constexpr, GATE: tl.constexpr, EXTRA: tl.constexpr, LAYOUT: tl.constexpr,
+    target, tokens, items, polarity, polarity_table, sign, gate_weight, gate_bias, target_weight, extra_ids,
+    extra_table, offsets, lengths, mask, fused, length, user_units, row_units, table_rows, polarities, extras,
+    D: tl.constexpr, BD: tl.constexpr, GATE: tl.constexpr, EXTRA: tl.constexpr, ITEMS: tl.constexpr,
+    LAYOUT: tl.constexpr,
     ALIGN: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """The tokens of one user, fused; pads are zeros."""
@@ -60,7 +71,9 @@ def forward_kernel(
     k = tl.arange(0, BD)
     tile = tl.arange(0, TILE)
     row_stride = row_units * ALIGN
-    base = tokens + (first * row_stride if LAYOUT == 0 else user * user_units * ALIGN)
+    base = tokens
+    if not ITEMS:
+        base += first * row_stride if LAYOUT == 0 else user * user_units * ALIGN
     out = fused + first * D
     if GATE > 0:
         t = vector(target + user * D, k, D)
@@ -71,10 +84,12 @@ def forward_kernel(
         l = (l0 + tile).to(tl.int64)
         keep = kept_tokens(mask, first, l, kept, LAYOUT)
         inside = keep[:, None] & (d < D)[None, :]
-        x = tl.load(base + l[:, None] * row_stride + d[None, :], mask=inside, other=0.0)
-        row = rows_of(polarity, first, l, keep, polarities)
-        y = tl.load(polarity_table + row[:, None] * D + d[None, :], mask=inside, other=0.0).to(tl.float32)
-        y += x.to(tl.float32)
+        at = token_rows(base, items, first, l, keep, row_stride, table_rows, ITEMS)
+        x = tl.load(at[:, None] + d[None, :], mask=inside, other=0.0)
+        y = x.to(tl.float32)
+        if GATE >= 0:
+            row = rows_of(polarity, first, l, keep, polarities)
+            y += tl.load(polarity_table + row[:, None] * D + d[None, :], mask=inside, other=0.0).to(tl.float32)
         if GATE > 0:
             gate = sigmoid(tl.dot(x, g, input_precision=PRECISION) + c[None, :])
             s = tl.load(sign + row, mask=keep, other=0.0).to(tl.float32)
@@ -89,11 +104,11 @@ def forward_kernel(
 
 @triton.jit
 def backward_kernel(
-    grad_fused, target, tokens, polarity, sign, gate_weight, gate_bias, target_weight, extra_ids,
+    grad_fused, target, tokens, items, polarity, sign, gate_weight, gate_bias, target_weight, extra_ids,
     offsets, lengths, mask, grad_target, grad_tokens, slabs,
-    users, length, user_units, row_units, polarities, extras, slab_stride,
-    D: tl.constexpr, BD: tl.constexpr, GATE: tl.constexpr, EXTRA: tl.constexpr, LAYOUT: tl.constexpr,
-    ALIGN: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr,
+    users, length, user_units, row_units, table_rows, polarities, extras, slab_stride,
+    D: tl.constexpr, BD: tl.constexpr, GATE: tl.constexpr, EXTRA: tl.constexpr, ITEMS: tl.constexpr,
+    LAYOUT: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Users p, p + P, ... of program p of P. A slab holds the sums for the polarity table [ROWS, D] and the extra table
     [ROWS, D]; with a gate for W_p, W_x and W_q [D, D] each (the last two where they exist), W_t [D, D] and b_g [D].
@@ -117,7 +132,9 @@ def backward_kernel(
     by_extra = tl.zeros([ROWS, BD], tl.float32)
     for user in range(program, users, programs):
         first, kept, positions = extent(offsets, lengths, user, length, LAYOUT)
-        base = tokens + (first * row_stride if LAYOUT == 0 else user * user_units * ALIGN)
+        base = tokens
+        if not ITEMS:
+            base += first * row_stride if LAYOUT == 0 else user * user_units * ALIGN
         upstream = grad_fused + first * D
         grads = grad_tokens + first * D
         if GATE > 0:
@@ -142,7 +159,8 @@ def backward_kernel(
                 by_extra = tl.dot(chosen, dy, by_extra, input_precision="ieee")
             dx = dy.to(tl.float32)
             if GATE > 0:
-                x = tl.load(base + l[:, None] * row_stride + d[None, :], mask=inside, other=0.0)
+                at = token_rows(base, items, first, l, keep, row_stride, table_rows, ITEMS)
+                x = tl.load(at[:, None] + d[None, :], mask=inside, other=0.0)
                 gate = sigmoid(tl.dot(x, g, input_precision=PRECISION) + c[None, :])
                 s = tl.load(sign + row, mask=keep, other=0.0).to(tl.float32)
                 signed = s[:, None] * dx

@@ -22,8 +22,8 @@ PROGRAMS = 4 if INTERPRETING else 528
 def forward(
     target: Tensor,
     tokens: Tensor,
-    polarity: Tensor,
-    polarity_table: Tensor,
+    polarity: Tensor | None,
+    polarity_table: Tensor | None,
     sign: Tensor,
     gate: Sequence[Tensor] | None,
     extra_ids: Tensor | None,
@@ -31,18 +31,35 @@ def forward(
     offsets: Tensor | None,
     lengths: Tensor | None,
     mask: Tensor | None,
+    items: Tensor | None = None,
 ) -> Tensor:
-    """`mixpol::polarity_fusion_fwd`."""
+    """`mixpol::polarity_fusion_fwd`.
+
+    With `items`, [N] or [B, L], `tokens` is a table [V, D] that they are looked up in; without `polarity` and its table
+    nothing is added.
+    """
     call = _Call(
-        target, tokens, polarity, polarity_table, sign, gate or (), extra_ids, extra_table, offsets, lengths, mask
+        target,
+        tokens,
+        items,
+        polarity,
+        polarity_table,
+        sign,
+        gate or (),
+        extra_ids,
+        extra_table,
+        offsets,
+        lengths,
+        mask,
     )
-    fused = tokens.new_empty(tokens.shape)
+    fused = tokens.new_empty((*call.shape, call.width))
     if fused.numel():
         config = support.chosen(target, "forward")
         with torch.cuda.device_of(target):
             kernels.forward_kernel[(target.shape[0],)](
-                call.target, call.tokens, call.polarity, call.polarity_table, call.sign, *call.gate, call.extra_ids,
-                call.extra_table, *call.layout, fused, *call.sizes(), **call.constants(), **_launch(config),
+                call.target, call.tokens, call.items, call.polarity, call.polarity_table, call.sign, *call.gate,
+                call.extra_ids, call.extra_table, *call.layout, fused, *call.sizes(), **call.constants(),
+                **_launch(config),
             )  # fmt: skip
     return fused
 
@@ -51,8 +68,8 @@ def backward(
     grad_fused: Tensor,
     target: Tensor,
     tokens: Tensor,
-    polarity: Tensor,
-    polarity_table: Tensor,
+    polarity: Tensor | None,
+    polarity_table: Tensor | None,
     sign: Tensor,
     gate: Sequence[Tensor],
     extra_ids: Tensor | None,
@@ -60,18 +77,23 @@ def backward(
     offsets: Tensor | None,
     lengths: Tensor | None,
     mask: Tensor | None,
+    items: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
-    """`mixpol::polarity_fusion_bwd`.
+    """`mixpol::polarity_fusion_bwd`. With `items` the gradient of the looked-up tokens is float32, to be summed.
 
     Raises:
-        ValueError: a gradient of another shape or dtype than `tokens`.
+        ValueError: a gradient of another shape or dtype than the fused tokens.
     """
-    if grad_fused.shape != tokens.shape or grad_fused.dtype != tokens.dtype:
+    call = _Call(
+        target, tokens, items, polarity, polarity_table, sign, gate, extra_ids, extra_table, offsets, lengths, mask
+    )
+    shape = (*call.shape, call.width)
+    if grad_fused.shape != shape or grad_fused.dtype != tokens.dtype:
         raise ValueError(
-            f"grad_fused is {grad_fused.dtype} {list(grad_fused.shape)}; expected {tokens.dtype} {list(tokens.shape)}"
+            f"grad_fused is {grad_fused.dtype} {list(grad_fused.shape)}; expected {tokens.dtype} {list(shape)}"
         )
-    call = _Call(target, tokens, polarity, polarity_table, sign, gate, extra_ids, extra_table, offsets, lengths, mask)
-    grad_target, grad_tokens = target.new_empty(target.shape), tokens.new_empty(tokens.shape)
+    grad_target = target.new_empty(target.shape)
+    grad_tokens = tokens.new_empty(shape, dtype=tokens.dtype if items is None else torch.float32)
     parts = slab_sizes(call.width, call.kind)
     columns = sum(parts.values())
     sums = target.new_zeros((columns,), dtype=torch.float32)
@@ -82,8 +104,8 @@ def backward(
         config = support.chosen(target, "backward")
         with torch.cuda.device_of(target):
             kernels.backward_kernel[(programs,)](
-                grad_fused.contiguous(), call.target, call.tokens, call.polarity, call.sign, *call.gate, call.extra_ids,
-                *call.layout, grad_target, grad_tokens, slabs, target.shape[0], *call.sizes(), stride,
+                grad_fused.contiguous(), call.target, call.tokens, call.items, call.polarity, call.sign, *call.gate,
+                call.extra_ids, *call.layout, grad_target, grad_tokens, slabs, target.shape[0], *call.sizes(), stride,
                 **call.constants(), ROWS=configs.ROWS, **_launch(config),
             )  # fmt: skip
             shared.sum_slabs[(triton.cdiv(columns, 64),)](
@@ -99,7 +121,7 @@ def backward(
         return grad
 
     grads: list[Tensor] = []
-    if call.kind:
+    if call.kind > 0:
         blocks = [found[name].view(width, width) for name in ("x", "q", "p") if name in found]
         grads = [torch.cat(blocks, 1), found["bias"], found["pull"].view(width, width)]
         grads = [grad.to(p.dtype, copy=True) for grad, p in zip(grads, gate, strict=True)]
@@ -111,7 +133,7 @@ def slab_sizes(width: int, kind: int) -> dict[str, int]:
     sizes = {"polarity": configs.ROWS * width, "extra": configs.ROWS * width}
     gate = ("p", "x", "q", "pull") if kind == 2 else ("p", "pull") if kind == 1 else ()
     sizes |= dict.fromkeys(gate, width * width)
-    return sizes | ({"bias": width} if kind else {})
+    return sizes | ({"bias": width} if kind > 0 else {})
 
 
 class _Call:
@@ -121,8 +143,9 @@ class _Call:
         self,
         target: Tensor,
         tokens: Tensor,
-        polarity: Tensor,
-        polarity_table: Tensor,
+        items: Tensor | None,
+        polarity: Tensor | None,
+        polarity_table: Tensor | None,
         sign: Tensor,
         gate: Sequence[Tensor],
         extra_ids: Tensor | None,
@@ -135,28 +158,35 @@ class _Call:
         if refusal:
             raise ValueError(f"polarity_fusion: the Triton kernels cannot run: {refusal}")
         self.width = target.shape[-1]
+        self.shape = tuple(tokens.shape[:-1] if items is None else items.shape)
         if INTERPRETING:  # on a GPU a check would wait for the device: the kernels clamp instead
-            where = Layout(target.shape[0], tuple(tokens.shape[:-1]), offsets, lengths, mask)
+            where = Layout(target.shape[0], self.shape, offsets, lengths, mask)
             where.check_values()
-            check_range("polarity", polarity, polarity_table.shape[0], where.keep())
-            if extra_ids is not None and extra_table is not None:
-                check_range("extra_ids", extra_ids, extra_table.shape[0], where.keep())
-        self.kind = 0 if not gate else 1 if gate[0].shape[1] == self.width else 2
-        self.target, self.polarity, self.sign = target.contiguous(), polarity.contiguous(), sign.contiguous()
+            for name, ids, table in (
+                ("item_ids", items, tokens),
+                ("polarity", polarity, polarity_table),
+                ("extra_ids", extra_ids, extra_table),
+            ):
+                if ids is not None and table is not None:
+                    check_range(name, ids, table.shape[0], where.keep())
+        self.kind = -1 if polarity is None else 0 if not gate else 1 if gate[0].shape[1] == self.width else 2
+        self.target, self.sign = target.contiguous(), sign.contiguous()
+        self.items = None if items is None else items.contiguous()
+        self.polarity = None if polarity is None else polarity.contiguous()
         self.tokens = tokens if tokens.stride(-1) == 1 or self.width == 1 else tokens.contiguous()
-        self.polarity_table = polarity_table.contiguous()
+        self.polarity_table = None if polarity_table is None else polarity_table.contiguous()
         self.gate = [g.contiguous() for g in gate] if gate else [None, None, None]
         self.extra_ids = None if extra_ids is None else extra_ids.contiguous()
         self.extra_table = None if extra_table is None else extra_table.contiguous()
         self.layout = (offsets, lengths, mask)
         self.align = devices.alignment(self.tokens)
 
-    def sizes(self) -> tuple[int, int, int, int, int]:
-        """length, user_units, row_units, polarities, extras of the kernels."""
+    def sizes(self) -> tuple[int, int, int, int, int, int]:
+        """length, user_units, row_units, table_rows, polarities, extras of the kernels."""
         strides = self.tokens.stride()
         user = strides[0] // self.align if self.tokens.dim() == 3 else 0
-        extras = 0 if self.extra_table is None else self.extra_table.shape[0]
-        return self.tokens.shape[-2], user, strides[-2] // self.align, self.polarity_table.shape[0], extras
+        rows = [0 if t is None else t.shape[0] for t in (self.polarity_table, self.extra_table)]
+        return self.shape[-1], user, strides[-2] // self.align, self.tokens.shape[0], rows[0], rows[1]
 
     def constants(self) -> dict[str, Any]:
         """What both kernels are compiled for."""
@@ -166,6 +196,7 @@ class _Call:
             "BD": devices.block(self.width),
             "GATE": self.kind,
             "EXTRA": self.extra_table is not None,
+            "ITEMS": self.items is not None,
             "LAYOUT": 0 if offsets is not None else 1 if lengths is not None else 2 if mask is not None else 3,
             "ALIGN": self.align,
             "PRECISION": "ieee",

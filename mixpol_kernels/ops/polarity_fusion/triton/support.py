@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mixpol_kernels.library import INTERPRETING, constant
+from mixpol_kernels.library import constant
 from mixpol_kernels.ops.polarity_fusion.triton import configs
 from mixpol_kernels.ops.triton import devices
 
 
-def refusal(target: Tensor, polarity_table: Tensor, extra_table: Tensor | None) -> str:
+def refusal(target: Tensor, polarity_table: Tensor | None, extra_table: Tensor | None) -> str:
     """Why the kernels cannot take these sizes on the target's device; empty if they can."""
     widths = _served(target.dtype, target.device.index or 0)
     if widths is None:
@@ -32,8 +32,6 @@ def _served(dtype: torch.dtype, index: int) -> tuple[int, ...] | None:
 
 def chosen(target: Tensor, direction: str) -> devices.Config:
     """The configuration for sizes that were not refused."""
-    if INTERPRETING:
-        return devices.INTERPRETED
     device, element = devices.architecture(target.device.index or 0), devices.elements(target.dtype)[-1]
     width = next(w for w in configs.served(device, element) if target.shape[-1] <= w)
-    return devices.shipped(configs.FOLDER, device)[configs.key(direction, element, width)]
+    return devices.launched(configs.FOLDER, device, configs.key(direction, element, width))

@@ -23,9 +23,9 @@ def key(direction: str, element: str, width: int, units: tuple[int, ...]) -> str
 
 
 def served(architecture: str, element: str, layers: int) -> tuple[tuple[int, tuple[int, ...]], ...]:
-    """Those of SHAPES with this number of hidden layers that are shipped for both directions."""
+    """Those of SHAPES with this number of hidden layers that are configured for both directions."""
     shapes = [(width, units) for width, units in SHAPES if len(units) == layers]
     if architecture == devices.INTERPRETER:
         return tuple(shapes)
-    entries = devices.shipped(FOLDER, architecture)
+    entries = devices.configured(FOLDER, architecture)
     return tuple(s for s in shapes if all(key(direction, element, *s) in entries for direction in devices.DIRECTIONS))

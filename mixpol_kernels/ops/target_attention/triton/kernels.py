@@ -9,7 +9,8 @@ products have the dtype of the inputs. Sizes of blocks are powers of two from 16
 masked to 0.
 
 LAYOUT: 0 jagged (offsets), 1 lengths, 2 mask, 3 full. NORM: an index into `autograd.NORMALIZERS`: 0 none, 1 softmax,
-2 sigmoid. ACT: see `activations`. PRECISION: of float32 products, "ieee" or "tf32x3".
+2 sigmoid. PARTS: users are parts of a history (`parts`), and the softmax's Σ w · dw of the whole comes from
+`mean_kernel` by way of `combine_kernel`. ACT: see `activations`. PRECISION: of float32 products, "ieee" or "tf32x3".
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import triton
 import triton.language as tl
 
 from mixpol_kernels.ops.target_attention.triton.activations import activate, derivative, parameter_gradients, parameters
-from mixpol_kernels.ops.triton.shared import add_to, extent, kept_tokens, sigmoid, vector
+from mixpol_kernels.ops.triton.parts import stretch
+from mixpol_kernels.ops.triton.shared import add_to, kept_tokens, sigmoid, vector
 
 
 @triton.jit
@@ -53,25 +55,28 @@ def only_real(x, units, UNITS: tl.constexpr, BLOCK: tl.constexpr):
 @triton.jit
 def forward_kernel(
     target, history, offsets, lengths, mask, w1, b1, s1, w2, b2, s2, w3, b3, s3, w_out, b_out,  # inputs
-    pooled, attention,  # outputs
+    pooled, stats, attention,  # outputs
     candidates, length, user_units, row_units,
     D: tl.constexpr, H1: tl.constexpr, H2: tl.constexpr, H3: tl.constexpr,
     BD: tl.constexpr, B1: tl.constexpr, B2: tl.constexpr, B3: tl.constexpr,
     LAYERS: tl.constexpr, ACT: tl.constexpr, NORM: tl.constexpr, LAYOUT: tl.constexpr, SAVE: tl.constexpr,
-    ALIGN: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr,
+    PARTS: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """One (user, candidate): pooled [D], and the attention weights where SAVE is set."""
+    """One (user, candidate): pooled [D], and the attention weights where SAVE is set.
+
+    PARTS: of one part's tokens alone; and a softmax's largest score and Σ exp(s - largest).
+    """
     row = tl.program_id(0).to(tl.int64)
     user = row // candidates
     candidate = row % candidates
-    first, kept, positions = extent(offsets, lengths, user, length, LAYOUT)
+    first, kept, positions = stretch(offsets, lengths, user, length, LAYOUT, PARTS)
     d = tl.arange(0, BD)
     u1 = tl.arange(0, B1)
     u2 = tl.arange(0, B2)
     u3 = tl.arange(0, B3)
     tile = tl.arange(0, TILE)
     row_stride = row_units * ALIGN
-    base = history + (first * row_stride if LAYOUT == 0 else user * user_units * ALIGN)
+    base = history + (first * row_stride if LAYOUT == 0 or PARTS else user * user_units * ALIGN)
     attention += first * candidates + candidate
 
     t = vector(target + row * D, d, D)
@@ -129,6 +134,9 @@ def forward_kernel(
         total = tl.where(kept > 0, total / denominator, 0.0)
         if LAYOUT == 2:  # every position may be a pad
             total = tl.where(highest == -float("inf"), 0.0, total)
+        if PARTS:
+            tl.store(stats + row * 2, highest)
+            tl.store(stats + row * 2 + 1, denominator)
         if SAVE:
             tl.debug_barrier()  # scores come back as weights
             for l0 in range(0, kept, TILE):
@@ -160,15 +168,61 @@ def add_matrix(at, units, below, product, UNITS: tl.constexpr, BELOW: tl.constex
 
 
 @triton.jit
+def mean_of(
+    base, mask, attention, grad_attention, upstream, first, kept, candidates, row_stride,
+    D: tl.constexpr, BD: tl.constexpr, LAYOUT: tl.constexpr, WEIGHTS: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Σ w · dw of one candidate, whose weights `attention` points to, as `grad_attention` to their gradients.
+
+    Not the pooled vector times its gradient, which is the same but for rounding: where one weight is nearly 1, dw minus
+    this must cancel.
+    """
+    d = tl.arange(0, BD)
+    tile = tl.arange(0, TILE)
+    mean = 0.0
+    for l0 in range(0, kept, TILE):
+        l = (l0 + tile).to(tl.int64)
+        keep = kept_tokens(mask, first, l, kept, LAYOUT)
+        x = tl.load(base + l[:, None] * row_stride + d[None, :], mask=keep[:, None] & (d < D)[None, :], other=0.0)
+        w = tl.load(attention + l * candidates, mask=keep, other=0.0)
+        dw = tl.sum(x.to(tl.float32) * upstream[None, :], 1)
+        if WEIGHTS:
+            dw += tl.load(grad_attention + l * candidates, mask=keep, other=0.0)
+        mean += tl.sum(w * dw, 0)
+    return mean
+
+
+@triton.jit
+def mean_kernel(
+    grad_pooled, grad_attention, attention, history, offsets, lengths, mask, means, candidates, row_units,
+    D: tl.constexpr, BD: tl.constexpr, LAYOUT: tl.constexpr, WEIGHTS: tl.constexpr,
+    ALIGN: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """One part and candidate: its terms of Σ w · dw."""
+    program = tl.program_id(0).to(tl.int64)
+    slot = (tl.program_id(0) // candidates).to(tl.int64)
+    first, kept, _ = stretch(offsets, lengths, slot, 0, LAYOUT, True)
+    at = first * candidates + tl.program_id(0) % candidates
+    upstream = vector(grad_pooled + program * D, tl.arange(0, BD), D)
+    row_stride = row_units * ALIGN
+    mean = mean_of(
+        history + first * row_stride, mask, attention + at, grad_attention + at if WEIGHTS else None, upstream,
+        first, kept, candidates, row_stride, D, BD, LAYOUT, WEIGHTS, TILE,
+    )  # fmt: skip
+    tl.store(means + program, mean)
+
+
+@triton.jit
 def backward_kernel(
-    grad_pooled, grad_attention, attention,
+    grad_pooled, grad_attention, attention, means,
     target, history, offsets, lengths, mask, w1, b1, s1, w2, b2, s2, w3, b3, s3, w_out,  # inputs
     grad_target, grad_history, slabs,  # outputs
     users, candidates, length, user_units, row_units, slab_stride,
     D: tl.constexpr, H1: tl.constexpr, H2: tl.constexpr, H3: tl.constexpr,
     BD: tl.constexpr, B1: tl.constexpr, B2: tl.constexpr, B3: tl.constexpr,
     LAYERS: tl.constexpr, ACT: tl.constexpr, NORM: tl.constexpr, LAYOUT: tl.constexpr, WEIGHTS: tl.constexpr,
-    ADD: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr, FLUSH: tl.constexpr,
+    ADD: tl.constexpr, PARTS: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr,
+    FLUSH: tl.constexpr,
 ):  # fmt: skip
     """Users p, p + P, ... of program p of P: gradients of their targets and tokens, and the program's slab of sums.
 
@@ -211,8 +265,8 @@ def backward_kernel(
         u_out = u3
 
     for user in range(program, users, programs):
-        first, kept, positions = extent(offsets, lengths, user, length, LAYOUT)
-        base = history + (first * row_stride if LAYOUT == 0 else user * user_units * ALIGN)
+        first, kept, positions = stretch(offsets, lengths, user, length, LAYOUT, PARTS)
+        base = history + (first * row_stride if LAYOUT == 0 or PARTS else user * user_units * ALIGN)
         grads = grad_history + first * D
         for candidate in range(candidates):
             row = user * candidates + candidate
@@ -220,20 +274,14 @@ def backward_kernel(
             t = vector(target + row * D, d, D)
             upstream = vector(grad_pooled + row * D, d, D)
             mean = 0.0
-            if NORM == 1:
-                # Σ w · dw. Not the pooled vector times its gradient, which is the same but for rounding: where one
-                # weight is nearly 1, dw minus this must cancel.
-                for l0 in range(0, kept, TILE):
-                    l = (l0 + tile).to(tl.int64)
-                    keep = kept_tokens(mask, first, l, kept, LAYOUT)
-                    inside = keep[:, None] & (d < D)[None, :]
-                    x = tl.load(base + l[:, None] * row_stride + d[None, :], mask=inside, other=0.0).to(tl.float32)
-                    w = tl.load(weights + l * candidates, mask=keep, other=0.0)
-                    dw = tl.sum(x * upstream[None, :], 1)
-                    if WEIGHTS:
-                        at = grad_attention + (first + l) * candidates + candidate
-                        dw += tl.load(at, mask=keep, other=0.0)
-                    mean += tl.sum(w * dw, 0)
+            if NORM == 1 and not PARTS:
+                grads_of_weights = grad_attention
+                if WEIGHTS:
+                    grads_of_weights += first * candidates + candidate
+                mean = mean_of(
+                    base, mask, weights, grads_of_weights, upstream, first, kept, candidates, row_stride,
+                    D, BD, LAYOUT, WEIGHTS, TILE,
+                )  # fmt: skip
             g, c = table(w1, b1, t, d, u1, D, H1)
             g = g.to(element)
             at_outer = scratch + u1[:, None] * D + d[None, :]
@@ -278,6 +326,8 @@ def backward_kernel(
                     at = grad_attention + (first + l) * candidates + candidate
                     ds += tl.load(at, mask=keep, other=0.0)
                 if NORM == 1:
+                    if PARTS:  # loaded anew for every tile: registers are what is scarce
+                        mean = tl.load(means + row)
                     ds = w * (ds - mean)
                 if NORM == 2:
                     ds = ds * w * (1.0 - w)

@@ -11,13 +11,16 @@ from torch import Tensor
 
 from mixpol_kernels.history import Layout
 from mixpol_kernels.library import INTERPRETING
-from mixpol_kernels.ops.target_attention.autograd import ACTIVATIONS
+from mixpol_kernels.ops.target_attention.autograd import ACTIVATIONS, NORMALIZERS
 from mixpol_kernels.ops.target_attention.triton import kernels, support
 from mixpol_kernels.ops.triton import devices, shared
+from mixpol_kernels.ops.triton.parts import Histories, rescale_kernel
 
 # Programs of the backward, each with a slab of sums. A fixed number: bits depend on the inputs, not on the machine.
 PROGRAMS = 4 if INTERPRETING else 528
 SUM_ROWS, SUM_COLUMNS = 16, 64
+SOFTMAX = NORMALIZERS.index("softmax")
+RESCALE_TILE = 16 if INTERPRETING else 512
 
 
 def forward(
@@ -47,14 +50,29 @@ def forward(
     call = _Call(target, history, offsets, lengths, mask, weights, biases, slopes or (), activation)
     pooled = target.new_empty(target.shape)
     shape = (*history.shape[:-1], call.candidates) if save_attention else (0,)
-    attention = target.new_empty(shape, dtype=torch.float32)
+    attention = call.histories.per_token(shape, torch.float32)
     if pooled.numel():
         element, config = support.chosen(target, call.units, "forward")
+        histories, parts = call.histories, call.histories.parts
+        grid = (histories.items * call.candidates,)
         with torch.cuda.device_of(target):
-            kernels.forward_kernel[(call.users * call.candidates,)](
-                *call.inputs(), call.weights[-1], call.biases[-1], pooled, attention, *call.strides(),
+            to, stats, merged = pooled, None, None
+            if parts:
+                to = histories.room(call.candidates, call.width)
+            if parts and normalize == SOFTMAX:
+                stats = histories.room(call.candidates, 2)
+                merged = stats.new_empty((call.users, call.candidates, 2))
+            kernels.forward_kernel[grid](
+                *call.inputs(), call.weights[-1], call.biases[-1], to, stats, attention, *call.strides(),
                 **call.constants(), NORM=normalize, SAVE=save_attention, **_launch(element, config),
             )  # fmt: skip
+            if parts:
+                parts.combine(to, pooled, stats, merged)
+            if parts and normalize == SOFTMAX and save_attention:
+                rescale_kernel[grid](
+                    attention, stats, merged, parts.users, *histories.layout, call.candidates,
+                    LAYOUT=histories.number, TILE=RESCALE_TILE, num_warps=4,
+                )  # fmt: skip
     return pooled, attention, target.new_empty((0,), dtype=torch.uint8)
 
 
@@ -99,32 +117,48 @@ def backward(
         )
     grad_target = target.new_empty(target.shape)
     several = call.candidates > 1 and target.dtype != torch.float32
-    grad_history = history.new_empty(history.shape, dtype=torch.float32 if several else history.dtype)
+    grad_history = call.histories.per_token(history.shape, torch.float32 if several else history.dtype)
     sizes = slab_sizes(call.width, call.units, activation)
     columns = sum(sizes.values())
     sums = target.new_zeros((columns,), dtype=torch.float32)
     if target.numel():
         element, config = support.chosen(target, call.units, "backward")
-        programs = min(PROGRAMS, call.users)
+        histories, parts = call.histories, call.histories.parts
+        programs = min(PROGRAMS, histories.items)
         scratch = call.units[0] * (call.width + 2)
         stride = -(-(columns + scratch) // 16) * 16
         slabs = target.new_zeros((programs, stride), dtype=torch.float32)
         grad_attention = grad_attention.contiguous() if grad_attention is not None else None
+        constants = {**call.constants(), "WEIGHTS": grad_attention is not None, **_launch(element, config)}
         with torch.cuda.device_of(target):
+            signals = (histories.spread(grad_pooled), grad_attention, attention.contiguous())
+            to, means = grad_target, None
+            if parts:
+                to = histories.room(call.candidates, call.width)
+            if parts and normalize == SOFTMAX:
+                terms, means = histories.room(call.candidates, 1), sums.new_empty((call.users, call.candidates))
+                taken = ("D", "BD", "LAYOUT", "WEIGHTS", "ALIGN", "TILE", "num_warps", "num_stages")
+                kernels.mean_kernel[(histories.items * call.candidates,)](
+                    *signals, histories.history, *histories.layout, terms, call.candidates, call.strides()[-1],
+                    **{name: constants[name] for name in taken},
+                )  # fmt: skip
+                parts.combine(terms, means)
+                means = histories.spread(means)
             kernels.backward_kernel[(programs,)](
-                grad_pooled.contiguous(), grad_attention, attention.contiguous(), *call.inputs(), call.weights[-1],
-                grad_target, grad_history, slabs, call.users, *call.strides(), stride,
-                **call.constants(), NORM=normalize, WEIGHTS=grad_attention is not None, ADD=call.candidates > 1,
-                FLUSH=config.flush, **_launch(element, config),
+                *signals, means, *call.inputs(), call.weights[-1],
+                to, grad_history, slabs, histories.items, *call.strides(), stride,
+                **constants, NORM=normalize, ADD=call.candidates > 1, FLUSH=config.flush,
             )  # fmt: skip
+            if parts:
+                parts.combine(to, grad_target)
             shared.sum_slabs[(triton.cdiv(columns, SUM_COLUMNS),)](
                 slabs, sums, programs, columns, stride, ROWS=SUM_ROWS, COLUMNS=SUM_COLUMNS, num_warps=4
             )
     else:
         grad_history.zero_()
-    parts = dict(zip(sizes, sums.split(list(sizes.values())), strict=True))
-    tokens, products, targets = (parts[name].view(call.units[0], call.width) for name in ("x", "tx", "t"))
-    grads = {"weight 0": torch.cat([targets, tokens, targets - tokens, products], dim=1), **parts}
+    named = dict(zip(sizes, sums.split(list(sizes.values())), strict=True))
+    tokens, products, targets = (named[name].view(call.units[0], call.width) for name in ("x", "tx", "t"))
+    grads = {"weight 0": torch.cat([targets, tokens, targets - tokens, products], dim=1), **named}
     names = [f"{kind} {i}" for kind in ("weight", "bias") for i in range(len(weights))]
     names += [f"slope {i}" for i in range(len(slopes))]
     like = [*weights, *biases, *slopes]
@@ -173,14 +207,13 @@ class _Call:
         self.users, self.candidates = target.shape[0], target.shape[1] if target.dim() == 3 else 1
         if INTERPRETING:  # on a GPU a check would wait for the device: the kernels clamp instead
             Layout(self.users, tuple(history.shape[:-1]), offsets, lengths, mask).check_values()
-        self.target = target.contiguous()
-        self.history = history if history.stride(-1) == 1 or self.width == 1 else history.contiguous()
-        self.layout = (offsets, lengths, mask)
+        self.histories = Histories(self.users, history, offsets, lengths, mask)
+        self.target = self.histories.spread(target)
         self.weights = [weight.contiguous() for weight in weights]
         self.biases = [bias.contiguous() for bias in biases]
         self.slopes = [slope.contiguous() for slope in slopes]
         self.activation = activation
-        self.align = devices.alignment(self.history)
+        self.align = devices.alignment(self.histories.history)
 
     def inputs(self) -> tuple[Tensor | None, ...]:
         """target ... s3 of the kernels; None stands for what this unit or layout lacks."""
@@ -189,21 +222,21 @@ class _Call:
         for i in range(3):
             slope = self.slopes[i] if i < len(self.slopes) else None
             unit += [self.weights[i], self.biases[i], slope] if i < layers else [None, None, None]
-        return (self.target, self.history, *self.layout, *unit)
+        return (self.target, self.histories.history, *self.histories.layout, *unit)
 
     def strides(self) -> tuple[int, int, int, int]:
         """candidates, length, user_units, row_units of the kernels."""
-        strides = self.history.stride()
-        user = strides[0] // self.align if self.history.dim() == 3 else 0
-        return self.candidates, self.history.shape[-2], user, strides[-2] // self.align
+        history = self.histories.history
+        user = history.stride(0) // self.align if history.dim() == 3 else 0
+        return self.candidates, history.shape[-2], user, history.stride(-2) // self.align
 
     def constants(self) -> dict[str, Any]:
         """What both kernels are compiled for."""
-        offsets, lengths, mask = self.layout
         return {
             **sizes(self.width, self.units),
             "ACT": self.activation,
-            "LAYOUT": 0 if offsets is not None else 1 if lengths is not None else 2 if mask is not None else 3,
+            "LAYOUT": self.histories.number,
+            "PARTS": self.histories.parts is not None,
             "ALIGN": self.align,
         }
 

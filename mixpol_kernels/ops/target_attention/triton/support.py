@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mixpol_kernels.library import INTERPRETING, constant
+from mixpol_kernels.library import constant
 from mixpol_kernels.ops.target_attention.triton import configs
 from mixpol_kernels.ops.triton import devices
 
@@ -50,5 +50,5 @@ def chosen(target: Tensor, units: tuple[int, ...], direction: str) -> tuple[str,
         for wide, many in configs.served(device, element, len(units)):
             if width <= wide and all(u <= m for u, m in zip(units, many, strict=True)):
                 name = configs.key(direction, element, wide, many)
-                return element, devices.INTERPRETED if INTERPRETING else devices.shipped(configs.FOLDER, device)[name]
+                return element, devices.launched(configs.FOLDER, device, name)
     raise AssertionError("sizes that were refused")
