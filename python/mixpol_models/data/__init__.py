@@ -4,19 +4,34 @@
     examples = build_examples(log, SequenceConfig(kind="mixed", budget=50))
     for batch in examples.train.loader(batch_size=1024, shuffle=True, seed=0): ...
 
-The rooms: `log` (the checked table), `kuairand`, `movielens`, `synthetic` (where it comes from), `sources`
-(which one), `download` (KuaiRand-Pure into the cache), `sequence` and `histories` (what an impression may
-see), `examples` and `batches` (what the model gets).
+The rooms:
+    log, scan            the checked table; a table that is described but not read yet
+    kuairand, kuairec, tencentgr, kuaivideo, movielens (100K), ratings (1M, 20M), synthetic
+                         where it comes from: `load_<name>` reads it, `scan_<name>` describes it
+    described, rules     any other log, by a YAML file; what counts as positive, in words
+    splits               by days, time, users or each user's tail
+    sources              which one: by name, or recognised by its files
+    download, cache      KuaiRand-Pure into the user's cache; nothing else is downloaded
+    store, stream_check  logs larger than memory: built piece by piece on disk, mapped; and what that costs
+    sequence, histories  what an impression may see
+    examples, batches    what the model gets
 """
 
 from mixpol_models.data.batches import Batch
+from mixpol_models.data.described import load_described
 from mixpol_models.data.examples import Examples, ExampleSet, build_examples
-from mixpol_models.data.kuairand import DateSplit, load_kuairand
+from mixpol_models.data.kuairand import load_kuairand
+from mixpol_models.data.kuairec import load_kuairec
+from mixpol_models.data.kuaivideo import KuaiVideoColumns, load_kuaivideo
 from mixpol_models.data.log import InteractionLog
 from mixpol_models.data.movielens import SourceUnavailable, load_ml100k
+from mixpol_models.data.ratings import load_ratings
 from mixpol_models.data.sequence import SequenceConfig
-from mixpol_models.data.sources import resolve
+from mixpol_models.data.sources import recognise, resolve
+from mixpol_models.data.splits import DateSplit, TailSplit, TimeSplit, UserSplit
+from mixpol_models.data.store import open_store, write_store
 from mixpol_models.data.synthetic import synthetic_log
+from mixpol_models.data.tencentgr import load_tencentgr
 
 __all__ = [
     "Batch",
@@ -24,11 +39,23 @@ __all__ = [
     "ExampleSet",
     "Examples",
     "InteractionLog",
+    "KuaiVideoColumns",
     "SequenceConfig",
     "SourceUnavailable",
+    "TailSplit",
+    "TimeSplit",
+    "UserSplit",
     "build_examples",
+    "load_described",
     "load_kuairand",
+    "load_kuairec",
+    "load_kuaivideo",
     "load_ml100k",
+    "load_ratings",
+    "load_tencentgr",
+    "open_store",
+    "recognise",
     "resolve",
     "synthetic_log",
+    "write_store",
 ]

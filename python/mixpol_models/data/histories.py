@@ -6,6 +6,7 @@ No example owns a copy of its history. It owns one range of rows (two with a neg
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,35 +22,60 @@ class HistoryStore:
     """All events of a log, once, sorted by (user, time).
 
     Attributes:
-        item: [E] int64. polarity: [E] uint8.
-        first: [E] int64, the first row of the row's user.
-        before: [E] int64, the first row of the same user at the row's own time. Rows first[i] : before[i] are
+        user, time, item: [E] int64. polarity: [E] uint8.
+        offsets: [n_users+1] int64; the rows of user u are offsets[u] : offsets[u+1].
+        before: [E] int64, the first row of the same user at the row's own time. Rows offsets[user[i]] : before[i] are
             thus the events strictly before row i; rows of equal time never see each other.
+
+    The arrays may be mapped from disk (see `store`); then so are the lists of positive and negative rows.
     """
 
+    user: Ints
+    time: Ints
     item: Ints
     polarity: NDArray[np.uint8]
-    first: Ints
+    offsets: Ints
     before: Ints
 
     @classmethod
     def from_log(cls, log: InteractionLog) -> HistoryStore:
-        user, time, item, polarity = (log.frame[name].to_numpy() for name in ("user", "time", "item", "polarity"))
-        new_user = _changes(user)
-        return cls(item, polarity, _latest(new_user), _latest(new_user | _changes(time)))
+        columns = [log.frame[name].to_numpy() for name in ("user", "time", "item", "polarity")]
+        if log.stored is not None and log.stored._is_of(*columns):
+            return log.stored
+        user, time, item, polarity = columns
+        n_users = int(user[-1]) + 1 if len(user) else 0
+        offsets = np.searchsorted(user, np.arange(n_users + 1))
+        before = _latest(_changes(user) | _changes(time))
+        return cls(user, time, item, polarity, offsets, before)
+
+    def _is_of(self, *columns: NDArray) -> bool:
+        """Whether these columns are the very rows of this store, not a part or a copy."""
+        own = (self.user, self.time, self.item, self.polarity)
+        pairs = zip(own, columns, strict=True)
+        return all(len(a) == len(b) and (not len(a) or a.ctypes.data == b.ctypes.data) for a, b in pairs)
+
+    @cached_property
+    def positives(self) -> Ints:
+        """The positive rows, ascending."""
+        return np.flatnonzero(self.polarity)
+
+    @cached_property
+    def negatives(self) -> Ints:
+        """The negative rows, ascending."""
+        return np.flatnonzero(self.polarity == 0)
 
     def select(self, rows: Ints, sequence: SequenceConfig) -> Histories:
         """The histories of the examples that are rows `rows` [n] of the log."""
-        first, before, budget = self.first[rows], self.before[rows], sequence.budget
+        first, before, budget = self.offsets[self.user[rows]], self.before[rows], sequence.budget
         if sequence.kind == "mixed" and sequence.negative_share is None:
             return Histories(self, (_Part(None, np.maximum(first, before - budget), before),))
 
-        positives = np.flatnonzero(self.polarity)
+        positives = self.positives
         low, high = np.searchsorted(positives, first), np.searchsorted(positives, before)
         if sequence.kind == "positive":
             return Histories(self, (_Part(positives, np.maximum(low, high - budget), high),))
 
-        negatives = np.flatnonzero(self.polarity == 0)
+        negatives = self.negatives
         negative_low, negative_high = np.searchsorted(negatives, first), np.searchsorted(negatives, before)
         n_positive, n_negative = high - low, negative_high - negative_low
         take_negative = np.minimum(n_negative, sequence.n_negative)

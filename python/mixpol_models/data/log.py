@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import polars as pl
 
-HISTORY = "history"
+from mixpol_models.data.splits import HISTORY
+
+if TYPE_CHECKING:
+    from mixpol_models.data.histories import HistoryStore
+
 SPLITS = ("train", "valid", "test", HISTORY)
 
 _SCHEMA: dict[str, pl.DataType] = {
@@ -37,6 +43,8 @@ class InteractionLog:
         polarity_rule: what counts as positive, in words.
         source: where the rows came from, in words.
         n_duplicates: exact duplicate rows that were dropped.
+        dropped: other rows that were dropped, by reason.
+        stored: the history store on disk that the rows are mapped from, if they are.
     """
 
     frame: pl.DataFrame
@@ -47,21 +55,34 @@ class InteractionLog:
     polarity_rule: str
     source: str
     n_duplicates: int
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    stored: HistoryStore | None = None
 
     @classmethod
-    def from_frame(cls, *frames: pl.DataFrame, name: str, polarity_rule: str, source: str) -> InteractionLog:
+    def from_frame(
+        cls,
+        *frames: pl.DataFrame,
+        name: str,
+        polarity_rule: str,
+        source: str,
+        split: pl.Expr | None = None,
+        dropped: Mapping[str, int] | None = None,
+    ) -> InteractionLog:
         """Checks one or more tables, drops exact duplicates, sorts.
 
         Args:
             frames: the columns of `InteractionLog.frame` (`context` may be absent, or null in history rows)
                 and any others. Rows of one table are duplicates if they are equal in **every** column, so
                 hand in the raw columns as well; they are dropped afterwards.
-            name, polarity_rule, source: see `InteractionLog`.
+            name, polarity_rule, source, dropped: see `InteractionLog`.
+            split: gives "split" to the distinct rows of the tables that lack it.
 
         Raises:
             ValueError: a column is missing, of the wrong kind, null or out of range.
         """
         distinct = [_distinct(frame) for frame in frames]
+        if split is not None:
+            distinct = [frame if "split" in frame.columns else frame.with_columns(split) for frame in distinct]
         rows = pl.concat(_typed(frame, name) for frame in distinct)
         rows = rows.sort("user", "time", "item", "polarity", maintain_order=True)
         sizes = rows.select(pl.col("user", "item", "context").max().fill_null(-1) + 1).row(0)
@@ -74,13 +95,16 @@ class InteractionLog:
             polarity_rule=polarity_rule,
             source=source,
             n_duplicates=sum(frame.height for frame in frames) - rows.height,
+            dropped=dict(dropped or {}),
         )
 
     def describe(self) -> str:
         """One line of text: name, sizes, examples per split, polarity rule."""
         counts = dict(self.frame.group_by("split").len().iter_rows())
         examples = " / ".join(f"{counts.get(split, 0):,}" for split in SPLITS[:3])
-        dropped = f" ({self.n_duplicates:,} exact duplicates dropped)" if self.n_duplicates else ""
+        counts_dropped = {"exact duplicates": self.n_duplicates} | dict(self.dropped)
+        reasons = ", ".join(f"{n:,} {reason}" for reason, n in counts_dropped.items() if n)
+        dropped = f" ({reasons} dropped)" if reasons else ""
         return (
             f"{self.name}: {self.frame.height:,} events{dropped} of {self.n_users:,} users and "
             f"{self.n_items:,} items; {examples} train / valid / test examples; "
@@ -89,9 +113,15 @@ class InteractionLog:
 
 
 def _distinct(frame: pl.DataFrame) -> pl.DataFrame:
+    """The first of each set of equal rows, in the order they came."""
     # Equal rows have equal hashes, so only rows that share one need the slow comparison.
     suspect = frame.hash_rows().is_duplicated()
-    return pl.concat([frame.filter(~suspect), frame.filter(suspect).unique(maintain_order=True)])
+    if not suspect.any():
+        return frame
+    place = "the row's place"
+    kept = frame.with_row_index(place).filter(suspect).unique(frame.columns, keep="first")[place]
+    first = pl.Series([False]).new_from_index(0, frame.height).scatter(kept, True)
+    return frame.filter(~suspect | first)
 
 
 def _typed(frame: pl.DataFrame, name: str) -> pl.DataFrame:

@@ -1,28 +1,70 @@
-"""Which data to use: the first source that is there, said aloud."""
+"""Which data to use: recognised by its files, or the first source that is there, said aloud."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from mixpol_models.data import kuairand, movielens, synthetic
+from mixpol_models.data import described, kuairand, kuairec, kuaivideo, movielens, ratings, store, synthetic, tencentgr
 from mixpol_models.data.cache import cache_dir
 from mixpol_models.data.log import InteractionLog
+from mixpol_models.data.scan import LogScan
 
 KUAIRAND_CACHE = "kuairand-pure"
 NAMES = (KUAIRAND_CACHE, "ml-100k", "synthetic")
 
 
+@dataclass(frozen=True)
+class Source:
+    """A data set on disk.
+
+    Attributes:
+        find: what it takes for the source in a folder, if anything.
+        scan: describes the log in a folder.
+        files: what `find` looks for, in words.
+    """
+
+    find: Callable[[Path], Any]
+    scan: Callable[..., LogScan]
+    files: str
+
+
+def _ratings(release: ratings.Release) -> Source:
+    return Source(
+        lambda folder: ratings.find_ratings(folder, release),
+        lambda folder, **options: ratings.scan_ratings(folder, release, **options),
+        " or ".join(ratings.FILES[release]),
+    )
+
+
+# In this order they are looked for; the keys are what may stand before the colon of NAME:PATH.
+SOURCES = {
+    "kuairand": Source(
+        kuairand.find_kuairand,
+        kuairand.scan_kuairand,
+        f"{kuairand.EARLY}_*.csv with its sequel, or {kuairand.PARQUET[0]}",
+    ),
+    "kuairec": Source(kuairec.find_kuairec, kuairec.scan_kuairec, kuairec.LOOKED_FOR),
+    "tencentgr": Source(tencentgr.find_tencentgr, tencentgr.scan_tencentgr, tencentgr.LOOKED_FOR),
+    "kuaivideo": Source(kuaivideo.find_kuaivideo, kuaivideo.scan_kuaivideo, kuaivideo.LOOKED_FOR),
+    "ml-1m": _ratings("ml-1m"),
+    "ml-20m": _ratings("ml-20m"),
+}
+
+
 def resolve(data: str | os.PathLike[str] | None = None, *, say: Callable[[str], None] = print) -> InteractionLog:
     """The log to use: `data` or MIXPOL_DATA, else the cache, MovieLens-100K by pip, a synthetic log.
 
-    KuaiRand-Pure is never downloaded here; `mixpol data get kuairand-pure` does that.
+    Nothing but MovieLens-100K is downloaded here; `mixpol data get kuairand-pure` fetches KuaiRand-Pure.
 
     Args:
-        data: a folder with KuaiRand-Pure (see `load_kuairand`), or one of `NAMES` for exactly that source.
-            None or "" reads MIXPOL_DATA, which counts as unset when empty.
-        say: gets one line for every source tried.
+        data: a folder with one of `SOURCES` (the first of them that is there) or a store (see `store`), NAME:FOLDER for
+            exactly that source, a YAML file that describes a log (see `described`), or one of `NAMES`. None or "" reads
+            MIXPOL_DATA, which counts as unset when empty.
+        say: gets one line for every source tried, and one on other data in the folder.
 
     Raises:
         ValueError: `data` or MIXPOL_DATA is given but holds no readable data.
@@ -42,6 +84,39 @@ def resolve(data: str | os.PathLike[str] | None = None, *, say: Callable[[str], 
         return _said(synthetic.synthetic_log(), "no other source is there", say)
 
 
+def recognise(data: str | os.PathLike[str], *, say: Callable[[str], None] = print, **options: Any) -> LogScan:
+    """The log at a place on disk, not read yet.
+
+    Args:
+        data: a folder, NAME:FOLDER or a YAML file, as in `resolve`.
+        say: gets a line if a folder holds several sources.
+        options: of the source's scan function, such as `polarity` and `split`; none for a YAML file.
+
+    Raises:
+        ValueError: nothing known is there; the message lists what was looked for.
+    """
+    wish = os.fspath(data)
+    name, colon, rest = wish.partition(":")
+    if colon and name in SOURCES:
+        return SOURCES[name].scan(Path(rest).expanduser(), **options)
+    place = Path(wish).expanduser()
+    if place.suffix in described.SUFFIXES:
+        if options:
+            raise ValueError(f"{sorted(options)} given with {wish}, expected none: say it in the file")
+        return described.scan_described(place)
+    there = [name for name, source in SOURCES.items() if source.find(place)]
+    if not there:
+        looked = "; ".join(f"{name}: {source.files}" for name, source in SOURCES.items())
+        raise ValueError(
+            f"In {str(place)!r} and its usual sub-folders there is none of: {looked}. Mend the path, name the source "
+            "as in kuairec:FOLDER, give a YAML file that describes the log, or run `mixpol data get kuairand-pure` and "
+            "leave it out"
+        )
+    if len(there) > 1:
+        say(f"data: {place} holds {there[0]}, and {', '.join(there[1:])}: take those with e.g. {there[1]}:{place}")
+    return SOURCES[there[0]].scan(place, **options)
+
+
 def _wished(wish: str, origin: str, say: Callable[[str], None]) -> InteractionLog:
     reason = f"from {origin}={wish}"
     if wish == "ml-100k":
@@ -56,7 +131,9 @@ def _wished(wish: str, origin: str, say: Callable[[str], None]) -> InteractionLo
             )
         return _from_cache(cached, reason, say)
     try:
-        return _said(kuairand.load_kuairand(Path(wish).expanduser()), reason, say)
+        if store.is_store(Path(wish).expanduser()):
+            return _said(store.open_store(Path(wish).expanduser()), reason, say)
+        return _said(recognise(wish, say=say).load(), reason, say)
     except ValueError as error:
         raise ValueError(f"{origin} is {wish!r}, expected a folder with data or one of {NAMES}. {error}") from error
 

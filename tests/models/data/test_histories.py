@@ -45,7 +45,7 @@ events_of_few = st.lists(
 
 
 @given(events=events_of_few, sequence=sequences, data=st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_agrees_with_the_definition(events: list[Event], sequence: SequenceConfig, data: st.DataObject):
     log = log_of(events)
     train = build_examples(log, sequence).train

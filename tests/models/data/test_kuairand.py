@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from data_helpers import histories
+from data_helpers import CSV_HEADER, csv_row, histories
 
-from mixpol_models.data import DateSplit, InteractionLog, SequenceConfig, build_examples, load_kuairand
+from mixpol_models.data import DateSplit, InteractionLog, SequenceConfig, TimeSplit, build_examples, load_kuairand
 
 POSITIVE = pl.col("label").cast(pl.Int64)
 
@@ -152,3 +152,82 @@ def test_unreadable_files(kuairand_csv: Path):
     path.write_text("user_id,video_id\n1,2\n")
     with pytest.raises(ValueError, match="not readable as KuaiRand-Pure"):
         load_kuairand(kuairand_csv)
+
+
+RELEASES = {
+    "KuaiRand-1K": ["log_standard_4_08_to_4_21_1k", "log_standard_4_22_to_5_08_1k"],
+    "KuaiRand-27K": [
+        f"log_standard_{days}_27k_part{part}" for days in ("4_08_to_4_21", "4_22_to_5_08") for part in (1, 2)
+    ],
+}
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_other_releases(tmp_path: Path, release: str):
+    data = tmp_path / release / "data"
+    data.mkdir(parents=True)
+    for k, name in enumerate(RELEASES[release]):
+        rows = [csv_row(0, 10 + k, 20220425 + k, 1_000 * k, k % 2)]
+        (data / f"{name}.csv").write_text("\n".join([CSV_HEADER, *rows]) + "\n")
+    log = load_kuairand(tmp_path)
+    assert log.name == release
+    assert log.frame["item"].to_list() == list(range(10, 10 + len(RELEASES[release])))
+    (data / f"{RELEASES[release][-1]}.csv").unlink()
+    with pytest.raises(ValueError, match="no KuaiRand-Pure"):
+        load_kuairand(tmp_path)
+
+
+def with_random(folder: Path) -> Path:
+    """Two rows of the random log, in the window and after it; the last column but one is is_rand."""
+    rows = [csv_row(0, 20, 20220426, 4_500, 1), csv_row(1, 21, 20220430, 6_900, 0), csv_row(1, 22, 20220503, 9_000, 0)]
+    rows = [row.rpartition(",")[0].rpartition(",")[0] + ",1," + row.rpartition(",")[2] for row in rows]
+    path = folder / "KuaiRand-Pure/data/log_random_4_22_to_5_08_pure.csv"
+    path.write_text("\n".join([CSV_HEADER, *rows]) + "\n")
+    return folder
+
+
+def test_random_log(kuairand_csv: Path):
+    plain = load_kuairand(kuairand_csv)
+    folder = with_random(kuairand_csv)
+    assert load_kuairand(folder).frame.equals(plain.frame), "left out by default"
+    included = load_kuairand(folder, random="include")
+    assert included.frame.filter(pl.col("item") >= 20)["split"].to_list() == ["train", "test"]
+    assert included.dropped == {"after the last test day": 2}
+    test = load_kuairand(folder, random="test")
+    assert test.frame.filter(split="test")["item"].to_list() == [20, 21, 22], "of any day"
+    assert test.frame.filter(pl.col("item") == 9)["split"].to_list() == ["history"], "was a test row"
+    assert test.frame.filter(split="train").height == plain.frame.filter(split="train").height
+
+
+def test_random_log_must_be_there(kuairand_csv: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match=r"random is 'test', expected .*log_random_4_22_to_5_08_pure.csv"):
+        load_kuairand(kuairand_csv, random="test")
+    with pytest.raises(ValueError, match="random is 'maybe', expected 'exclude'"):
+        load_kuairand(kuairand_csv, random="maybe")
+    (tmp_path / "parquet").mkdir()
+    write_parquet(tmp_path / "parquet", [2_000])
+    with pytest.raises(ValueError, match="holds the parquet form: use the official CSV"):
+        load_kuairand(tmp_path / "parquet", random="include")
+
+
+def test_polarity_rules(kuairand_csv: Path):
+    log = load_kuairand(kuairand_csv, polarity="play_time_ms < 5: negative")
+    assert log.polarity_rule == "play_time_ms < 5: negative"
+    played = log.frame.filter(pl.col("polarity") == 1)
+    assert played["item"].to_list() == [4], "the near-duplicate with 7 ms"
+    assert log.frame["label"].equals(log.frame["polarity"].rename("label"))
+    with pytest.raises(ValueError, match=r"names the column 'is_clicked'"):
+        load_kuairand(kuairand_csv, polarity="is_clicked")
+
+
+def test_the_parquet_history_knows_two_actions_only(tmp_path: Path, real_kuairand: Path):
+    with pytest.raises(ValueError, match=r"names the column 'is_click'; expected one of \['is_like', 'long_view'\]"):
+        load_kuairand(real_kuairand, polarity="is_click")
+    liked = load_kuairand(real_kuairand, polarity="is_like or long_view")
+    assert liked.frame["polarity"].sum() > 291_496 + 28_946
+
+
+def test_other_splits(kuairand_csv: Path):
+    log = load_kuairand(kuairand_csv, TimeSplit(0.5, 0.2))
+    assert log.frame.height == 12
+    assert log.dropped == {}

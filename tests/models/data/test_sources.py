@@ -4,8 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from mixpol_models.data import InteractionLog, SequenceConfig, SourceUnavailable, build_examples, resolve
+from mixpol_models.cli import app
+from mixpol_models.data import InteractionLog, SequenceConfig, SourceUnavailable, build_examples, recognise, resolve
 from mixpol_models.data.cache import cache_dir
 from mixpol_models.data.movielens import fetch_inter
 
@@ -38,8 +40,7 @@ def yields_batches(log: InteractionLog) -> None:
 def test_kuairand_parquet(real_kuairand: Path, said: list[str]):
     yields_batches(resolve(real_kuairand, say=said.append))
     assert resolve(real_kuairand / "kuairand_pure", say=said.append).frame.height == 909_221
-    assert len(said) == 2
-    assert f"from --data={real_kuairand}" in said[0]
+    assert f"from --data={real_kuairand}" in said[-2]
 
 
 def test_kuairand_csv_from_the_environment(kuairand_csv: Path, said: list[str], monkeypatch: pytest.MonkeyPatch):
@@ -110,3 +111,50 @@ def test_a_wish_that_fails_is_an_error(tmp_path: Path, origin: str, monkeypatch:
 def test_says_it_aloud_by_default(capsys: pytest.CaptureFixture[str]):
     resolve("synthetic")
     assert capsys.readouterr().out.startswith("data: synthetic: ")
+
+
+def test_two_sources_in_one_folder(kuairand_csv: Path, said: list[str]):
+    (kuairand_csv / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,2,4.0,3\n1,3,1.0,4\n")
+    assert resolve(kuairand_csv, say=said.append).name == "KuaiRand-Pure"
+    assert said[0] == f"data: {kuairand_csv} holds kuairand, and ml-20m: take those with e.g. ml-20m:{kuairand_csv}"
+    assert resolve(f"ml-20m:{kuairand_csv}", say=said.append).name == "MovieLens-20M"
+
+
+def test_what_was_looked_for_is_listed(tmp_path: Path):
+    with pytest.raises(ValueError, match="there is none of") as error:
+        resolve(tmp_path)
+    for words in (
+        "big_matrix.csv",
+        "seq.jsonl",
+        "ratings.dat",
+        "ratings.csv",
+        "pos_items",
+        "log_standard_4_08_to_4_21",
+    ):
+        assert words in str(error.value)
+    with pytest.raises(ValueError, match="no KuaiRec"):
+        resolve(f"kuairec:{tmp_path}")
+
+
+def test_options_reach_the_source(kuairand_csv: Path, tmp_path: Path):
+    assert recognise(kuairand_csv, polarity="is_click").load().polarity_rule == "is_click"
+    with pytest.raises(ValueError, match=r"\['polarity'\] given with .*log.yaml, expected none"):
+        recognise(tmp_path / "log.yaml", polarity="is_click")
+
+
+def test_prepare_and_show(kuairand_csv: Path, tmp_path: Path):
+    run = CliRunner().invoke
+    stored = str(tmp_path / "store")
+    done = run(app, ["data", "prepare", str(kuairand_csv), stored, "--chunk-events", "3"])
+    assert done.exit_code == 0, done.output
+    assert f"Saved in {stored}/" in done.output
+    shown = run(app, ["data", "show", "--data", stored])
+    direct = run(app, ["data", "show", "--data", str(kuairand_csv)])
+    assert shown.output.replace(stored, "") == direct.output.replace(str(kuairand_csv), "")
+    again = run(app, ["data", "prepare", str(kuairand_csv), stored, "--polarity", "play_time_ms > 5"])
+    assert again.exit_code == 1
+    assert "--force" in again.output
+    done = run(app, ["data", "prepare", str(kuairand_csv), stored, "--polarity", "play_time_ms > 5", "--force"])
+    assert done.exit_code == 0, done.output
+    assert "positive means play_time_ms > 5" in done.output
+    assert run(app, ["data", "prepare", str(tmp_path / "none"), stored, "--force"]).exit_code == 2
