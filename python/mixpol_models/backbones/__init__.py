@@ -1,9 +1,31 @@
 """CTR models built on `mixpol_kernels.nn`: each takes a `Batch` and gives one logit per example.
 
-The rooms: one file per backbone, `tower` (the layers behind the pooled history), `build` (a model by its name).
+The rooms: one file per backbone; `build` (a model by its name); `frame` and `inputs` (what all have: tables, polarity
+fusion, MLP), `tower` (the MLP). Of the layers, `padding` (jagged to padded), `attend` (masked attention), `encoder`
+(a transformer layer), `positions`, `ns_tokens`, `token_linear`, `head_mix` and `swiglu` (tokens with own weights).
+Every model has `history_attention(batch)`: what each history event got, [N].
 """
 
-from mixpol_models.backbones.build import BACKBONES, build_backbone
+from mixpol_models.backbones.build import BACKBONES, build_backbone, own_options
 from mixpol_models.backbones.din import DIN
+from mixpol_models.backbones.din_action import DINAction
+from mixpol_models.backbones.din_two_lists import DINTwoLists
+from mixpol_models.backbones.hyformer import HyFormer
+from mixpol_models.backbones.mixformer import MixFormer
+from mixpol_models.backbones.onetrans import OneTrans
+from mixpol_models.backbones.transact import TransAct
+from mixpol_models.backbones.transformer import Transformer
 
-__all__ = ["BACKBONES", "DIN", "build_backbone"]
+__all__ = [
+    "BACKBONES",
+    "DIN",
+    "DINAction",
+    "DINTwoLists",
+    "HyFormer",
+    "MixFormer",
+    "OneTrans",
+    "TransAct",
+    "Transformer",
+    "build_backbone",
+    "own_options",
+]

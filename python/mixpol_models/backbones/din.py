@@ -95,3 +95,21 @@ class DIN(nn.Module):
         if self.user_embedding is not None:
             parts.append(self.user_embedding(batch.user))
         return self.tower(torch.cat(parts, dim=-1)).squeeze(-1)
+
+    @torch.no_grad()
+    def history_attention(self, batch: Batch) -> Tensor:
+        """The attention weight of each history event, in evaluation mode.
+
+        Returns:
+            [N] float32, jagged as the batch. With normalize "none" weights may be negative and have any sum.
+        """
+        training = self.training
+        self.eval()
+        try:
+            polarity = None if self.attention.fusion.fusion == "none" else batch.polarity
+            _, weights = self.attention(
+                batch.target_item, batch.item_ids, polarity, offsets=batch.offsets, return_weights=True
+            )
+        finally:
+            self.train(training)
+        return weights

@@ -4,7 +4,8 @@
     result.test.auc
 
 The rooms: `config` (what can be set), `prepare` (log to example sets), `module` (the LightningModule), `optimizer` and
-`clipping` (dense layers and sparse tables together), `metrics`, `checkpoints` (resume), `run` (all of it).
+`clipping` (dense layers and sparse tables together), `metrics`, `checkpoints` (resume), `distributed` (several
+processes), `run` (all of it).
 """
 
 from mixpol_models.training.config import TrainConfig, load_config

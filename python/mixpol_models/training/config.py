@@ -8,16 +8,23 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from mixpol_models.backbones import build_backbone, own_options
 from mixpol_models.data import SequenceConfig
 
+BackboneName = Literal[
+    "din", "din_two_lists", "din_action", "transact", "transformer", "onetrans", "hyformer", "mixformer"
+]
 Fusion = Literal["none", "bias", "tapf"]
 Kind = Literal["mixed", "positive"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Accelerator = Literal["auto", "cpu", "gpu"]
 Backend = Literal["auto", "cpu", "reference"]
+# Settings of their own, from when DIN was the only backbone.
+_OF_DIN = ("attention_units", "activation", "normalize")
 
 
 class TrainConfig(BaseModel):
@@ -27,10 +34,14 @@ class TrainConfig(BaseModel):
         data: a folder with KuaiRand-Pure or a source's name, as in `mixpol_models.data.resolve`; None looks around.
         train_on_history: impressions before the training days are training examples too, each with the past strictly
             before it. Does nothing where the log has none.
+        history_share: how many of those impressions, as a share; drawn at random, the same ones in every run.
         sequence, budget, negative_share: see `SequenceConfig`.
         fusion: how polarity marks a history event.
         backbone: a name in `mixpol_models.backbones.BACKBONES`.
-        embedding_dim, attention_units, tower_units, activation, normalize, dropout, user_embedding: see `DIN`.
+        options: what that backbone takes beyond the settings here (layers, heads, ...), by its constructor's names; not
+            `max_length`, which is the budget.
+        embedding_dim, tower_units, dropout, user_embedding: see `Backbone`.
+        attention_units, activation, normalize: see `DIN`; of the backbones whose name begins with "din".
         epochs: at most.
         batch_size: examples per step.
         learning_rate: of the dense layers (AdamW).
@@ -52,13 +63,15 @@ class TrainConfig(BaseModel):
 
     data: str | None = None
     train_on_history: bool = True
+    history_share: float = Field(1.0, gt=0, le=1)
 
     sequence: Kind = "mixed"
     budget: int = Field(50, ge=1)
     negative_share: float | None = Field(None, ge=0, le=1)
     fusion: Fusion = "tapf"
 
-    backbone: Literal["din"] = "din"
+    backbone: BackboneName = "din"
+    options: dict[str, Any] = Field(default_factory=dict)
     embedding_dim: int = Field(16, ge=1)
     attention_units: tuple[int, ...] = Field((64,), min_length=1, max_length=3)
     tower_units: tuple[int, ...] = (128, 64)
@@ -92,7 +105,30 @@ class TrainConfig(BaseModel):
             )
         if self.precision == "fp16" and self.accelerator == "cpu":
             raise ValueError("precision is 'fp16' with accelerator 'cpu', which has none: take 'bf16'")
+        self._check_backbone()
         return self
+
+    def _check_backbone(self) -> None:
+        taken = own_options(self.backbone)
+        for name in _OF_DIN:
+            default = type(self).model_fields[name].default
+            if name not in taken and getattr(self, name) != default:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}, which backbone {self.backbone!r} does not take: leave it out"
+                )
+        offered = tuple(name for name in taken if name not in (*_OF_DIN, "max_length"))
+        for name in self.options:
+            if name not in offered:
+                raise ValueError(
+                    f"options has {name!r}, which backbone {self.backbone!r} does not take there, expected some of "
+                    f"{offered}: mend the name or leave it out"
+                )
+        # Built once without memory, so that a wrong value is found before the data are read.
+        try:
+            with torch.device("meta"):
+                build_backbone(self.backbone, n_items=1, n_users=1, n_contexts=1, **self.backbone_options())
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"backbone {self.backbone!r} with options {self.options}: {error}") from None
 
     @property
     def name(self) -> str:
@@ -111,11 +147,12 @@ class TrainConfig(BaseModel):
 
     def backbone_options(self) -> dict[str, Any]:
         """What the backbone takes beside the table sizes."""
-        names = (
-            *("embedding_dim", "attention_units", "tower_units", "fusion", "activation", "normalize"),
-            *("dropout", "user_embedding", "backend"),
-        )
-        return {name: getattr(self, name) for name in names} | {"sparse": self.sparse_tables}
+        taken = own_options(self.backbone)
+        names = ("embedding_dim", "tower_units", "fusion", "dropout", "user_embedding", "backend")
+        chosen = {name: getattr(self, name) for name in (*names, *(name for name in _OF_DIN if name in taken))}
+        if "max_length" in taken:
+            chosen["max_length"] = self.budget
+        return chosen | {"sparse": self.sparse_tables} | self.options
 
     def to_yaml(self) -> str:
         """The whole configuration; `load_config` reads it back."""

@@ -53,13 +53,13 @@ class CTRModule(L.LightningModule):
         # A resumed run then draws the dropout masks that the uninterrupted one would have drawn. Not at the start of
         # the epoch: making the loader's iterator draws a number too, before it or after it.
         if batch_index == 0:
-            torch.manual_seed(self.config.seed * 1_000_003 + self.current_epoch)
+            torch.manual_seed(self.config.seed * 1_000_003 + self.current_epoch + 1_009 * self.global_rank)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         loss = F.binary_cross_entropy_with_logits(self(batch), batch.label)
         # Logging every step costs as much as a small model's forward pass.
         if (batch_index + 1) % self.trainer.log_every_n_steps == 0:
-            self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+            self.log("train/loss", loss, prog_bar=True, batch_size=len(batch), sync_dist=self.trainer.world_size > 1)
         return loss
 
     def on_validation_epoch_start(self) -> None:

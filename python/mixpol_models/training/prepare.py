@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import polars as pl
 
 from mixpol_models.data import Examples, InteractionLog, build_examples
@@ -13,10 +14,12 @@ from mixpol_models.training.config import TrainConfig
 
 def prepare(log: InteractionLog, config: TrainConfig) -> Examples:
     """The example sets of a run; validation and test rows are the same whatever the configuration."""
-    return build_examples(with_history_targets(log) if config.train_on_history else log, config.history)
+    if config.train_on_history:
+        log = with_history_targets(log, config.history_share)
+    return build_examples(log, config.history)
 
 
-def with_history_targets(log: InteractionLog) -> InteractionLog:
+def with_history_targets(log: InteractionLog, share: float = 1.0) -> InteractionLog:
     """Makes the impressions before the training days training examples too.
 
     Their labels are older than any validation or test row, so nothing leaks. Where the log does not know their
@@ -24,8 +27,12 @@ def with_history_targets(log: InteractionLog) -> InteractionLog:
 
     Args:
         log: may be without such impressions; then it is returned as it is.
+        share: of them, in (0, 1]; which ones is drawn at random, the same ones in every call.
     """
     past = pl.col("split") == HISTORY
+    if share < 1:
+        drawn = np.random.default_rng(0).random(log.frame.height) < share
+        past &= pl.lit(pl.Series(drawn))
     contexts = log.frame.filter(past)["context"]
     if contexts.is_empty():
         return log

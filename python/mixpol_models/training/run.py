@@ -19,8 +19,9 @@ from lightning.pytorch.loggers import CSVLogger
 from numpy.typing import NDArray
 
 from mixpol_models.data import Examples, ExampleSet, InteractionLog, resolve
-from mixpol_models.training.checkpoints import BEST, KeepBest, KeepLast, find_resume, load_model
+from mixpol_models.training.checkpoints import BEST, LAST, KeepBest, KeepLast, find_resume, load_model, read_checkpoint
 from mixpol_models.training.config import TrainConfig
+from mixpol_models.training.distributed import check_processes, train_loader, trainer_options
 from mixpol_models.training.metrics import Metrics, evaluate
 from mixpol_models.training.module import CTRModule
 from mixpol_models.training.prepare import prepare
@@ -36,17 +37,17 @@ class TrainResult:
 
     Attributes:
         config: of the run.
-        valid, test: metrics of the best checkpoint.
+        valid, test: metrics of the kept checkpoint; valid is None without validation examples.
         test_logit: [n] float32, in the order of the test examples.
-        checkpoint: the best one.
+        checkpoint: the kept one: the best, or the last without validation examples.
         epochs: trained, those before a resume included.
-        best_epoch: of the best checkpoint, from 1.
+        best_epoch: of the kept checkpoint, from 1.
         train_examples: examples per epoch.
         seconds: of fitting, validation included, on the wall clock.
     """
 
     config: TrainConfig
-    valid: Metrics
+    valid: Metrics | None
     test: Metrics
     test_logit: NDArray[np.float32]
     checkpoint: Path
@@ -55,15 +56,26 @@ class TrainResult:
     train_examples: int
     seconds: float
 
+    @property
+    def kept(self) -> str:
+        """Which epoch the checkpoint is of, in words."""
+        if self.valid is None:
+            return "last epoch (no validation rows)"
+        return "epoch with the best validation AUC"
+
 
 def train(
     config: TrainConfig,
     *,
     log: InteractionLog | None = None,
+    examples: Examples | None = None,
     resume: str | Path | None = None,
     callbacks: Sequence[Callback] | None = None,
+    processes: int = 1,
 ) -> TrainResult:
     """Trains, keeps the checkpoint with the best validation AUC, and evaluates that one on the test rows.
+
+    Without validation examples nothing is chosen: all epochs are trained and the last one is kept.
 
     The run's folder holds best.ckpt, last.ckpt (both at the end of an epoch), config.yaml and logs/. On a CPU the same
     configuration gives the same bits with the same number of threads.
@@ -71,16 +83,22 @@ def train(
     Args:
         config: see `TrainConfig`.
         log: the data; by default `resolve(config.data)`.
+        examples: instead of `prepare(log, config)`, of a configuration with the same table sizes.
         resume: last.ckpt of a run, or its folder: goes on there from the end of the last epoch as if it had not
             stopped.
         callbacks: Lightning callbacks instead of the progress bar.
+        processes: that train together (DDP; gloo on CPUs, NCCL on GPUs), each on its part of every batch: the same
+            steps as in one process, but for rounding and the dropout masks. Each validates on all rows. The calling
+            script needs the `if __name__ == "__main__"` of every program that spawns processes.
 
     Raises:
-        ValueError: a split without examples, or a checkpoint that does not fit.
+        ValueError: no training or no test examples, a checkpoint that does not fit, or settings that several processes
+            cannot train with.
     """
-    log = resolve(config.data) if log is None else log
-    examples = prepare(log, config)
+    if examples is None:
+        examples = prepare(resolve(config.data) if log is None else log, config)
     _check(examples)
+    check_processes(config, processes)
     sizes = {name: getattr(examples.log, name) for name in ("n_items", "n_users", "n_contexts")}
     checkpoint, done = find_resume(resume, config, sizes) if resume else (None, 0)
     if checkpoint:
@@ -92,31 +110,36 @@ def train(
     with _quiet():
         L.seed_everything(config.seed, workers=True, verbose=False)
         module = CTRModule(config.model_dump(mode="json"), sizes)
-        best = KeepBest(folder)
-        stop = EarlyStopping("valid/auc", mode="max", patience=config.patience)
+        chosen = len(examples.valid) > 0
+        keep = [EarlyStopping("valid/auc", mode="max", patience=config.patience), KeepBest(folder)] if chosen else []
         bars = [ProgressBar()] if callbacks is None else list(callbacks)
         trainer = _trainer(
             config,
             max_epochs=config.epochs,
-            callbacks=[*bars, stop, best, KeepLast(folder)],
+            callbacks=[*bars, *keep, KeepLast(folder)],
             logger=CSVLogger(folder, "logs", version=0),
             enable_progress_bar=callbacks is None,
+            **trainer_options(config, processes),
         )
-        batches = examples.train.loader(config.batch_size, shuffle=True, seed=config.seed, num_workers=config.workers)
+        batches = train_loader(examples.train, config, processes)
         # Lightning tells the sampler too, but on a resume only after it has drawn the order.
         batches.sampler.set_epoch(done)
         started = time.perf_counter()
-        trainer.fit(module, batches, _in_order(examples.valid), ckpt_path=checkpoint, weights_only=True)
+        valid = _in_order(examples.valid) if chosen else None
+        trainer.fit(module, batches, valid, ckpt_path=checkpoint, weights_only=True)
         seconds = time.perf_counter() - started
-        kept, best_epoch = load_model(folder / BEST)
-        valid_logit, test_logit = (predict(config, kept, part) for part in (examples.valid, examples.test))
+        checkpoint = folder / (BEST if chosen else LAST)
+        kept, best_epoch = load_model(checkpoint)
+        test_logit = predict(config, kept, examples.test)
+        valid_logit = predict(config, kept, examples.valid) if chosen else None
     return TrainResult(
         config=config,
-        valid=evaluate(examples.valid.user, examples.valid.label, valid_logit),
+        valid=None if valid_logit is None else evaluate(examples.valid.user, examples.valid.label, valid_logit),
         test=evaluate(examples.test.user, examples.test.label, test_logit),
         test_logit=test_logit,
-        checkpoint=folder / BEST,
-        epochs=trainer.current_epoch,
+        checkpoint=checkpoint,
+        # Not the trainer's count, which other processes may have kept.
+        epochs=read_checkpoint(folder / LAST)["epoch"] + 1,
         best_epoch=best_epoch,
         train_examples=len(examples.train),
         seconds=seconds,
@@ -125,14 +148,16 @@ def train(
 
 def _trainer(config: TrainConfig, **options: Any) -> L.Trainer:
     return L.Trainer(
-        accelerator=config.accelerator,
-        devices=1,
-        precision=_PRECISION[config.precision],
-        enable_model_summary=False,
-        log_every_n_steps=20,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        **options,
+        **{
+            "accelerator": config.accelerator,
+            "devices": 1,
+            "precision": _PRECISION[config.precision],
+            "enable_model_summary": False,
+            "log_every_n_steps": 20,
+            "num_sanity_val_steps": 0,
+            "use_distributed_sampler": False,
+        }
+        | options
     )
 
 
@@ -148,7 +173,7 @@ def _in_order(examples: ExampleSet) -> torch.utils.data.DataLoader:
 
 
 def _check(examples: Examples) -> None:
-    for name in ("train", "valid", "test"):
+    for name in ("train", "test"):
         if len(getattr(examples, name)) == 0:
             raise ValueError(
                 f"{examples.log.name}: the {name} split has no examples, expected some: use another split or log"
@@ -168,6 +193,7 @@ def _quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
             warnings.filterwarnings("ignore", message=".*number of training batches.*")
             warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+            warnings.filterwarnings("ignore", message=".*have no `val_dataloader`.*")
             yield
     finally:
         for logger, level in zip(names, levels, strict=True):

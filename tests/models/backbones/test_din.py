@@ -155,5 +155,5 @@ def test_without_users() -> None:
 
 
 def test_unknown_backbone() -> None:
-    with pytest.raises(ValueError, match=r"backbone is 'dim', expected one of \('din',\)"):
+    with pytest.raises(ValueError, match=r"backbone is 'dim', expected one of \('din', "):
         build_backbone("dim")

@@ -58,3 +58,13 @@ def test_validation_and_test_rows_are_untouched() -> None:
         for part in ("valid", "test"):
             first, second = (next(iter(getattr(e, part).loader(10))) for e in (with_past, without))
             assert all((getattr(first, k) == getattr(second, k)).all() for k in vars(first))
+
+
+def test_a_share_of_the_past_is_the_same_in_every_call() -> None:
+    rows = 4000
+    frame = pl.DataFrame({"user": range(rows), "item": [0] * rows, "time": [0] * rows, "label": [0, 1] * (rows // 2)})
+    frame = frame.with_columns(polarity="label", split=pl.lit("history"))
+    log = InteractionLog.from_frame(frame, name="test", polarity_rule="as given", source="a test")
+    first, second = (with_history_targets(log, 0.25).frame["split"] for _ in range(2))
+    assert first.equals(second)
+    assert 900 < (first == "train").sum() < 1100

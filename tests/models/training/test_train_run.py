@@ -14,6 +14,7 @@ import torch
 from mixpol_models.data import InteractionLog, synthetic_log
 from mixpol_models.training import TrainConfig, train
 from mixpol_models.training.checkpoints import load_model, read_checkpoint
+from mixpol_models.training.prepare import prepare
 
 Make = Callable[..., TrainConfig]
 
@@ -132,3 +133,22 @@ def test_the_planted_polarity_effect_is_learned(config: Make) -> None:
     }
     assert found["mixed", "bias"] > found["positive", "none"] + 0.015
     assert found["positive", "none"] > found["mixed", "none"] + 0.015
+
+
+def test_without_validation_rows_the_last_epoch_is_kept(log: InteractionLog, config: Make) -> None:
+    """Where epochs only do damage the best would be the first; nothing can tell it, so the last stays."""
+    frame = log.frame.filter(pl.col("split") != "valid")
+    settings = config(epochs=3, learning_rate=0.5, patience=1)
+    result = train(settings, log=replace(log, frame=frame), callbacks=[])
+    assert result.valid is None
+    assert result.epochs == result.best_epoch == 3
+    assert "no validation rows" in result.kept
+    assert result.checkpoint.name == "last.ckpt"
+    assert not (settings.folder / "best.ckpt").exists()
+
+
+def test_prepared_examples_take_the_log_s_place(log: InteractionLog, config: Make, tmp_path: Path) -> None:
+    settings = config(epochs=1)
+    once = train(settings, log=log, callbacks=[])
+    again = train(settings, examples=prepare(log, settings), callbacks=[])
+    assert np.array_equal(once.test_logit, again.test_logit)
