@@ -1,26 +1,57 @@
-"""Experiments that end in tables and pictures; `mixpol demo` runs them all.
+"""Experiments that end in tables and pictures: `mixpol demo` runs a small one, `mixpol experiment` whole grids.
 
-The rooms: `variants` and `compare` (DIN four ways), `floors`, `frozen`, `bootstrap`, `subset` (the quick form's data);
-`step_time` and `eager_layer` (a whole training step); `tables` and `pictures` (telling), `demo` (the order of it all).
+The rooms: `grid/` (runs, workers, the store), `report` with `rows` and `report_pictures` (a store told), `cli`.
+`variants` (the four models), `floors`, `frozen`, `bootstrap` and `seeds` (what a difference is worth).
+`compare` (DIN four ways), `subset` (the quick form's data), `step_time` and `eager_layer` (a whole training step),
+`tables` and `pictures` (telling), `demo` (the order of it all).
+
+Functions that are named as their room are imported from it: `from mixpol_models.experiments.floors import floors`.
 """
 
-from mixpol_models.experiments.bootstrap import Difference, paired_bootstrap
-from mixpol_models.experiments.compare import Comparison, compare
-from mixpol_models.experiments.demo import run_demo
-from mixpol_models.experiments.floors import Floor, floors
-from mixpol_models.experiments.step_time import StepRow, step_time
-from mixpol_models.experiments.variants import VARIANTS, Variant
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mixpol_models.experiments.bootstrap import Difference, paired_bootstrap
+    from mixpol_models.experiments.compare import Comparison
+    from mixpol_models.experiments.demo import run_demo
+    from mixpol_models.experiments.floors import Floor
+    from mixpol_models.experiments.grid.config import ExperimentConfig, load_experiment
+    from mixpol_models.experiments.grid.runner import run_experiment
+    from mixpol_models.experiments.step_time import StepRow
+    from mixpol_models.experiments.variants import VARIANTS, Variant
+
+# Where each name is; imported when first asked for, so that `mixpol --help`, which reads `cli`, stays quick.
+_HOMES = {
+    "bootstrap": ("Difference", "paired_bootstrap"),
+    "compare": ("Comparison",),
+    "demo": ("run_demo",),
+    "floors": ("Floor",),
+    "grid.config": ("ExperimentConfig", "load_experiment"),
+    "grid.runner": ("run_experiment",),
+    "step_time": ("StepRow",),
+    "variants": ("VARIANTS", "Variant"),
+}
 
 __all__ = [
     "VARIANTS",
     "Comparison",
     "Difference",
+    "ExperimentConfig",
     "Floor",
     "StepRow",
     "Variant",
-    "compare",
-    "floors",
+    "load_experiment",
     "paired_bootstrap",
     "run_demo",
-    "step_time",
+    "run_experiment",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

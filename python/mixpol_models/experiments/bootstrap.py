@@ -70,6 +70,27 @@ def paired_bootstrap(
     return found
 
 
+def auc_resamples(
+    user: NDArray, label: NDArray, score: NDArray, resamples: int = 400, seed: int = 0, rows: NDArray | None = None
+) -> NDArray[np.float64]:
+    """AUC under resamples of the users: what one model adds to a paired bootstrap, so that no scores have to be kept.
+
+    The draws depend on the users, `resamples` and `seed` alone: element r of two models' results belongs together, and
+    the quantiles of their difference are those of `paired_bootstrap`.
+
+    Args:
+        user, label, score: [n], as in `paired_bootstrap`.
+        resamples, seed: of the draws.
+        rows: [n] booleans; the AUC is over these rows alone, the draws are over the users of all. None takes all.
+
+    Returns:
+        [resamples]; NaN where a class was not drawn.
+    """
+    codes, n_users = _codes(user)
+    chosen = slice(None) if rows is None else rows
+    return weighted_auc(codes[chosen], label[chosen], score[chosen], _draw(n_users, resamples, seed))
+
+
 def weighted_auc(user: NDArray, label: NDArray, score: NDArray, weights: NDArray) -> NDArray[np.float64]:
     """AUC with every row weighted by its user, for many weightings at once.
 

@@ -182,7 +182,7 @@ def _accuracy_numbers(found: Comparison) -> dict[str, Any]:
                     {
                         "seed": run.config.seed,
                         "seconds": run.seconds,
-                        "valid": asdict(run.valid),
+                        "valid": run.valid and asdict(run.valid),
                         "test": asdict(run.test),
                         "test_frozen": asdict(frozen),
                     }

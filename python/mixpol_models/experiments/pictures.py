@@ -13,7 +13,7 @@ from mixpol_models.experiments.step_time import StepRow
 from mixpol_models.experiments.tables import count
 from mixpol_models.experiments.variants import BASELINE, VARIANTS
 
-_COLORS = {"positive-only": "#8a8a8a", "mixed": "#d9824a", "mixed + bias": "#5a7fb5", "mixed + TAPF": "#12805c"}
+COLORS = {"positive-only": "#8a8a8a", "mixed": "#d9824a", "mixed + bias": "#5a7fb5", "mixed + TAPF": "#12805c"}
 _EAGER, _FUSED = "#9c2f2f", "#12805c"
 _DPI = 100
 
@@ -26,9 +26,9 @@ def plot_auc(found: Comparison, path: str | Path, data: str) -> None:
         path: of a PNG.
         data: name of the data set, for the title.
     """
-    figure, (left, right) = _figure(14.0, 6.0, 2)
+    figure, (left, right) = new_figure(14.0, 6.0, 2)
     for y, variant in enumerate(VARIANTS):
-        values, color = [run.test.auc for run in found.runs[variant]], _COLORS[variant.name]
+        values, color = [run.test.auc for run in found.runs[variant]], COLORS[variant.name]
         mean = sum(values) / len(values)
         left.plot(values, [y] * len(values), "o", color=color, markersize=9, alpha=0.55, markeredgewidth=0)
         left.plot([mean, mean], [y - 0.18, y + 0.18], color=color, linewidth=3)
@@ -47,7 +47,7 @@ def plot_auc(found: Comparison, path: str | Path, data: str) -> None:
             f"rates: {floor.name}  {floor.auc:.4f}", (floor.auc, len(VARIANTS) - 0.42), rotation=90, fontsize=9,
             ha="right", va="bottom", xytext=(-3, 0), textcoords="offset points",
         )  # fmt: skip
-    right.axvline(0, color=_COLORS[BASELINE.name], linewidth=1.2)
+    right.axvline(0, color=COLORS[BASELINE.name], linewidth=1.2)
     names = [variant.name for variant in VARIANTS]
     for axes in (left, right):
         axes.set_ylim(len(VARIANTS) - 0.4, -0.6)
@@ -58,12 +58,12 @@ def plot_auc(found: Comparison, path: str | Path, data: str) -> None:
     dots = "one dot a seed, bar: mean" if len(found.seeds) > 1 else "one seed"
     left.set_title(f"AUC on the test rows ({dots})", loc="left", fontsize=12)
     right.set_title("AUC minus positive-only, 95 % bootstrap over users", loc="left", fontsize=12)
-    _save(figure, path, f"DIN on {data}: {found.test_rows:,} test rows of {found.test_users:,} users")
+    save_figure(figure, path, f"DIN on {data}: {found.test_rows:,} test rows of {found.test_users:,} users")
 
 
 def plot_step(rows: Sequence[StepRow], path: str | Path) -> None:
     """Writes a picture, 1000 by 500 pixels: a pair of bars per model, ms of a whole training step."""
-    figure, (axes,) = _figure(10.0, 0.7 * len(rows) + 1.2, 1)
+    figure, (axes,) = new_figure(10.0, 0.7 * len(rows) + 1.2, 1)
     height = 0.38
     for y, row in enumerate(rows):
         for offset, value, color, label in (
@@ -83,19 +83,22 @@ def plot_step(rows: Sequence[StepRow], path: str | Path) -> None:
     first = rows[0]
     threads = count(first.threads, "thread")
     title = f"A whole training step of DIN: {first.batch} examples, {first.events:,} events, {threads}"
-    _save(figure, path, title)
+    save_figure(figure, path, title)
 
 
-def _figure(width: float, height: float, panels: int) -> tuple[Any, Sequence[Any]]:
+def new_figure(
+    width: float, height: float, panels: int, rows: int = 1, share_y: bool = False
+) -> tuple[Any, Sequence[Any]]:
+    """A figure of inches and its panels, row by row: `panels` in each of `rows`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
         FigureCanvasAgg(figure)
-        return figure, figure.subplots(1, panels, squeeze=False)[0]
+        return figure, figure.subplots(rows, panels, squeeze=False, sharey=share_y).flatten()
 
 
-def _save(figure: Any, path: str | Path, title: str) -> None:
+def save_figure(figure: Any, path: str | Path, title: str) -> None:
     figure.suptitle(title, x=0.01, ha="left", fontsize=12)
     figure.savefig(path)

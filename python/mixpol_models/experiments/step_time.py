@@ -117,9 +117,12 @@ def _measure(
     eager = copy.deepcopy(fused)
     history = PaddedHistory.of(batch)
     eager.attention = EagerAttention(eager.attention, history)
-    gap = _check(fused, eager, batch)
+    gap = check_same(fused, eager, batch)
     times = interleaved(
-        {"fused": _step(fused, batch, config), "eager": _step(eager, batch, config)}, lambda: None, rounds, seconds
+        {"fused": training_step(fused, batch, config), "eager": training_step(eager, batch, config)},
+        lambda: None,
+        rounds,
+        seconds,
     )
     fused_s, eager_s = per_round(times["fused"]), per_round(times["eager"])
     ratios = [e / f for e, f in zip(eager_s, fused_s, strict=True)]
@@ -141,7 +144,8 @@ def _measure(
     )
 
 
-def _step(model: nn.Module, batch: Batch, config: TrainConfig) -> Callable[[], None]:
+def training_step(model: nn.Module, batch: Batch, config: TrainConfig) -> Callable[[], None]:
+    """One step on one batch, to be called again and again: forward, loss, backward, clipping, optimizer."""
     optimizer = build_optimizer(model, config.learning_rate, config.table_learning_rate, config.weight_decay)
 
     def step() -> None:
@@ -154,8 +158,12 @@ def _step(model: nn.Module, batch: Batch, config: TrainConfig) -> Callable[[], N
     return step
 
 
-def _check(fused: nn.Module, eager: nn.Module, batch: Batch) -> float:
-    """Compares loss and every gradient. Returns the difference of the losses."""
+def check_same(fused: nn.Module, eager: nn.Module, batch: Batch) -> float:
+    """Compares loss and every gradient. Returns the difference of the losses.
+
+    Raises:
+        StepMismatch: see `step_time`.
+    """
     losses = []
     for model in (fused, eager):
         loss = F.binary_cross_entropy_with_logits(model(batch), batch.label)

@@ -133,11 +133,13 @@ def metrics_table(result: TrainResult) -> ResultTable:
     rows = tuple(
         (name, f"{m.auc:.4f}", f"{m.gauc:.4f}", f"{m.logloss:.4f}", f"{m.examples:,}", f"{100 * m.positives:.1f}")
         for name, m in (("validation", result.valid), ("test", result.test))
+        if m is not None
     )
+    choice = "the best" if result.valid else "no validation rows, the last"
     columns = ("rows", "AUC", "gAUC", "logloss", "examples", "positive, %")
     notes = (
-        f"{result.train_examples:,} training examples, best of {count(result.epochs, 'epoch')}: {result.best_epoch}, "
-        f"{result.seconds:.0f} s.",
+        f"{result.train_examples:,} training examples, {choice} of {count(result.epochs, 'epoch')}: "
+        f"{result.best_epoch}, {result.seconds:.0f} s.",
     )
     return ResultTable(result.config.name, columns, rows, notes)
 

@@ -11,8 +11,7 @@ import pytest
 from rich.console import Console
 
 from mixpol_kernels.library import library
-from mixpol_models.data import SourceUnavailable, synthetic_log
-from mixpol_models.data.movielens import fetch_inter
+from mixpol_models.data import synthetic_log
 from mixpol_models.experiments import VARIANTS, run_demo
 from mixpol_models.experiments.compare import auc_ratio, rela_impr
 
@@ -53,28 +52,10 @@ def test_synthetic(tmp_path: Path) -> None:
     assert {"cpu", "torch", "threads"} <= numbers["machine"].keys()
 
 
-def test_two_seeds_have_a_spread(tmp_path: Path) -> None:
-    text, numbers = demo("synthetic", tmp_path, seeds=2, skip_bench=True)
-    assert numbers["accuracy"]["seeds"] == [0, 1]
-    assert "±" in text
-    assert_accuracy_is_told(text, numbers, tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == ALWAYS
-
-
 def test_kuairand(tmp_path: Path, real_kuairand: Path) -> None:
     text, numbers = demo(str(real_kuairand), tmp_path, skip_bench=True)
     assert_accuracy_is_told(text, numbers, tmp_path)
     assert list(numbers["accuracy"]["floors"]) == ["item × user", "item × user × tab"]
-
-
-def test_movielens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MIXPOL_CACHE", str(tmp_path / "cache"))
-    try:
-        fetch_inter()
-    except SourceUnavailable as error:
-        pytest.skip(str(error))
-    text, numbers = demo("ml-100k", tmp_path / "out", skip_bench=True)
-    assert_accuracy_is_told(text, numbers, tmp_path / "out")
 
 
 def test_what_data_get_leaves_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,10 +63,13 @@ def test_what_data_get_leaves_in_the_cache(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("MIXPOL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("MIXPOL_DATA", "")
     write_official_csv(tmp_path / "cache" / "kuairand-pure" / "data")
-    text, numbers = demo(None, tmp_path / "out", skip_bench=True)
+    text, numbers = demo(None, tmp_path / "out", seeds=2, skip_bench=True)
+    assert numbers["accuracy"]["seeds"] == [0, 1]
+    assert "±" in text
     assert "KuaiRand-Pure" in text
     assert "found in the cache" in text
     assert_accuracy_is_told(text, numbers, tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == ALWAYS
 
 
 def write_official_csv(folder: Path) -> None:

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from mixpol_models.data import InteractionLog, load_kuairand
-from mixpol_models.experiments import floors
+from mixpol_models.experiments.floors import floors
 from mixpol_models.experiments.subset import some_users
 
 
