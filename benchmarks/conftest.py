@@ -1,7 +1,7 @@
-"""The suites' options. `make bench` is quick; `pytest benchmarks --benchmark-only --full` has every length.
+"""The suites' options. `make bench` is quick; `pytest benchmarks --benchmark-only --full` has every shape.
 
-Figures to quote come from `python -m mixpol_models.bench`, whose rounds are interleaved: pytest-benchmark
-times one form after the other, so whatever changes in between (clock, neighbours) is part of its ratios.
+Figures to quote come from `mixpol bench`, whose rounds are interleaved: pytest-benchmark times one form after the
+other, so whatever changes in between (clock, neighbours) is part of its ratios.
 """
 
 from __future__ import annotations
@@ -12,18 +12,26 @@ from typing import Any
 import pytest
 
 from mixpol_models.bench import machine_facts
+from mixpol_models.bench.shapes import SHAPES, Shape, main_shapes
 
-QUICK, FULL = (50,), (10, 50, 200, 1000)
+QUICK = [*main_shapes((50,)), SHAPES["polarity embedding, L=200"], SHAPES["TAPF alone, L=200"]]
+LENGTHS, ALL_LENGTHS = (50,), (50, 200, 1000, 10_000)
 ROUNDS = 10
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--full", action="store_true", help="benchmark every length, not only the quick one")
+    parser.addoption("--full", action="store_true", help="benchmark every shape, not only a few")
+
+
+def shapes(config: pytest.Config) -> list[Shape]:
+    """Those of this run; `interleave` has a suite of its own."""
+    chosen = list(SHAPES.values()) if config.getoption("--full") else QUICK
+    return [shape for shape in chosen if shape.op != "interleave"]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "length" in metafunc.fixturenames:
-        lengths = FULL if metafunc.config.getoption("--full") else QUICK
+        lengths = ALL_LENGTHS if metafunc.config.getoption("--full") else LENGTHS
         metafunc.parametrize("length", lengths, scope="module", ids=lambda length: f"L{length}")
 
 
@@ -36,8 +44,9 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 def measure(benchmark: Any) -> Callable[..., None]:
     """Times `call` after `prepare`, which is outside of the timed part."""
 
-    def measure(group: str, call: Callable[[], object], prepare: Callable[[], None]) -> None:
+    def measure(group: str, call: Callable[[], object], prepare: Callable[[], None], **facts: Any) -> None:
         benchmark.group = group
+        benchmark.extra_info.update(facts)
         benchmark.pedantic(call, setup=prepare, rounds=ROUNDS, iterations=1, warmup_rounds=2)
         prepare()
 

@@ -1,36 +1,35 @@
-"""The baseline ladder: what the fused target attention is measured against, and how.
+"""Kernel benchmarks: what the fused ops are measured against, and how.
 
     rows = run_ladder(lengths=(50, 200), progress=print)
     print(ladder_markdown(rows))
 
-The rooms: `problem`, `padding` and `kinks` (inputs), `rungs` (the forms), `gate` (correctness), `timing` and
-`memory` (measuring), `ladder` (the protocol), `headline`, `report`, `plot` and `machine` (telling),
-`polarity_forms`, `polarity_cases` and `interleave_case` (the other ops, for the suites in benchmarks/). The command:
-`python -m mixpol_models.bench --help`.
+The rooms: `shapes` (what is measured), `cases` with `din_cases`, `dot_cases`, `polarity_cases`, `interleave_case` and
+`case` (inputs, forms, exact answers; from `padding`, `kinks`, `rungs`, `polarity_forms`), `gate` (correctness),
+`timing` and `memory` (measuring), `ladder` (the protocol), `work` and `machine` (what the machine could do, and is),
+`headline`, `report` and `plot` (telling), `suite`, `compare` with `turns`, and `cli` (the command `mixpol bench`).
+`python -m mixpol_models.bench --help` measures a single DIN unit of any size. Names are imported when they are used.
 """
 
-from mixpol_models.bench.gate import GateError
-from mixpol_models.bench.headline import Headline, headlines, noise, sentences
-from mixpol_models.bench.ladder import LadderRow, run_ladder, strongest
-from mixpol_models.bench.machine import machine_facts
-from mixpol_models.bench.plot import plot_ladder
-from mixpol_models.bench.report import headline_table, ladder_markdown, ladder_table
-from mixpol_models.bench.rungs import RUNGS, Rung
+from importlib import import_module
+from typing import Any
 
-__all__ = [
-    "RUNGS",
-    "GateError",
-    "Headline",
-    "LadderRow",
-    "Rung",
-    "headline_table",
-    "headlines",
-    "ladder_markdown",
-    "ladder_table",
-    "machine_facts",
-    "noise",
-    "plot_ladder",
-    "run_ladder",
-    "sentences",
-    "strongest",
-]
+_HOMES = {
+    "case": ("Case",),
+    "cases": ("make_case",),
+    "gate": ("GateError",),
+    "headline": ("Headline", "headlines", "noise", "sentences"),
+    "ladder": ("LadderRow", "run_ladder", "strongest"),
+    "machine": ("machine_facts",),
+    "plot": ("plot_ladder",),
+    "report": ("headline_table", "ladder_markdown", "ladder_table"),
+    "rungs": ("RUNGS", "Rung"),
+    "shapes": ("SHAPES", "Shape"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -5,6 +5,7 @@
     absorbed            no token is projected: W_k in the query, W_v behind the pooled tokens, in PyTorch
     absorbed+compile    torch.compile of it: the honest baseline
     fused               mixpol_kernels.nn.MultiHeadTargetAttention(backend="cpu")
+    mean pool           a control, not the same function; one candidate only
 
 With M candidates a user there is one more, "broadcast": each candidate is a user of its own with a copy of the
 history, as a layer that takes one target has it.
@@ -13,15 +14,16 @@ history, as a layer that takes one target has it.
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mixpol_kernels.nn import MultiHeadTargetAttention
+from mixpol_models.bench.case import CONTROL, Case, exact_answer
 from mixpol_models.bench.gate import short
 from mixpol_models.bench.padding import pad_right
-from mixpol_models.bench.polarity_cases import Case
 
 
 class Projected(nn.Module):
@@ -101,20 +103,40 @@ def dot_case(
         graphs = {f"{name}+compile": torch.compile(unit, dynamic=False) for name, unit in units.items()}
         forms |= {name: lambda unit=unit: unit(*arguments) for name, unit in graphs.items()}
     forms["fused"] = lambda: layer(target, history, lengths=lengths)
-    # For the gate: a second plain form, and so a second draw of plain rounding errors.
-    forms["reference"], forms["eager"] = forms["absorbed"], forms["projected"]
-    exact = Projected(copy.deepcopy(layer).double())
-    wide = {"target": target.detach().double(), "history": history.detach().double()}
-    for leaf in wide.values():
-        leaf.requires_grad_()
-    output = exact(wide["target"], wide["history"], mask.bool())
-    output.backward(upstream.double())
-    gradients = {**wide, **dict(exact.layer.named_parameters())}
+    controls = {}
+    if candidates == 1:
+        forms[CONTROL] = partial(_mean, history, mask)
+        controls[CONTROL] = partial(_exact_mean, history, mask, upstream)
     return Case(
-        f"dot_target_attention B={batch} M={candidates} L={length} D={width} H={heads}",
+        f"L={length} B={batch} M={candidates} D={width} heads={heads}",
         forms,
         {"target": target, "history": history, **dict(layer.named_parameters())},
         upstream,
-        {"output": output.detach(), **{name: leaf.grad for name, leaf in gradients.items()}},
-        torch.ones(batch, 1, 1),
+        partial(_exact, layer, target, history, mask, upstream),
+        (lambda: units["projected"](*arguments), lambda: units["absorbed"](*arguments)),
+        int(lengths.sum()),
+        (lengths, mask, arguments[2]),
+        controls=controls,
     )
+
+
+def _exact(
+    layer: MultiHeadTargetAttention, target: Tensor, history: Tensor, mask: Tensor, upstream: Tensor
+) -> dict[str, Tensor]:
+    exact = Projected(copy.deepcopy(layer).double())
+    exact.zero_grad()
+    wide = {"target": target.detach().double(), "history": history.detach().double()}
+    for leaf in wide.values():
+        leaf.requires_grad_()
+    leaves = {**wide, **dict(exact.layer.named_parameters())}
+    return exact_answer(lambda: exact(wide["target"], wide["history"], mask.bool()), leaves, upstream)
+
+
+def _mean(history: Tensor, mask: Tensor) -> Tensor:
+    """Masked mean [B, 1, D]."""
+    return torch.bmm((mask / mask.sum(1, keepdim=True)).unsqueeze(1), history)
+
+
+def _exact_mean(history: Tensor, mask: Tensor, upstream: Tensor) -> dict[str, Tensor]:
+    history = history.detach().double().requires_grad_()
+    return exact_answer(lambda: _mean(history, mask.double()), {"history": history}, upstream)

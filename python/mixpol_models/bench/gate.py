@@ -21,7 +21,7 @@ OUTPUT_FACTOR, GRADIENT_FACTOR = 2.0, 5.0
 COMPILE_SLACK = 4.0
 Answer = Mapping[str, Tensor]
 # Gradients are linear in the upstream gradient: a multiple of it has the same answer, rounded otherwise.
-_MULTIPLES = (1.0, 45 / 32, 55 / 32)
+MULTIPLES = (1.0, 45 / 32, 55 / 32)
 
 
 class GateError(RuntimeError):
@@ -68,7 +68,7 @@ def plain_errors(
         leaves: what gets a gradient, by name.
         upstream: gradient of the output, of `short` values.
         exact: {"output": ..., leaf name: gradient} of the float64 reference.
-        kept: by name, 1 where a gradient counts and 0 where it does not.
+        kept: by name, 1 where the output or a gradient counts and 0 where it does not.
     """
     worst = dict.fromkeys(exact, 0.0)
     for form in forms:
@@ -84,10 +84,10 @@ def short(tensor: Tensor) -> Tensor:
 
 
 def _draws(output: Tensor, leaves: Answer, upstream: Tensor, kept: Answer) -> Iterator[Answer]:
-    for multiple in _MULTIPLES:
+    for multiple in MULTIPLES:
         grads = torch.autograd.grad(output, list(leaves.values()), upstream * multiple, retain_graph=True)
         scaled = (grad.double() * kept.get(name, 1) / multiple for name, grad in zip(leaves, grads, strict=True))
-        yield {"output": output, **dict(zip(leaves, scaled, strict=True))}
+        yield {"output": output * kept.get("output", 1), **dict(zip(leaves, scaled, strict=True))}
 
 
 def budget(key: str, plain: float, truth: Tensor) -> float:

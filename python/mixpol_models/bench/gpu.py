@@ -16,7 +16,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+import mixpol_kernels
 from mixpol_kernels.nn import TargetAttention
+from mixpol_models.bench import problems
 from mixpol_models.bench.machine import machine_facts
 from mixpol_models.bench.padding import Padding, pad_right
 from mixpol_models.bench.rungs import Concat, PerTarget
@@ -87,6 +89,14 @@ def run_report(device: torch.device, folder: Path, size: Size, backend: str = "t
             name = f"correct: {activation}, {normalize}, {_name(dtype)}"
             problem = Problem(Size(33, 70, 40, 36), device, dtype, activation, normalize, backend)
             checks.append(_guarded(name, partial(_correct, problem)))
+    for dtype in dtypes[:2] if device.type == "cuda" else dtypes[:1]:
+        for op, make in _OTHERS.items():
+            # The look-up has no Triton kernel: what "auto" takes is told.
+            asked = "auto" if op == "polarity_embedding" else backend
+            checks.append(
+                _guarded(f"correct: {op}, {_name(dtype)}", partial(_correct_op, op, make, device, dtype, asked))
+            )
+    checks.append(_guarded("correct: interleave", partial(_merged, device)))
     checks.append(
         _guarded("deterministic", partial(_deterministic, Problem(Size(65, 90), device, dtypes[0], backend=backend)))
     )
@@ -143,6 +153,47 @@ def _correct(problem: Problem) -> tuple[bool, dict[str, Any]]:
     return max(shares.values()) <= 1, {"share of the budget": shares}
 
 
+_SMALL = problems.Size(33, 70)
+_OTHERS: dict[str, Callable[[], problems.Problem]] = {
+    "dot_target_attention": lambda: problems.dot_problem(_SMALL, 40),
+    "polarity_fusion": lambda: problems.fusion_problem(_SMALL, 40),
+    "mixed_polarity_attention": lambda: problems.mixed_problem(_SMALL, 40, (36,)),
+    "target_attention, three layers, softmax": lambda: problems.unit_problem(_SMALL, 40, (36, 20, 10), "softmax"),
+    "polarity_embedding": lambda: problems.embedding_problem(_SMALL, 40),
+}
+
+
+def _correct_op(
+    op: str, make: Callable[[], problems.Problem], device: torch.device, dtype: torch.dtype, backend: str
+) -> tuple[bool, dict[str, Any]]:
+    """As `_correct`, of another op."""
+    problem = make()
+    shares = problem.shares(backend, device, dtype)
+    leaves, others = problem.on(device, dtype)
+    taken = mixpol_kernels.explain(problem.call, leaves, others, backend).backend
+    return max(shares.values()) <= 1, {
+        "backend": taken,
+        "share of the budget": {name: round(share, 3) for name, share in shares.items()},
+    }
+
+
+def _merged(device: torch.device) -> tuple[bool, dict[str, Any]]:
+    """`interleave` with budget and share: the same events as the reference, in the same order."""
+    generator = torch.Generator().manual_seed(0)
+    lists: list[Tensor] = []
+    for most in (40, 90):
+        counts = torch.randint(0, most, (65,), generator=generator)
+        offsets = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
+        times = [torch.randint(0, 50, (n,), generator=generator).sort().values for n in counts.tolist()]
+        lists += [torch.cat(times), offsets]
+    want = mixpol_kernels.interleave(*lists, budget=30, negative_share=0.4, backend="reference")
+    there = [values.to(device) for values in lists]
+    got = mixpol_kernels.interleave(*there, budget=30, negative_share=0.4)
+    same = all(torch.equal(getattr(got, name).cpu(), getattr(want, name)) for name in ("source", "polarity", "offsets"))
+    taken = mixpol_kernels.explain(mixpol_kernels.interleave, *there, budget=30, negative_share=0.4).backend
+    return same, {"backend": taken}
+
+
 def _deterministic(problem: Problem) -> tuple[bool, dict[str, Any]]:
     first, again = (_results(*problem.make()) for _ in range(2))
     alone, target, history, lengths = problem.make()
@@ -174,7 +225,7 @@ def _captured(problem: Problem) -> tuple[bool | None, dict[str, Any]]:
 def _bandwidth(device: torch.device) -> tuple[None, dict[str, Any]]:
     """What copying a large tensor reaches."""
     source = torch.empty(2**28 if device.type == "cuda" else 2**22, dtype=torch.uint8, device=device)
-    seconds = _seconds(partial(source.clone), device)
+    seconds = seconds_of(partial(source.clone), device)
     return None, {"GB/s": round(2 * source.numel() / seconds / 1e9, 1)}
 
 
@@ -199,9 +250,9 @@ def _ladder(problem: Problem, bandwidth: float | None) -> tuple[bool, dict[str, 
         want = out if want is None else want
         off = float((out - want).abs().max() / want.abs().max())
         right &= off < 50 * torch.finfo(problem.dtype).eps * problem.size.length**0.5
-        both = _seconds(partial(_step, form, target, history), problem.device)
+        both = seconds_of(partial(_step, form, target, history), problem.device)
         with torch.no_grad():
-            forward = _seconds(partial(form, target, history), problem.device)
+            forward = seconds_of(partial(form, target, history), problem.device)
         rows[name] = {"forward ms": 1e3 * forward, "both ms": 1e3 * both, "peak MiB": peak[0], "off": off}
     fused = rows["fused"]
     for row in rows.values():
@@ -233,7 +284,7 @@ def _peak(device: torch.device) -> Iterator[list[float]]:
     peak.append((torch.cuda.max_memory_allocated() - before) / 2**20)
 
 
-def _seconds(call: Callable[[], Any], device: torch.device, budget: float = 2.0) -> float:
+def seconds_of(call: Callable[[], Any], device: torch.device, budget: float = 2.0) -> float:
     """Median of as many calls as fit in the budget, at least three, after two that warm up."""
     times: list[float] = []
     for i in range(1000):

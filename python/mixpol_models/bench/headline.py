@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mixpol_models.bench.ladder import LadderRow, strongest
+from mixpol_models.bench.case import COMPILED, CONTROL
+from mixpol_models.bench.ladder import FUSED, REFACTORED, LadderRow, strongest
 
 # Upper over lower quartile of a ratio.
 _NOISY = 1.3
@@ -17,39 +18,44 @@ class Headline:
 
     Attributes:
         length: L.
-        total_concat: forward and backward, concat eager over fused.
-        total_strongest: the same for the faster of the refactored rungs.
+        eager: the rung that is written as most libraries do, "" without one: "concat" of the activation unit.
+        total_eager: forward and backward, that one over fused.
+        total_strongest: the same for the strongest baseline.
         strongest: which one that is.
-        forward_concat: forward without gradients, concat eager over fused.
-        saved_concat: memory kept for backward, concat eager over fused.
+        forward_eager: forward without gradients, eager over fused.
+        saved_eager: memory kept for backward, eager over fused.
         fused_ms, floor_ms: forward and backward of fused and of the mean-pool control.
     """
 
     length: int
-    total_concat: float | None
+    eager: str
+    total_eager: float | None
     total_strongest: float | None
     strongest: str
-    forward_concat: float | None
-    saved_concat: float | None
+    forward_eager: float | None
+    saved_eager: float | None
     fused_ms: float | None
     floor_ms: float | None
 
 
 def headlines(rows: Sequence[LadderRow]) -> list[Headline]:
-    """One `Headline` a length, in the order of the rows."""
+    """One `Headline` a length, in the order of the rows, which are of one case."""
     found = []
     for length in dict.fromkeys(row.length for row in rows):
         at = {row.rung: row for row in rows if row.length == length}
-        concat, fused, floor = at.get("concat"), at.get("fused"), at.get("mean pool")
-        best = strongest(rows, length) if {"refactored", "refactored+compile"} & at.keys() else None
+        fused, floor = at.get(FUSED), at.get(CONTROL)
+        plain = [row for row in at.values() if row.rung not in (FUSED, CONTROL)]
+        eager = next((r for r in plain if not (r.rung.endswith(COMPILED) or r.rung.startswith(REFACTORED))), None)
+        best = strongest(rows, length) if plain else None
         found.append(
             Headline(
                 length=length,
-                total_concat=concat and concat.total_ratio,
+                eager=eager.rung if eager else "",
+                total_eager=eager and eager.total_ratio,
                 total_strongest=best and best.total_ratio,
                 strongest=name(best) if best else "",
-                forward_concat=concat and concat.forward_ratio,
-                saved_concat=concat.saved_mib / fused.saved_mib if concat and fused and fused.saved_mib else None,
+                forward_eager=eager and eager.forward_ratio,
+                saved_eager=eager.saved_mib / fused.saved_mib if eager and fused and fused.saved_mib else None,
                 fused_ms=fused and fused.total_ms,
                 floor_ms=floor and floor.total_ms,
             )
@@ -58,16 +64,17 @@ def headlines(rows: Sequence[LadderRow]) -> list[Headline]:
 
 
 def sentences(rows: Sequence[LadderRow]) -> list[str]:
-    """The must-show ratios in words: the strongest baseline stands beside concat in every claim."""
+    """The must-show ratios in words: the strongest baseline stands beside the eager form in every claim."""
     said = []
     for line in headlines(rows):
-        if line.total_concat is not None and line.total_strongest is not None:
+        eager = line.eager if line.eager == "eager" else f"{line.eager} eager"
+        if line.total_eager is not None and line.total_strongest is not None:
             said.append(
-                f"L = {line.length}, forward and backward, in times of fused: concat eager "
-                f"{line.total_concat:.2f}, strongest baseline ({line.strongest}) {line.total_strongest:.2f}."
+                f"L = {line.length}, forward and backward, in times of fused: {eager} "
+                f"{line.total_eager:.2f}, strongest baseline ({line.strongest}) {line.total_strongest:.2f}."
             )
-        if line.length == 200 and line.forward_concat is not None:
-            said.append(f"L = 200, forward alone, in times of fused: concat eager {line.forward_concat:.2f}.")
+        if line.length == 200 and line.forward_eager is not None:
+            said.append(f"L = 200, forward alone, in times of fused: {eager} {line.forward_eager:.2f}.")
     return said
 
 
@@ -76,7 +83,7 @@ def noise(rows: Sequence[LadderRow]) -> str:
     wide = [
         row
         for row in rows
-        if row.rung != "mean pool"
+        if row.rung != CONTROL
         and row.total_ratio_low
         and row.total_ratio_high
         and row.total_ratio_high > _NOISY * row.total_ratio_low
@@ -94,3 +101,20 @@ def noise(rows: Sequence[LadderRow]) -> str:
 def name(row: LadderRow) -> str:
     """Rung and variant, as the tables write them."""
     return f"{row.rung}, {row.variant}" if row.variant else row.rung
+
+
+def caption(rows: Sequence[LadderRow]) -> str:
+    """Shape, law of the lengths, protocol."""
+    if not rows:
+        return "No rows"
+    row = rows[0]
+    unit = f"units [{', '.join(map(str, row.hidden))}], {row.activation}, " if row.activation else ""
+    rounds = sorted({row.rounds for row in rows})
+    batches = sorted({row.batch for row in rows})
+    batch = str(batches[0]) if len(batches) == 1 else f"{batches[0]} to {batches[-1]}"
+    count = str(rounds[0]) if len(rounds) == 1 else f"{rounds[0]} to {rounds[-1]}"
+    return (
+        f"{row.case}, B = {batch}, D = {row.width}, {unit}float32, "
+        f"lengths uniform in 1..L, {row.threads} threads; medians over {count} interleaved rounds; every "
+        "form checked against float64 in this run"
+    )

@@ -1,4 +1,4 @@
-"""The ladder: one DIN activation unit in every form of `rungs`, checked and measured in the same run."""
+"""The ladder: one op in every form of its case, checked and measured in the same run."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from functools import partial
 from statistics import median, quantiles
 
 import torch
-from torch import nn
 
-from mixpol_models.bench import gate
+from mixpol_models.bench.case import COMPILED, CONTROL, Case, rung_of
+from mixpol_models.bench.din_cases import din_case
 from mixpol_models.bench.memory import peak_mib, saved_mib
-from mixpol_models.bench.problem import Problem, make_problem
-from mixpol_models.bench.rungs import RUNGS, STRONGEST, Rung
+from mixpol_models.bench.rungs import RUNGS, Rung
+from mixpol_models.bench.shapes import Shape
 from mixpol_models.bench.timing import interleaved, per_round
+from mixpol_models.bench.work import Work, minimal_work
 
 LENGTHS = (10, 50, 200, 1000)
-_CONTROL_ROUNDINGS = 32 * torch.finfo(torch.float32).eps
+FUSED = "fused"
+# How rungs with the package's algebra begin; of dot-product attention it is the absorbed projections.
+REFACTORED = ("refactored", "absorbed")
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,10 @@ class LadderRow:
     the fused rung is faster. `_low` and `_high` are its quartiles. None without a fused rung in the run.
 
     Attributes:
-        length, batch, width, hidden, activation: the shape; lengths are uniform in 1 ... `length`.
+        case: what the shape is a size of.
+        length, batch, width: the shape; lengths are uniform in 1 ... `length`.
+        hidden, activation: () and "" without an activation unit.
+        tokens: kept tokens of the batch.
         rung, variant: what ran; of several variants the one with the smaller median of forward and backward.
         forward_ms, forward_min_ms: forward without gradients, as in serving.
         total_ms, total_min_ms: forward and backward, gradients of target, history and every parameter.
@@ -38,13 +44,16 @@ class LadderRow:
         compile_s: the first calls (with and without gradients) of a compiled rung, 0 for others. A warm disk
             cache of torch.compile makes it short; TORCHINDUCTOR_FORCE_DISABLE_CACHES=1 gives the cold figure.
         rounds, threads: of the measurement.
+        forward_work, total_work: what the op cannot do without, for the whole batch.
     """
 
+    case: str
     length: int
     batch: int
     width: int
     hidden: tuple[int, ...]
     activation: str
+    tokens: int
     rung: str
     variant: str
     forward_ms: float
@@ -62,6 +71,23 @@ class LadderRow:
     compile_s: float
     rounds: int
     threads: int
+    forward_work: Work
+    total_work: Work
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Kept tokens, forward and backward."""
+        return 1e3 * self.tokens / self.total_ms
+
+    @property
+    def gflops(self) -> float:
+        """GFLOP/s of the minimal work, forward and backward."""
+        return 1e-6 * self.total_work.operations / self.total_ms
+
+    @property
+    def gbytes(self) -> float:
+        """GB/s of the minimal work, forward and backward."""
+        return 1e-6 * self.total_work.bytes / self.total_ms
 
 
 def run_ladder(
@@ -104,156 +130,122 @@ def run_ladder(
         RuntimeError: the fused rung is asked for and the compiled library is not there.
     """
     chosen = [rung if isinstance(rung, Rung) else RUNGS[rung] for rung in (RUNGS if rungs is None else rungs)]
-    say = progress or (lambda line: None)
+    units = (hidden,) if isinstance(hidden, int) else tuple(hidden)
     rows = []
     for length in lengths:
-        problem = make_problem(length, batch, width, hidden, activation, seed)
-        rows += _run_length(problem, chosen, rounds, seconds_per_rung, say, seed)
+        shape = Shape("DIN activation unit", "target_attention", length, batch, width, units, activation)
+        case = din_case(length, batch, width, units, activation, seed=seed, rungs=chosen)
+        rows += measure(shape, case, rounds, seconds_per_rung, progress=progress, seed=seed)
     return rows
 
 
 def strongest(rows: Iterable[LadderRow], length: int) -> LadderRow:
-    """The faster, forward and backward, of the refactored rungs at `length`: what a claim has to beat.
+    """The fastest, forward and backward, of the baselines at `length`: what a claim has to beat.
+
+    That is mostly a refactored rung; where the calls themselves cost most it may be the eager one.
 
     Raises:
-        ValueError: neither was measured.
+        ValueError: none was measured.
     """
-    candidates = [row for row in rows if row.length == length and row.rung in STRONGEST]
-    if not candidates:
-        raise ValueError(f"no refactored rung was measured at length {length}")
-    return min(candidates, key=lambda row: row.total_ms)
+    baselines = [row for row in rows if row.length == length and row.rung not in (FUSED, CONTROL)]
+    if not baselines:
+        raise ValueError(f"no baseline was measured at length {length}")
+    return min(baselines, key=lambda row: row.total_ms)
 
 
-@dataclass(frozen=True)
-class _Form:
-    """One variant of one rung, checked and warm."""
-
-    rung: Rung
-    variant: str
-    unit: nn.Module
-    compile_s: float
-
-
-def _run_length(
-    problem: Problem,
-    rungs: Sequence[Rung],
-    rounds: int,
-    seconds: float,
-    say: Callable[[str], None],
-    seed: int,
+def measure(
+    shape: Shape,
+    case: Case,
+    rounds: int = 15,
+    seconds_per_form: float = 3.0,
+    forms: Iterable[str] | None = None,
+    progress: Callable[[str], None] | None = None,
+    seed: int = 0,
 ) -> list[LadderRow]:
-    length = problem.history.shape[1]
-    # The parameters are the same objects in every form, and each length has new ones.
+    """Measures forms of one case by the protocol of `run_ladder`: a row a rung.
+
+    Args:
+        shape: of the case, for the rows.
+        case: its forms.
+        rounds: at most this many.
+        seconds_per_form: of timing; fewer rounds (3 or more) if it is used up.
+        forms: names in `case.forms`; all of them if None.
+        progress: gets a line of text now and then.
+        seed: of the order.
+
+    Raises:
+        GateError: a form is outside the error budget: no rows at all.
+    """
+    say = progress or (lambda line: None)
+    names = list(case.forms if forms is None else forms)
+    # The parameters are the same objects in every form, and each case has new ones.
     torch._dynamo.reset()
-    normalised = len(problem.attention.norms) > 0
-    built = [
-        (rung, variant, rung.build(variant, problem.attention))
-        for rung in rungs
-        for variant, form in rung.variants.items()
-        if not (normalised and getattr(form, "skips_pads", False))
-    ]
-    say(f"L = {length}: float64 reference")
-    exact = problem.exact()
-    plain = problem.plain_errors(exact)
-    forms = []
-    for rung, variant, unit in built:
-        say(f"L = {length}: checking {_label(rung.name, variant)}")
-        forms.append(_checked(problem, rung, variant, unit, exact, plain))
-    say(f"L = {length}: memory")
+    start = f"{shape.case}, L = {shape.length}"
+    say(f"{start}: float64 reference")
+    case.exact  # noqa: B018
+    first_s = {}
+    for name in names:
+        say(f"{start}: checking {name}")
+        began = time.perf_counter()
+        case.check(name)
+        first_s[name] = time.perf_counter() - began if rung_of(name).endswith(COMPILED) else 0.0
+    say(f"{start}: memory")
     memory = {
-        i: (
-            saved_mib(partial(problem.forward, form.unit), problem.inputs()),
-            peak_mib(partial(problem.step, form.unit), problem.clear),
-        )
-        for i, form in enumerate(forms)
+        name: (saved_mib(case.forms[name], case.inputs()), peak_mib(partial(case.step, name), case.clear))
+        for name in names
     }
-    say(f"L = {length}: timing {len(forms)} forms, at most {rounds} rounds")
-    calls: dict[tuple[int, str], Callable[[], object]] = {}
-    for i, form in enumerate(forms):
-        calls[i, "forward"] = torch.no_grad()(partial(problem.forward, form.unit))
-        calls[i, "total"] = partial(problem.step, form.unit)
-    times = interleaved(calls, problem.clear, rounds, seconds / 2, seed)
-    problem.clear()
+    say(f"{start}: timing {len(names)} forms, at most {rounds} rounds")
+    calls: dict[tuple[str, str], Callable[[], object]] = {}
+    for name in names:
+        calls[name, "forward"] = torch.no_grad()(case.forms[name])
+        calls[name, "total"] = partial(case.step, name)
+    times = interleaved(calls, case.clear, rounds, seconds_per_form / 2, seed)
+    case.clear()
     medians = {key: per_round(value) for key, value in times.items()}
-    fused = next((i for i, form in enumerate(forms) if form.rung.name == "fused"), None)
+    forward_work, total_work = minimal_work(shape)
     rows = []
-    for rung in rungs:
-        i = min(
-            (i for i, form in enumerate(forms) if form.rung is rung),
-            key=lambda i: median(medians[i, "total"]),
-        )
-        forward, forward_low, forward_high = _ratio(medians, i, fused, "forward")
-        total, total_low, total_high = _ratio(medians, i, fused, "total")
+    for rung in dict.fromkeys(map(rung_of, names)):
+        name = min((n for n in names if rung_of(n) == rung), key=lambda n: median(medians[n, "total"]))
+        forward, forward_low, forward_high = _ratio(medians, name, "forward")
+        total, total_low, total_high = _ratio(medians, name, "total")
         rows.append(
             LadderRow(
-                length=length,
-                batch=problem.history.shape[0],
-                width=problem.history.shape[2],
-                hidden=tuple(layer.out_features for layer in list(problem.attention.layers)[:-1]),
-                activation=problem.attention.activation,
-                rung=rung.name,
-                variant=forms[i].variant,
-                forward_ms=1e3 * median(medians[i, "forward"]),
-                forward_min_ms=1e3 * min(map(min, times[i, "forward"])),
-                total_ms=1e3 * median(medians[i, "total"]),
-                total_min_ms=1e3 * min(map(min, times[i, "total"])),
+                case=shape.case,
+                length=shape.length,
+                batch=shape.batch,
+                width=shape.width,
+                hidden=shape.hidden if shape.has_unit else (),
+                activation=shape.activation if shape.has_unit else "",
+                tokens=case.tokens,
+                rung=rung,
+                variant=name.partition(", ")[2],
+                forward_ms=1e3 * median(medians[name, "forward"]),
+                forward_min_ms=1e3 * min(map(min, times[name, "forward"])),
+                total_ms=1e3 * median(medians[name, "total"]),
+                total_min_ms=1e3 * min(map(min, times[name, "total"])),
                 forward_ratio=forward,
                 forward_ratio_low=forward_low,
                 forward_ratio_high=forward_high,
                 total_ratio=total,
                 total_ratio_low=total_low,
                 total_ratio_high=total_high,
-                saved_mib=memory[i][0],
-                peak_mib=memory[i][1],
-                compile_s=forms[i].compile_s,
-                rounds=len(medians[i, "total"]),
+                saved_mib=memory[name][0],
+                peak_mib=memory[name][1],
+                compile_s=first_s[name],
+                rounds=len(medians[name, "total"]),
                 threads=torch.get_num_threads(),
+                forward_work=forward_work.times(case.tokens),
+                total_work=total_work.times(case.tokens),
             )
         )
     return rows
 
 
-def _checked(
-    problem: Problem,
-    rung: Rung,
-    variant: str,
-    unit: nn.Module,
-    exact: dict[str, torch.Tensor],
-    plain: dict[str, float],
-) -> _Form:
-    """Runs a form for the first time, with and without gradients, and holds both to the error budget."""
-    start = time.perf_counter()
-    answer = problem.answer(unit)
-    with torch.no_grad():
-        served = problem.forward(unit)
-    compile_s = time.perf_counter() - start if rung.compiled else 0.0
-    if rung.control:
-        exact = _exact_control(problem, rung.build(variant, problem.attention))
-        plain = {key: _CONTROL_ROUNDINGS * float(truth.abs().max()) for key, truth in exact.items()}
-    label = f"{_label(rung.name, variant)} at L = {problem.history.shape[1]}"
-    slack = gate.COMPILE_SLACK if rung.compiled else 1.0
-    gate.check(label, answer, exact, plain, slack)
-    gate.check(f"{label}, without gradients", {**answer, "output": served}, exact, plain, slack)
-    return _Form(rung, variant, unit, compile_s)
-
-
-def _exact_control(problem: Problem, unit: nn.Module) -> dict[str, torch.Tensor]:
-    history = problem.history.detach().double().requires_grad_()
-    padding = problem.padding._replace(mask=problem.padding.mask.double())
-    output = unit(problem.target.detach().double(), history, padding)
-    output.backward(problem.upstream.double())
-    return {"output": output.detach(), "history": history.grad}
-
-
 def _ratio(
-    medians: dict[tuple[int, str], list[float]], i: int, fused: int | None, what: str
+    medians: dict[tuple[str, str], list[float]], name: str, what: str
 ) -> tuple[float, float, float] | tuple[None, None, None]:
-    if fused is None:
+    if (FUSED, what) not in medians:
         return None, None, None
-    ratios = [own / base for own, base in zip(medians[i, what], medians[fused, what], strict=True)]
+    ratios = [own / base for own, base in zip(medians[name, what], medians[FUSED, what], strict=True)]
     low, middle, high = quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
     return middle, low, high
-
-
-def _label(rung: str, variant: str) -> str:
-    return f"{rung}, {variant}" if variant else rung

@@ -1,72 +1,79 @@
-"""The ladder as a picture: time and kept memory against the length."""
+"""The ladder as a picture: time, kept memory and share of the roof against the length."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
-from mixpol_models.bench.ladder import LadderRow
+from mixpol_models.bench.case import COMPILED, CONTROL
+from mixpol_models.bench.headline import caption
+from mixpol_models.bench.ladder import FUSED, REFACTORED, LadderRow
+from mixpol_models.bench.work import Peaks
 
-_COLORS = {
-    "concat": "#9c2f2f",
-    "concat+compile": "#d9824a",
-    "refactored": "#5a7fb5",
-    "refactored+compile": "#1f3f77",
-    "fused": "#12805c",
-    "mean pool": "#8a8a8a",
-}
+_EAGER, _REFACTORED = ("#9c2f2f", "#d9824a"), ("#5a7fb5", "#1f3f77")  # eager, compiled
+_FUSED, _CONTROL = "#12805c", "#8a8a8a"
 # Distance of two labels, in parts of the axis height.
 _LABEL_GAP = 0.055
-_SIZE_INCHES, _DPI = (14.0, 6.0), 100
+_PANEL_INCHES, _DPI = (7.0, 6.0), 100
 
 
-def plot_ladder(rows: Sequence[LadderRow], path: str | Path) -> None:
-    """Writes a picture, 1400 by 600 pixels: time of forward and backward, and what is kept between the two.
+def plot_ladder(rows: Sequence[LadderRow], path: str | Path, peaks: Peaks | None = None) -> None:
+    """Writes a picture of one case: time of forward and backward, and what is kept between the two.
 
-    Both axes of both panels are logarithmic; every line has its name at its end.
+    Both axes of both panels are logarithmic; every line has its name at its end. A panel is 700 by 600 pixels. With
+    `peaks` there is a third one: the least time that the machine allows for the op's work over the time taken.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    panels: list[tuple[str, Callable[[LadderRow], float]]] = [
+        ("Forward and backward, ms", lambda row: row.total_ms),
+        ("Kept for the backward pass beyond the inputs, MiB", lambda row: row.saved_mib),
+    ]
+    if peaks:
+
+        def share(row: LadderRow) -> float:
+            return 0.0 if row.rung == CONTROL else 100 * peaks.share(row.total_work, row.total_ms)
+
+        panels.append((f"Share of {peaks.gflops:.0f} GFLOP/s and {peaks.gbytes:.0f} GB/s, %", share))
     with matplotlib.rc_context({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=_SIZE_INCHES, dpi=_DPI, layout="constrained")
+        width, height = _PANEL_INCHES
+        figure = Figure(figsize=(width * len(panels), height), dpi=_DPI, layout="constrained")
         FigureCanvasAgg(figure)
-        time_axes, memory_axes = figure.subplots(1, 2)
-        _panel(time_axes, rows, "total_ms", "Forward and backward, ms")
-        _panel(memory_axes, rows, "saved_mib", "Kept for the backward pass beyond the inputs, MiB")
-        row = rows[0]
-        units = ", ".join(map(str, row.hidden))
-        figure.suptitle(
-            f"DIN activation unit on a CPU: B = {row.batch}, D = {row.width}, units [{units}], "
-            f"{row.activation}, lengths uniform in 1..L, {row.threads} threads",
-            x=0.01,
-            ha="left",
-            fontsize=12,
-        )
+        for axes, (title, value) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+            _panel(axes, rows, value, title)
+        figure.suptitle(caption(rows).partition("; medians")[0], x=0.01, ha="left", fontsize=12)
         figure.savefig(path)
 
 
-def _panel(axes: object, rows: Sequence[LadderRow], field: str, title: str) -> None:
+def _color(rung: str) -> str:
+    if rung in (FUSED, CONTROL):
+        return _FUSED if rung == FUSED else _CONTROL
+    return (_REFACTORED if rung.startswith(REFACTORED) else _EAGER)[rung.endswith(COMPILED)]
+
+
+def _panel(axes: Any, rows: Sequence[LadderRow], value: Callable[[LadderRow], float], title: str) -> None:
+    from matplotlib.ticker import LogFormatter
+
     ends = []
     lengths = sorted({row.length for row in rows})
     for rung in dict.fromkeys(row.rung for row in rows):
-        points = sorted(
-            (row.length, getattr(row, field)) for row in rows if row.rung == rung and getattr(row, field) > 0
-        )
+        points = sorted((row.length, value(row)) for row in rows if row.rung == rung and value(row) > 0)
         if not points:
             continue
-        color = _COLORS.get(rung, "#000000")
+        color = _color(rung)
         axes.plot(
             *zip(*points, strict=True),
             color=color,
             marker="o",
             markersize=5,
             linewidth=3 if rung == "fused" else 1.8,
-            linestyle="--" if rung == "mean pool" else "-",
+            linestyle="--" if rung == CONTROL else "-",
         )
         ends.append((points[-1], rung, color))
     axes.set(xscale="log", yscale="log", xlabel="padded length L", xticks=lengths)
@@ -74,13 +81,14 @@ def _panel(axes: object, rows: Sequence[LadderRow], field: str, title: str) -> N
     axes.set_xticklabels([str(length) for length in lengths])
     axes.set_title(title, loc="left", fontsize=12)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_formatter(LogFormatter())
     axes.grid(axis="y", alpha=0.25)
     low, high = (math.log(bound) for bound in axes.get_ylim())
     heights = _spread([(math.log(point[1]) - low) / (high - low) for point, _, _ in ends])
-    for ((length, value), rung, color), height in zip(ends, heights, strict=True):
+    for ((length, last), rung, color), height in zip(ends, heights, strict=True):
         axes.annotate(
-            f"{rung}  {value:.3g}",
-            xy=(length, value),
+            f"{rung}  {last:.3g}",
+            xy=(length, last),
             xytext=(1.03, height),
             textcoords="axes fraction",
             va="center",

@@ -4,67 +4,24 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mixpol_kernels.nn import MixedPolarityAttention, PolarityEmbedding, PolarityFusion, TargetAttention
-from mixpol_models.bench.gate import plain_errors, short
+from mixpol_models.bench.case import CONTROL, Case, exact_answer
+from mixpol_models.bench.fbgemm_form import FBGEMM, FbgemmBags, fbgemm_installed
+from mixpol_models.bench.gate import short
 from mixpol_models.bench.kinks import near_kink
 from mixpol_models.bench.padding import pad_right
 from mixpol_models.bench.polarity_forms import Composed, EagerFusion, RefactoredFusion, SumOfLookups
 from mixpol_models.bench.rungs import Concat, PerTarget
 
 
-@dataclass(frozen=True)
-class Case:
-    """One op at one shape, in several forms over the same parameters.
-
-    Attributes:
-        name: of the op and the shape.
-        forms: ways to compute the output, by name: "eager", "eager+compile", ..., "fused"; "reference" is
-            there for the gate.
-        leaves: everything that gets a gradient, by name.
-        upstream: the gradient of the output; zero at pads, which forms may fill differently.
-        exact: output and gradients of the float64 reference, by name.
-        kept: the output times this is compared; 0 at pads.
-    """
-
-    name: str
-    forms: Mapping[str, Callable[[], Tensor]]
-    leaves: Mapping[str, Tensor]
-    upstream: Tensor
-    exact: Mapping[str, Tensor]
-    kept: Tensor
-
-    def clear(self) -> None:
-        """Drops the gradients."""
-        for leaf in self.leaves.values():
-            leaf.grad = None
-
-    def step(self, form: str) -> Tensor:
-        """Forward and backward of a form; the gradients are in the leaves. Call `clear` first."""
-        output = self.forms[form]()
-        output.backward(self.upstream)
-        return output
-
-    def answer(self, form: str) -> dict[str, Tensor]:
-        """`step`, as the gate takes it."""
-        self.clear()
-        answer = {"output": self.step(form).detach() * self.kept}
-        answer |= {name: leaf.grad for name, leaf in self.leaves.items() if leaf.grad is not None}
-        self.clear()
-        return answer
-
-    def plain_errors(self) -> dict[str, float]:
-        """Errors of plain float32 PyTorch, for the gate."""
-        forms = [lambda form=form: form() * self.kept for form in (self.forms["eager"], self.forms["reference"])]
-        return plain_errors(forms, self.leaves, self.upstream, self.exact)
-
-
 def embedding_case(batch: int = 256, length: int = 50, width: int = 64, items: int = 10_000, seed: int = 0) -> Case:
-    """`polarity_embedding` on jagged ids, dense table gradients."""
+    """`polarity_embedding` on jagged ids, dense table gradients; with FBGEMM's rung where it is installed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         layer = PolarityEmbedding(items, width)
@@ -77,17 +34,19 @@ def embedding_case(batch: int = 256, length: int = 50, width: int = 64, items: i
         "eager": lambda: eager(ids, polarity),
         "eager+compile": _compiled(eager, ids, polarity),
         "fused": lambda: fused(ids, polarity),
-        "reference": lambda: reference(ids, polarity),
     }
+    if fbgemm_installed():
+        forms[FBGEMM] = FbgemmBags(layer, ids, polarity)
     exact = _double(layer)
-    leaves = dict(layer.named_parameters())
     return Case(
-        f"polarity_embedding N={tokens} D={width} V={items}",
+        f"N={tokens} D={width} V={items}",
         forms,
-        leaves,
+        dict(layer.named_parameters()),
         upstream,
-        _exact(lambda: exact(ids, polarity), dict(exact.named_parameters()), upstream),
-        torch.ones(tokens, 1),
+        lambda: exact_answer(lambda: exact(ids, polarity), dict(exact.named_parameters()), upstream),
+        (forms["eager"], lambda: reference(ids, polarity)),
+        tokens,
+        (ids, polarity),
     )
 
 
@@ -113,20 +72,22 @@ def fusion_case(batch: int = 256, length: int = 50, width: int = 64, seed: int =
         "refactored": lambda: refactored(*arguments),
         "refactored+compile": _compiled(refactored, *arguments),
         "fused": lambda: fused(target, tokens, polarity, lengths=lengths),
-        "reference": lambda: reference(target, tokens, polarity, lengths=lengths),
     }
     exact, wide = _double(layer), _double_leaves(inputs)
     return Case(
-        f"polarity_fusion tapf B={batch} L={length} D={width}",
+        f"L={length} B={batch} D={width} tapf",
         forms,
         {**inputs, **dict(layer.named_parameters())},
         upstream,
-        _exact(
+        lambda: exact_answer(
             lambda: exact(wide["target"], wide["tokens"], polarity, lengths=lengths),
             {**wide, **dict(exact.named_parameters())},
             upstream,
         ),
-        kept,
+        (forms["eager"], lambda: reference(target, tokens, polarity, lengths=lengths)),
+        int(lengths.sum()),
+        (polarity, lengths),
+        {"output": kept},
     )
 
 
@@ -169,23 +130,38 @@ def attention_case(
         "refactored": lambda: refactored(*arguments),
         "refactored+compile": _compiled(refactored, *arguments),
         "fused": lambda: fused(target, ids, polarity, lengths=lengths, extra_ids=extra_ids),
-        "reference": lambda: reference(target, ids, polarity, lengths=lengths, extra_ids=extra_ids),
+        CONTROL: partial(_mean, layer.item_embedding.weight, ids, padding.mask),
     }
     wide = _double_leaves(inputs)
+
+    def exact_mean() -> dict[str, Tensor]:
+        table = layer.item_embedding.weight.detach().double().requires_grad_()
+        mean = partial(_mean, table, ids, padding.mask.double())
+        return exact_answer(mean, {"item_embedding.weight": table}, upstream)
+
     return Case(
-        f"mixed_polarity_attention {fusion} B={batch} L={length} D={width} H={hidden} V={items} {activation}"
+        f"L={length} B={batch} D={width} H={hidden} V={items} {fusion} {activation}"
         + (" full gate" if gate_inputs == "full" else "")
         + (f" R={num_extra}" if num_extra else ""),
         forms,
         {**inputs, **dict(layer.named_parameters())},
         upstream,
-        _exact(
+        lambda: exact_answer(
             lambda: exact(wide["target"], ids, polarity, lengths=lengths, extra_ids=extra_ids),
             {**wide, **dict(exact.named_parameters())},
             upstream,
         ),
-        torch.ones(batch, 1),
+        (forms["eager"], lambda: reference(target, ids, polarity, lengths=lengths, extra_ids=extra_ids)),
+        int(lengths.sum()),
+        (ids, polarity, *padding),
+        controls={CONTROL: exact_mean},
     )
+
+
+def _mean(table: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    """The control: look-up and masked mean, [B, D]."""
+    weights = mask / mask.sum(1, keepdim=True)
+    return torch.bmm(weights.unsqueeze(1), F.embedding(ids, table)).squeeze(1)
 
 
 def _popular(items: int, *shape: int) -> Tensor:
@@ -243,9 +219,3 @@ def _double(layer: nn.Module) -> nn.Module:
 
 def _double_leaves(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().double().requires_grad_() for name, tensor in inputs.items()}
-
-
-def _exact(forward: Callable[[], Tensor], leaves: Mapping[str, Tensor], upstream: Tensor) -> dict[str, Tensor]:
-    output = forward()
-    output.backward(upstream.double())
-    return {"output": output.detach(), **{name: leaf.grad for name, leaf in leaves.items()}}

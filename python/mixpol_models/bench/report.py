@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from mixpol_models.bench.headline import headlines, name, noise, sentences
+from mixpol_models.bench.case import CONTROL
+from mixpol_models.bench.compare import Change
+from mixpol_models.bench.headline import caption, headlines, name, noise, sentences
 from mixpol_models.bench.ladder import LadderRow
 from mixpol_models.bench.machine import machine_facts
 from mixpol_models.bench.plot import plot_ladder
+from mixpol_models.bench.work import Peaks
 
 __all__ = [
     "caption",
@@ -37,7 +40,7 @@ def ladder_table(rows: Sequence[LadderRow]) -> Table:
             table.add_section()
             table.add_row(f"L = {row.length}", style="bold")
             length = row.length
-        style = "bold green" if row.rung == "fused" else "dim" if row.rung == "mean pool" else ""
+        style = "bold green" if row.rung == "fused" else "dim" if row.rung == CONTROL else ""
         numbers = (
             row.forward_ms,
             row.total_ms,
@@ -46,24 +49,44 @@ def ladder_table(rows: Sequence[LadderRow]) -> Table:
             row.saved_mib,
             row.peak_mib,
         )
-        table.add_row(name(row), *map(_number, numbers), _seconds(row), style=style)
+        table.add_row(name(row), *map(number, numbers), _seconds(row), style=style)
     return table
 
 
 def headline_table(rows: Sequence[LadderRow]) -> Table:
-    """One line a length: fused against concat eager and against the strongest baseline."""
+    """One line a length: fused against the eager form and against the strongest baseline."""
     table = _table(
-        ["", "f+b\n×concat", "f+b\n×best", "fwd\n×concat", "kept\n×concat", "best is"],
+        ["", "f+b\n×eager", "f+b\n×best", "fwd\n×eager", "kept\n×eager", "best is"],
         "How many times the fused form's cost the others have; above 1, fused is better.\n"
-        "best: the strongest baseline, the fastest refactored form.",
+        "best: the strongest baseline, the fastest of the other forms.",
     )
     table.columns[-1].justify = "left"
     for line in headlines(rows):
-        ratios = (line.total_concat, line.total_strongest, line.forward_concat, line.saved_concat)
-        table.add_row(f"L = {line.length}", *map(_number, ratios), line.strongest or "–")
+        ratios = (line.total_eager, line.total_strongest, line.forward_eager, line.saved_eager)
+        table.add_row(f"L = {line.length}", *map(number, ratios), line.strongest or "–")
     return table
 
 
+def changes_table(changes: Sequence[Change], tolerance: float) -> Table:
+    """One line a shape and direction of a comparison of two revisions."""
+    table = _table(
+        ["", "before\nms", "now\nms", "ratio", "95 %", ""],
+        f"Time now over time before; slower: above {1 + tolerance:.2f} with the whole interval.",
+    )
+    for change in changes:
+        slower = change.slower(tolerance)
+        table.add_row(
+            f"{change.name}, {change.direction}",
+            *map(number, (change.before_ms, change.now_ms)),
+            f"{change.ratio:.3f}",
+            f"{change.low:.3f} to {change.high:.3f}",
+            "slower" if slower else "",
+            style="bold red" if slower else "",
+        )
+    return table
+
+
+_ROOFLINE = ("tokens/s", "GFLOP/s", "GB/s", "of the roof")
 _COLUMNS = (
     "L",
     "form",
@@ -78,20 +101,26 @@ _COLUMNS = (
 )
 
 
-def ladder_markdown(rows: Sequence[LadderRow]) -> str:
-    """The same as a Markdown table, under a line that says how it was measured, over the ratios in words."""
-    rule = ["---:", "---", *["---:"] * (len(_COLUMNS) - 2)]
-    lines = [f"{caption(rows)}.", "", _line(_COLUMNS), _line(rule)]
+def ladder_markdown(rows: Sequence[LadderRow], peaks: Peaks | None = None) -> str:
+    """The same as a Markdown table, under a line that says how it was measured, over the ratios in words.
+
+    With `peaks` there are rates of the minimal work too, and the share of what the machine allows for it.
+    """
+    columns = [*_COLUMNS, *(_ROOFLINE if peaks else ())]
+    rule = ["---:", "---", *["---:"] * (len(columns) - 2)]
+    lines = [f"{caption(rows)}.", "", _line(columns), _line(rule)]
     for row in rows:
         low, high = row.total_ratio_low, row.total_ratio_high
         cells = [
             str(row.length),
             name(row),
-            *map(_number, (row.forward_ms, row.total_ms, row.forward_ratio, row.total_ratio)),
-            "–" if low is None or high is None else f"{_number(low)} to {_number(high)}",
-            *map(_number, (row.saved_mib, row.peak_mib)),
+            *map(number, (row.forward_ms, row.total_ms, row.forward_ratio, row.total_ratio)),
+            "–" if low is None or high is None else f"{number(low)} to {number(high)}",
+            *map(number, (row.saved_mib, row.peak_mib)),
             _seconds(row),
         ]
+        if peaks:
+            cells += _roofline(row, peaks)
         lines.append(_line([f"**{cell}**" for cell in cells] if row.rung == "fused" else cells))
     said = [*sentences(rows), *filter(None, [noise(rows)])]
     if said:
@@ -99,19 +128,12 @@ def ladder_markdown(rows: Sequence[LadderRow]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def caption(rows: Sequence[LadderRow]) -> str:
-    """Shape, law of the lengths, protocol."""
-    if not rows:
-        return "No rows"
-    row = rows[0]
-    units = ", ".join(map(str, row.hidden))
-    rounds = sorted({row.rounds for row in rows})
-    count = str(rounds[0]) if len(rounds) == 1 else f"{rounds[0]} to {rounds[-1]}"
-    return (
-        f"DIN activation unit, B = {row.batch}, D = {row.width}, units [{units}], {row.activation}, float32, "
-        f"lengths uniform in 1..L, {row.threads} threads; medians over {count} interleaved rounds; every "
-        "form checked against float64 in this run"
-    )
+def _roofline(row: LadderRow, peaks: Peaks) -> list[str]:
+    rate = f"{1e-6 * row.tokens_per_s:.2f} M"
+    if row.rung == CONTROL:  # not the same function: it does not do the op's work
+        return [rate, "–", "–", "–"]
+    share = peaks.share(row.total_work, row.total_ms)
+    return [rate, number(row.gflops), number(row.gbytes), f"{100 * share:.0f} %"]
 
 
 def _table(columns: Sequence[str], title: str) -> Table:
@@ -132,7 +154,7 @@ def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
     """Three digits, none behind the point from 100 on."""
     if value is None:
         return "–"

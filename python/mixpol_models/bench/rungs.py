@@ -30,7 +30,8 @@ class Unit(nn.Module):
 
     # Whether torch.compile has to expect another shape in every batch.
     dynamic = False
-    # Whether pads are left out, so that they cannot be in the statistics of a layer that is normalised.
+    # Whether pads are left out: then they cannot be in the statistics of a layer that is normalised, and a softmax
+    # over each user's tokens would need a form of its own.
     skips_pads = False
 
     def __init__(self, attention: TargetAttention) -> None:
@@ -48,6 +49,12 @@ class Unit(nn.Module):
             return hidden * (p + self.attention.slopes[layer] * (1 - p))
         return _ACTIVATIONS[self.attention.activation](hidden)
 
+    def weigh(self, scores: Tensor, padding: Padding) -> Tensor:
+        """Weights [B, L] of scores [B, L], 0 at pads."""
+        if self.attention.normalize == "softmax":
+            return scores.masked_fill(padding.mask == 0, -torch.inf).softmax(dim=-1)
+        return scores * padding.mask
+
 
 class Concat(Unit):
     """The activation unit as FuxiCTR and torch-rechub write it, on padded [B, L, D] with a mask."""
@@ -58,7 +65,7 @@ class Concat(Unit):
         *layers, last = self.attention.layers
         for i, layer in enumerate(layers):
             hidden = self.activate(i, layer(hidden))
-        weights = last(hidden).squeeze(-1) * padding.mask
+        weights = self.weigh(last(hidden).squeeze(-1), padding)
         return (weights.unsqueeze(-1) * history).sum(dim=1)
 
 
@@ -88,7 +95,7 @@ class PerTarget(Refactored):
     def forward(self, target: Tensor, history: Tensor, padding: Padding) -> Tensor:
         w_x, w_p, offset = self.blocks(target)
         matrix = w_x.t() + target.unsqueeze(2) * w_p.t()
-        weights = self.scores(torch.bmm(history, matrix) + offset.unsqueeze(1)) * padding.mask
+        weights = self.weigh(self.scores(torch.bmm(history, matrix) + offset.unsqueeze(1)), padding)
         return torch.bmm(weights.unsqueeze(1), history).squeeze(1)
 
 
@@ -98,7 +105,7 @@ class SharedWeight(Refactored):
     def forward(self, target: Tensor, history: Tensor, padding: Padding) -> Tensor:
         w_x, w_p, offset = self.blocks(target)
         hidden = F.linear(history, w_x) + F.linear(target.unsqueeze(1) * history, w_p) + offset.unsqueeze(1)
-        weights = self.scores(hidden) * padding.mask
+        weights = self.weigh(self.scores(hidden), padding)
         return torch.bmm(weights.unsqueeze(1), history).squeeze(1)
 
 
@@ -197,4 +204,3 @@ RUNGS: dict[str, Rung] = {
         Rung("mean pool", {"": MeanPool}, control=True),
     )
 }
-STRONGEST = ("refactored", "refactored+compile")

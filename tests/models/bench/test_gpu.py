@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from mixpol_models.bench import gpu
+import mixpol_kernels
+from mixpol_models.bench import gpu, problems
 from mixpol_models.bench.gpu import Size, run_report
 from mixpol_models.cli import app
 
@@ -19,7 +21,8 @@ SMALL = Size(users=8, length=20, width=16, units=16)
 
 @pytest.fixture
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "_seconds", lambda call, device: (call(), 0.001)[1])
+    monkeypatch.setattr(gpu, "seconds_of", lambda call, device: (call(), 0.001)[1])
+    monkeypatch.setattr(torch, "compile", lambda form: form)  # tests of the ladder compile
 
 
 @pytest.mark.usefixtures("_quick")
@@ -28,11 +31,13 @@ def test_report(tmp_path: Path) -> None:
     assert [c.name for c in checks if c.passed is False] == []
     assert [c.name for c in checks if c.passed is None] == ["graph capture", "memory bandwidth"]
     saved = json.loads((tmp_path / "gpu_report.json").read_text())
-    assert len(saved["checks"]) == len(checks) == 14
+    assert len(saved["checks"]) == len(checks) == 20
     text = (tmp_path / "gpu_report.md").read_text()
     assert "| fused |" in text
     assert "| refactored+compile |" in text
     assert "| correct: relu, none, float32 | passed |" in text
+    assert "| correct: mixed_polarity_attention, float32 | passed |" in text
+    assert '| correct: interleave | passed | {"backend": "cpu"} |' in text
 
 
 @pytest.mark.usefixtures("_quick")
@@ -57,7 +62,26 @@ def test_wrong_numbers_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(gpu, "_results", off)
     checks = run_report(CPU, tmp_path, SMALL, backend="cpu")
-    assert all(c.passed is False for c in checks if c.name.startswith("correct") and c.name.endswith("float32"))
+    mended = {c.name for c in checks if c.name.startswith("correct") and c.passed}
+    assert not any(name.endswith("float32") and "_" not in name for name in mended)
+
+
+@pytest.mark.usefixtures("_quick")
+def test_wrong_numbers_of_another_op_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, merge = problems.Problem.run, mixpol_kernels.interleave
+
+    def off(problem: problems.Problem, backend: str, *more: Any) -> dict[str, torch.Tensor]:
+        found = run(problem, backend, *more)
+        return found if backend == "reference" else {name: 1.001 * value for name, value in found.items()}
+
+    def shifted(*given: Any, backend: str = "auto", **options: Any) -> Any:
+        found = merge(*given, backend=backend, **options)
+        return found if backend == "reference" else found._replace(source=found.source.flip(0))
+
+    monkeypatch.setattr(problems.Problem, "run", off)
+    monkeypatch.setattr(mixpol_kernels, "interleave", shifted)
+    failed = {c.name for c in run_report(CPU, tmp_path, SMALL, backend="cpu") if c.passed is False}
+    assert failed == {f"correct: {op}, float32" for op in gpu._OTHERS} | {"correct: interleave"}
 
 
 def test_without_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -74,14 +75,15 @@ def test_only_concat_keeps_four_widths(rows: list[LadderRow]) -> None:
 
 
 def test_strongest(rows: list[LadderRow]) -> None:
-    assert strongest(rows, 7).rung == "refactored"
+    fast, *slow = (replace(row, total_ms=ms) for row, ms in zip(rows, (3.0, 4.0, 1.0), strict=False))
+    assert strongest([fast, *slow], 3).rung == fast.rung, "the control is no baseline"
     with pytest.raises(ValueError, match="length 11"):
         strongest(rows, 11)
 
 
 @pytest.mark.parametrize("planted", [LostOffset, WeakGradient, NotANumber, WrongWhenServing])
 def test_a_wrong_rung_turns_the_gate_red(planted: type[nn.Module], tiny: dict[str, Any]) -> None:
-    with pytest.raises(GateError, match=r"wrong at L = 3.*no number"):
+    with pytest.raises(GateError, match=r"wrong in L=3 .*no number"):
         run_ladder(**tiny, rungs=["concat", Rung("wrong", {"": planted})])
 
 

@@ -8,8 +8,9 @@ import pytest
 
 from mixpol_kernels.library import library
 from mixpol_models.bench import GateError
+from mixpol_models.bench.case import Case
 from mixpol_models.bench.gate import check
-from mixpol_models.bench.polarity_cases import Case, attention_case, embedding_case, fusion_case
+from mixpol_models.bench.polarity_cases import attention_case, embedding_case, fusion_case
 
 ATTENTION = {"batch": 5, "length": 6, "width": 8, "hidden": 7, "items": 20}
 CASES: list[tuple[Any, dict[str, Any]]] = [
@@ -34,7 +35,7 @@ def test_form_is_within_the_budget(case: Case, form: str) -> None:
         pytest.skip("this op has no such form")
     if form == "fused" and not library.loaded:
         pytest.skip(library.reason)
-    check(form, case.answer(form), case.exact, case.plain_errors())
+    case.check(form)
 
 
 def test_every_parameter_is_compared(case: Case) -> None:
@@ -47,4 +48,4 @@ def test_a_wrong_table_gradient_is_found(case: Case) -> None:
     table = next(name for name in answer if "polarity_table" in name)
     answer[table] = answer[table].flip(0)
     with pytest.raises(GateError, match="polarity_table"):
-        check("planted", answer, case.exact, case.plain_errors())
+        check("planted", answer, case.exact, case.plain_errors)

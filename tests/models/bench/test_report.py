@@ -50,8 +50,8 @@ def ladder(rows: list[LadderRow]) -> list[LadderRow]:
 
 def test_headline(ladder: list[LadderRow]) -> None:
     for line in headlines(ladder):
-        assert (line.total_concat, line.total_strongest, line.forward_concat) == (4.0, 2.5, 2.0)
-        assert line.saved_concat == 4.0
+        assert (line.total_eager, line.total_strongest, line.forward_eager) == (4.0, 2.5, 2.0)
+        assert (line.eager, line.saved_eager) == ("concat", 4.0)
         assert line.strongest == "refactored+compile, per target"
         assert (line.fused_ms, line.floor_ms) == (2.0, 1.0)
     said = "\n".join(sentences(ladder))
@@ -61,7 +61,7 @@ def test_headline(ladder: list[LadderRow]) -> None:
 
 def test_headline_without_fused_claims_nothing(rows: list[LadderRow]) -> None:
     assert sentences(rows) == []
-    assert [line.total_concat for line in headlines(rows)] == [None, None]
+    assert [line.total_eager for line in headlines(rows)] == [None, None]
 
 
 def test_markdown(ladder: list[LadderRow]) -> None:

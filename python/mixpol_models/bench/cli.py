@@ -1,0 +1,72 @@
+"""The command `mixpol bench`. Heavy imports wait until it runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def bench(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Four cases at two lengths, under three minutes; else every shape and form.")
+    ] = False,
+    output: Annotated[Path | None, typer.Option(help="Folder for bench.json, bench.md and pictures.")] = None,
+    readme: Annotated[
+        Path | None, typer.Option(help="Markdown file whose table between the bench markers is rewritten.")
+    ] = None,
+    compare: Annotated[
+        str | None, typer.Option(metavar="REF", help="Instead: time the kernels against those of a git revision.")
+    ] = None,
+    tolerance: Annotated[float, typer.Option(help="Of --compare: by how much a case may be slower.", min=0.0)] = 0.05,
+    rounds: Annotated[int, typer.Option(help="Of --compare: turns of either side.", min=2)] = 9,
+    seed: Annotated[int, typer.Option(help="Of inputs, weights and order.")] = 0,
+) -> None:
+    """Measure the fused kernels against their PyTorch forms on this machine, each checked against float64 first.
+
+    With --compare, exit status 1 if a case is slower by more than the tolerance, with its whole interval.
+    """
+    from mixpol_models.cli import _plainly
+
+    with _plainly():
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        from mixpol_models.bench import compare as revisions
+        from mixpol_models.bench import suite
+        from mixpol_models.bench.report import changes_table, headline_table, ladder_table
+        from mixpol_models.bench.shapes import LENGTHS, QUICK_LENGTHS, main_shapes
+
+        if compare and (output or readme):
+            raise ValueError("compare came with output or readme; expected it alone: it writes no report")
+
+        console = Console(width=None if sys.stdout.isatty() else 110)
+        columns = (BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task("", total=1.0)
+
+            def progress(line: str, done: float) -> None:
+                bar.update(task, description=line, completed=done)
+
+            if compare:
+                lengths = QUICK_LENGTHS if quick else LENGTHS
+                changes = revisions.compare(compare, main_shapes(lengths), rounds, progress=progress, seed=seed)
+            else:
+                results = suite.run(suite.quick() if quick else suite.full(), progress, seed)
+        if compare:
+            console.print(changes_table(changes, tolerance))
+            if any(change.slower(tolerance) for change in changes):
+                raise typer.Exit(1)
+            return
+        for _, rows in results.by_case():
+            console.print(ladder_table(rows), headline_table(rows))
+        for warning in suite.warnings(results):
+            console.print(warning, style="yellow", highlight=False)
+        if output:
+            for path in suite.save(results, output):
+                typer.echo(f"Saved {path}")
+        if readme:
+            suite.write_readme(results, readme)
+            typer.echo(f"Rewrote the table in {readme}")

@@ -1,0 +1,282 @@
+"""`mixpol tune`: the fastest launch configuration of each Triton kernel on the GPU at hand.
+
+A candidate is held to the error budget before it is timed. What is written is what the package reads where
+MIXPOL_TRITON_CONFIGS names the folder; nothing is tuned unless it is asked for.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from mixpol_kernels.ops.dot_target_attention.triton import configs as dot
+from mixpol_kernels.ops.polarity_fusion.triton import configs as fusion
+from mixpol_kernels.ops.target_attention.triton import configs as attention
+from mixpol_kernels.ops.triton import devices
+from mixpol_kernels.ops.triton.devices import Config
+from mixpol_models.bench.gate import GateError
+from mixpol_models.bench.gpu import seconds_of
+from mixpol_models.bench.problems import Problem, Size, dot_problem, fusion_problem, unit_problem
+
+FOLDERS = {"target_attention": attention.FOLDER, "polarity_fusion": fusion.FOLDER, "dot_target_attention": dot.FOLDER}
+_TILES, _WARPS, _STAGES, _FLUSHES = (16, 32, 64, 128), (4, 8), (1, 2, 3), (0, 1, 2)
+_PRECISION = {"half": "high", "tf32x3": "high", "float32": "highest"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A configuration to find: of an op, by its name in the op's file ("backward/half/64:64")."""
+
+    op: str
+    name: str
+
+    @property
+    def direction(self) -> str:
+        """One of devices.DIRECTIONS."""
+        return self.name.split("/")[0]
+
+    @property
+    def element(self) -> str:
+        """One of devices.ELEMENTS."""
+        return self.name.split("/")[1]
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return int(self.name.split("/")[2].partition(":")[0])
+
+    @property
+    def units(self) -> tuple[int, ...]:
+        """Of the hidden layers; none but for the activation unit."""
+        _, _, units = self.name.partition(":")
+        return tuple(map(int, units.split("x"))) if units else ()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What stands for the element."""
+        return torch.bfloat16 if self.element == "half" else torch.float32
+
+
+@dataclass(frozen=True)
+class Found:
+    """What came of an entry.
+
+    Attributes:
+        entry: what was tuned.
+        shipped_ms: of the present configuration; None where there is none that runs.
+        best, best_ms: the fastest candidate; None if none ran and was right.
+        tried, refused: candidates, and those that did not compile, did not fit on the chip or were wrong.
+        reason: the last refusal.
+    """
+
+    entry: Entry
+    shipped_ms: float | None
+    best: Config | None
+    best_ms: float | None
+    tried: int
+    refused: int
+    reason: str = ""
+
+
+def entries(architecture: str, pattern: str = "") -> list[Entry]:
+    """Every configuration that kernels have on an architecture, those with `pattern` in "OP/NAME"."""
+    every = [Entry(op, name) for op, folder in FOLDERS.items() for name in devices.names(folder, architecture)]
+    found = [entry for entry in every if pattern in f"{entry.op}/{entry.name}"]
+    if not found:
+        raise ValueError(f"only is {pattern!r}, in none of: {', '.join(f'{e.op}/{e.name}' for e in every)}")
+    return found
+
+
+def candidates(entry: Entry) -> list[Config]:
+    """To try, in order."""
+    flushes = _FLUSHES if entry.units and entry.direction == "backward" else (0,)
+    return [Config(*values) for values in itertools.product(_TILES, _WARPS, _STAGES, flushes)]
+
+
+@contextmanager
+def configuration(entry: Entry, architecture: str, config: Config) -> Iterator[None]:
+    """Inside, the entry's kernel is launched so. Its other direction stays, or is the same where it has none."""
+    folder = FOLDERS[entry.op]
+    other = entry.name.replace(entry.direction, next(d for d in devices.DIRECTIONS if d != entry.direction), 1)
+    present = devices.configured(folder, architecture)
+    chosen = {entry.name: config, other: present.get(other, replace(config, flush=0))}
+    before = os.environ.get(devices.TUNED)
+    with tempfile.TemporaryDirectory(prefix="mixpol-tune-") as scratch:
+        os.environ[devices.TUNED] = scratch
+        write(chosen, devices.tuned_file(folder, architecture, Path(scratch)))
+        try:
+            yield
+        finally:
+            os.environ.pop(devices.TUNED)
+            if before is not None:
+                os.environ[devices.TUNED] = before
+            devices.configured.cache_clear()
+
+
+class Trial:
+    """An entry's kernel on inputs of its size, on the backend under test.
+
+    Args:
+        entry: what is tuned.
+        size: of the timed problem; the checked one has 33 users at most.
+        device: where.
+        backend: "triton".
+    """
+
+    def __init__(self, entry: Entry, size: Size, device: torch.device, backend: str = "triton") -> None:
+        self.entry, self.device, self.backend = entry, device, backend
+        self.timed = _problem(entry, size)
+        self.checked = _problem(entry, Size(min(size.users, 33), min(size.length, 130)))
+
+    def check(self) -> None:
+        """The present configuration is within the error budget (contract 1).
+
+        Raises:
+            GateError: it is not.
+        """
+        with self._precision():
+            shares = self.checked.shares(self.backend, self.device, self.entry.dtype)
+        worst = max(shares, key=shares.__getitem__)
+        if not shares[worst] <= 1:
+            raise GateError(f"the error of {worst} is {shares[worst]:.3g} times what is allowed")
+
+    def seconds(self) -> float:
+        """Of one launch of the entry's direction, median."""
+        leaves, others = self.timed.on(self.device, self.entry.dtype)
+        with self._precision():
+            if self.entry.direction == "forward":
+                with torch.no_grad():
+                    return seconds_of(lambda: self.timed.call(leaves, others, self.backend), self.device, budget=0.2)
+            output = self.timed.call(leaves, others, self.backend)
+            upstream, inputs = torch.ones_like(output), list(leaves.values())
+            backward = partial(torch.autograd.grad, output, inputs, upstream, retain_graph=True)
+            return seconds_of(backward, self.device, budget=0.2)
+
+    @contextmanager
+    def _precision(self) -> Iterator[None]:
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(_PRECISION[self.entry.element])
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+
+def _problem(entry: Entry, size: Size) -> Problem:
+    if entry.op == "dot_target_attention":
+        return dot_problem(size, entry.width)
+    if entry.op == "polarity_fusion":
+        return fusion_problem(size, entry.width)
+    return unit_problem(size, entry.width, entry.units)
+
+
+def tune(
+    entry: Entry,
+    architecture: str,
+    trial: Trial,
+    tick: Callable[[], None] = lambda: None,
+    among: Sequence[Config] | None = None,
+) -> Found:
+    """Tries the candidates of an entry, the present configuration among them.
+
+    Args:
+        entry: what to tune.
+        architecture: of the GPU, one of devices.ARCHITECTURES.
+        trial: checks and times the present configuration.
+        tick: called after each candidate.
+        among: the candidates; default `candidates(entry)`.
+    """
+    present = devices.configured(FOLDERS[entry.op], architecture).get(entry.name)
+    every = list(candidates(entry) if among is None else among)
+    if present is not None and present not in every:
+        every.insert(0, present)
+    times: dict[Config, float] = {}
+    reason = ""
+    for config in every:
+        with configuration(entry, architecture, config):
+            try:
+                trial.check()
+                times[config] = trial.seconds()
+            except Exception as error:  # the compiler and the driver have many kinds
+                reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        tick()
+    best = min(times, key=times.__getitem__, default=None)
+    return Found(
+        entry=entry,
+        shipped_ms=None if present not in times else 1e3 * times[present],
+        best=best,
+        best_ms=None if best is None else 1e3 * times[best],
+        tried=len(every),
+        refused=len(every) - len(times),
+        reason=reason,
+    )
+
+
+def write(found: dict[str, Config], path: Path) -> None:
+    """Adds configurations to a file of `devices.tuned_file`, which is replaced whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    kept |= {name: asdict(config) for name, config in found.items()}
+    scratch = path.with_suffix(".part")
+    scratch.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n")
+    scratch.replace(path)
+    devices.configured.cache_clear()
+
+
+def written(folder: Path, architecture: str) -> set[Entry]:
+    """What a folder has already, of this or an earlier call."""
+    paths = {op: devices.tuned_file(configs, architecture, folder) for op, configs in FOLDERS.items()}
+    return {Entry(op, name) for op, path in paths.items() if path.exists() for name in json.loads(path.read_text())}
+
+
+def run(
+    folder: Path,
+    device: torch.device,
+    size: Size,
+    only: str = "",
+    tick: Callable[[str, float], None] = lambda line, done: None,
+) -> tuple[list[Found], int]:
+    """Tunes every entry that the folder does not have, and writes each one as soon as it is known.
+
+    Args:
+        folder: for MIXPOL_TRITON_CONFIGS.
+        device: a GPU.
+        size: of the timed problems.
+        only: part of the names "OP/NAME" to tune.
+        tick: told (what is tried, share done).
+
+    Returns:
+        What was found, and how many entries were in the folder before.
+
+    Raises:
+        ValueError: no entry has `only` in its name, or a GPU without configurations.
+    """
+    architecture = devices.architecture(device.index or 0)
+    if architecture not in devices.ARCHITECTURES:
+        raise ValueError(f"the GPU is of none of {', '.join(devices.ARCHITECTURES)}, nor newer: no kernel runs on it")
+    wanted = entries(architecture, only)
+    there = written(folder, architecture)
+    todo = [entry for entry in wanted if entry not in there]
+    steps, done, found = sum(len(candidates(entry)) for entry in todo), 0, []
+
+    for entry in todo:
+
+        def told(entry: Entry = entry) -> None:
+            nonlocal done
+            done += 1
+            tick(f"{entry.op} {entry.name}", min(1.0, done / steps))
+
+        result = tune(entry, architecture, Trial(entry, size, device), told)
+        found.append(result)
+        if result.best is not None:
+            write({entry.name: result.best}, devices.tuned_file(FOLDERS[entry.op], architecture, folder))
+    return found, len(wanted) - len(todo)
