@@ -9,7 +9,7 @@ PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint const
 # Real logs beside the checkout, when there are any; MIXPOL_DATA overrides.
 export MIXPOL_DATA ?= $(wildcard ../shared/data)
 
-.PHONY: help setup demo test test-asan test-abi test-cuda-link gpu-compile cuda-compile bench lint format schemas clean
+.PHONY: help setup demo test test-asan test-abi test-cuda-link gpu-compile cuda-compile instructions bench docs wheel lint format schemas clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/'
 
@@ -22,7 +22,7 @@ $(VENV)/.toolchain: constraints.txt
 # No build isolation: an isolated build would fetch a second torch and compile against that one.
 $(VENV)/.built: $(VENV)/.toolchain pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 	@echo "building the kernels, installing the development set ..."
-	$(PIP) --no-build-isolation --editable '.[models,dev]'
+	$(PIP) --no-build-isolation --editable '.[models,dev,docs,release]'
 	@touch $@
 
 setup: $(VENV)/.built ## make .venv, install, build
@@ -31,16 +31,17 @@ setup: $(VENV)/.built ## make .venv, install, build
 demo: $(VENV)/.built ## the main job: train DIN four ways, print and save tables and pictures
 	$(BIN)/mixpol demo
 
-# What only tests need. recbole asks for a ray that fuxictr is too new for, so that its own needs are named one by one.
+# What only tests need, and FBGEMM for the benchmarks. recbole asks for a ray that fuxictr is too new for, so that its
+# own needs are named one by one.
 $(VENV)/.tests: $(VENV)/.built
 	@echo "installing what the tests need: triton, and the frameworks that have drop-ins ..."
 	$(PIP) triton fuxictr deepctr-torch torch-rechub tensorboard colorlog colorama texttable tabulate psutil
-	$(PIP) --no-deps recbole thop
+	$(PIP) --no-deps recbole thop fbgemm-gpu-cpu
 	@touch $@
 
 # Two processes: most tests keep one core busy. The Triton kernels are interpreted, which a process does or does not.
 test: $(VENV)/.tests lint ## every test
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations 15 --durations-min 10
 	$(BIN)/python -m pytest -n 2 --dist worksteal tests/triton_kernels
 
 # Also NaN into every fresh buffer. Left out: what needs address space or compilers of its own.
@@ -55,7 +56,7 @@ test-asan: $(VENV)/.built ## the op tests under AddressSanitizer and UndefinedBe
 ASAN_SKIP := $(foreach name,large compile export,--ignore=tests/ops/test_$(name).py)
 
 TORCH ?= 2.10.0 2.11.0 2.14.1
-test-abi: $(VENV)/.built ## the compiled library under other releases of torch (TORCH="...", INDEX=...; gigabytes)
+test-abi: $(VENV)/.built ## the compiled wheel under other releases of torch (TORCH="...", INDEX=...; gigabytes)
 	MIXPOL_ABI_TORCH="$(TORCH)" MIXPOL_ABI_INDEX="$(INDEX)" $(BIN)/python -m pytest tests/test_abi.py -rs
 
 gpu-compile: $(VENV)/.built ## compile the Triton kernels for every GPU they ship for, write benchmarks/GPU_COMPILE.md
@@ -65,25 +66,40 @@ CUDA_TORCH ?= 2.14.1
 test-cuda-link: $(VENV)/.built ## the CUDA kernels against a CUDA build of torch, without a GPU (CUDA_TORCH="..."; gigabytes)
 	MIXPOL_CUDA_TORCH="$(CUDA_TORCH)" $(BIN)/python -m pytest tests/cuda_host/test_cuda_link.py -rs
 
+instructions: $(VENV)/.built ## count the kernels' instructions (valgrind), write benchmarks/instructions.json
+	$(BIN)/python benchmarks/instructions.py --write
+
 cuda-compile: $(VENV)/.built ## what nvcc makes of the CUDA kernels: benchmarks/CUDA_COMPILE.md
 	$(BIN)/python benchmarks/cuda_compile.py
 
 bench: $(VENV)/.built ## kernel microbenchmarks (pytest-benchmark)
 	$(BIN)/python -m pytest benchmarks --benchmark-only
 
+# Not --quiet: strict counts the warnings that are printed.
+docs: $(VENV)/.built ## the documentation, into build/site; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --config-file docs/mkdocs/mkdocs.yml
+	@echo "open build/site/index.html"
+
+wheel: $(VENV)/.built ## source archive, compiled and pure wheel into dist/, checked
+	rm -rf dist
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m build --no-isolation --sdist --wheel --outdir dist .
+	$(BIN)/python -m build --no-isolation --wheel --config-setting=wheel.cmake=false --outdir dist .
+	$(BIN)/python -m check_wheel_contents dist
+	$(BIN)/python -m auditwheel show dist/*-linux_*.whl
+
 lint: $(VENV)/.built ## ruff, mypy, clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $$(find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc tests benchmarks -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 format: $(VENV)/.built ## rewrite with ruff and clang-format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+	$(BIN)/clang-format -i $$(find csrc tests benchmarks -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 schemas: ## pin the ops' signatures after a change that is meant
 	$(BIN)/python -m mixpol_kernels.testing.schemas > csrc/schemas.new && mv csrc/schemas.new csrc/schemas.inc
 
 clean: ## remove the environment and build output
-	rm -rf $(VENV) build
+	rm -rf $(VENV) build dist

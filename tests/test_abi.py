@@ -1,6 +1,6 @@
-"""One compiled file for every torch from 2.10 on: it needs the stable ABI only, and runs under other releases.
+"""One compiled file for every torch from 2.10 on: it needs the stable ABI only; the wheel runs under other releases.
 
-The second part sets up environments of its own, gigabytes each, so only when asked:
+The second part sets up environments of its own, gigabytes each, and installs the wheel there, so only when asked:
 `make test-abi TORCH="2.10.0 2.14.1"`, with INDEX=https://download.pytorch.org/whl/cpu for the small CPU builds.
 """
 
@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from wheels import build, output, quick_start
 
 import mixpol_kernels
 from mixpol_kernels.library import library
@@ -28,14 +28,6 @@ def files() -> list[Path]:
     """The kernels, and the schemas for programs without Python."""
     assert library.path is not None
     return [library.path, library.path.parent / "lib" / "libmixpol.so"]
-
-
-def output(*command: str | Path, **environment: str) -> str:
-    run = subprocess.run(
-        [str(c) for c in command], capture_output=True, text=True, check=False, env={**os.environ, **environment}
-    )
-    assert run.returncode == 0, f"{' '.join(map(str, command))}\n{run.stdout}{run.stderr}"
-    return run.stdout
 
 
 @pytest.fixture(scope="module")
@@ -81,26 +73,31 @@ def environment(version: str) -> Path:
     return python
 
 
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("wheel") / "dist", "--wheel")
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not VERSIONS, reason="needs environments of its own: make test-abi")
 @pytest.mark.parametrize("version", VERSIONS)
-def test_other_release(version: str, tmp_path: Path) -> None:
-    """The file built here gives the same bits there, and stays within its error budget."""
+def test_other_release(version: str, wheel: Path, tmp_path: Path) -> None:
+    """The wheel built here runs the quick start there, without a compiler, and its ops give the same bits."""
     python = environment(version)
-    shutil.copytree(
-        ROOT / "mixpol_kernels", tmp_path / "mixpol_kernels", ignore=shutil.ignore_patterns("*.so", "__pycache__")
-    )
-    kernels, host = (str(path.resolve()) for path in files())
-    there = {"PYTHONPATH": str(tmp_path), "MIXPOL_LIBRARY": kernels}
+    output(python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--force-reinstall", wheel)
     found = output(python, "-c", "import torch; print(torch.__version__)")
     assert found.startswith(version)
+    quick_start(python, tmp_path, backend="cpu")
     check = ("-m", "mixpol_kernels.testing.selfcheck", "--seed", "11", "--cases", "12")
-    expected, got = (re.search(r"digest \w+", output(p, *check, **there)) for p in (sys.executable, python))
-    assert expected
-    assert got
-    assert got[0] == expected[0]
+    here = re.search(r"digest \w+", output(sys.executable, *check))
+    there = re.search(r"digest \w+", output(python, *check, cwd=tmp_path, PATH=str(tmp_path)))
+    assert here
+    assert there
+    assert there[0] == here[0]
     # The schemas for programs without Python, in a process where nothing else declares them.
     code = (
-        f"import torch; torch.ops.load_library({host!r}); print(torch.ops.mixpol.target_attention_fwd.default._schema)"
+        "import importlib.util as u, torch; (folder,) = u.find_spec('mixpol_kernels').submodule_search_locations; "
+        "torch.ops.load_library(f'{folder}/lib/libmixpol.so'); "
+        "print(torch.ops.mixpol.target_attention_fwd.default._schema)"
     )
-    assert output(python, "-c", code).startswith("mixpol::target_attention_fwd(Tensor target")
+    assert output(python, "-c", code, cwd=tmp_path).startswith("mixpol::target_attention_fwd(Tensor target")

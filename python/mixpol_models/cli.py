@@ -55,23 +55,39 @@ def _is_ours(error: BaseException) -> bool:
 
 try:
     import typer
+
+    from mixpol_models.bench.cli import bench
 except ModuleNotFoundError as error:
     _typer_missing = error.name
 else:
+    from mixpol_models.experiments.cli import app as experiment_app
+    from mixpol_models.pnfrec.cli import pnfrec_app
+
     _typer_missing = None
     app = typer.Typer(
         help="Mixed-polarity CTR models on fused kernels.", no_args_is_help=True, pretty_exceptions_show_locals=False
     )
     data_app = typer.Typer(help="The data: what is there, and how to get more.", no_args_is_help=True)
     app.add_typer(data_app, name="data")
+    app.add_typer(experiment_app, name="experiment")
+    app.add_typer(pnfrec_app(_plainly), name="pnfrec")
+    app.command()(bench)
 
-    _DATA = "Folder with KuaiRand-Pure, or kuairand-pure, ml-100k, synthetic. Default: look around."
+    _DATA = "Folder, NAME:FOLDER or YAML file, or kuairand-pure, ml-100k, synthetic. Default: look around."
 
     @app.command()
     def train(
-        config: Annotated[str | None, typer.Option(help="YAML file, or the name of a shipped one: din.")] = None,
+        config: Annotated[
+            str | None, typer.Option(help="YAML file, or the name of a shipped one: din, ..., mixformer.")
+        ] = None,
         data: Annotated[str | None, typer.Option(help=_DATA)] = None,
-        backbone: Annotated[Literal["din"] | None, typer.Option(help="Model.")] = None,
+        backbone: Annotated[
+            Literal[
+                "din", "din_two_lists", "din_action", "transact", "transformer", "onetrans", "hyformer", "mixformer"
+            ]
+            | None,
+            typer.Option(help="Model. Without --config, with the settings of its own file."),
+        ] = None,
         sequence: Annotated[Literal["mixed", "positive"] | None, typer.Option(help="Events in the history.")] = None,
         fusion: Annotated[
             Literal["none", "bias", "tapf"] | None, typer.Option(help="How polarity marks an event.")
@@ -109,7 +125,7 @@ else:
         with _plainly():
             from mixpol_models.training.config import load_config
 
-            settings = load_config(config, flags)
+            settings = load_config(config or backbone, flags)
             if print_config:
                 typer.echo(settings.to_yaml(), nl=False)
                 return
@@ -123,7 +139,11 @@ else:
 
             result = run(settings, resume=resume)
             Console(width=None if sys.stdout.isatty() else 110).print(metrics_table(result).rich())
-            numbers = {"valid": asdict(result.valid), "test": asdict(result.test), "seconds": result.seconds}
+            numbers = {
+                "valid": result.valid and asdict(result.valid),
+                "test": asdict(result.test),
+                "seconds": result.seconds,
+            }
             (result.config.folder / "metrics.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
             typer.echo(f"Saved in {result.config.folder}/")
 
@@ -163,6 +183,26 @@ else:
             if failed:
                 raise typer.Exit(1)
 
+    @app.command("tune")
+    def tune(
+        output: Annotated[Path, typer.Option(help="Folder for MIXPOL_TRITON_CONFIGS; what it has stays.")] = Path(
+            "triton_configs"
+        ),
+        only: Annotated[str, typer.Option(help="Part of the names OP/DIRECTION/ELEMENT/SIZE to tune.")] = "",
+        users: Annotated[int, typer.Option(help="Users of the timed problem.", min=1)] = 4096,
+        length: Annotated[int, typer.Option(help="Their histories are uniform in 1 ... LENGTH.", min=1)] = 200,
+    ) -> None:
+        """Find the fastest launch configurations of the Triton kernels on the GPU at hand."""
+        import torch
+
+        if not torch.cuda.is_available():
+            typer.echo("No GPU that torch can use: nothing to tune.")
+            return
+        with _plainly():
+            from mixpol_models.bench.tune_cli import run_tune
+
+            run_tune(output, only, users, length)
+
     @data_app.command("get")
     def data_get(
         name: Annotated[Literal["kuairand-pure"], typer.Argument(help="What to download (47 MB).")],
@@ -181,6 +221,29 @@ else:
                     progress=lambda done, total: bar.update(task, completed=done, total=total), force=force
                 )
             typer.echo(f"{name} is in {folder}")
+
+    @data_app.command("prepare")
+    def data_prepare(
+        source: Annotated[
+            str,
+            typer.Argument(
+                help="Folder with a known data set, NAME:FOLDER (kuairand, kuairec, tencentgr, kuaivideo, ml-1m, "
+                "ml-20m), or a YAML file that describes a log."
+            ),
+        ],
+        folder: Annotated[Path, typer.Argument(help="Where the store goes; --data takes it.")],
+        polarity: Annotated[str | None, typer.Option(help="What is positive: 'watch_ratio < 0.3: negative'.")] = None,
+        chunk_events: Annotated[int, typer.Option(help="Rows sorted at a time: memory against speed.")] = 2_000_000,
+        force: Annotated[bool, typer.Option("--force", help="Replace a store that is there.")] = False,
+    ) -> None:
+        """Build a store on disk from a log that need not fit into memory."""
+        with _plainly():
+            from mixpol_models.data import open_store, recognise, write_store
+
+            options = {} if polarity is None else {"polarity": polarity}
+            scan = recognise(source, say=typer.echo, **options)
+            write_store(scan, folder, chunk_events=chunk_events, force=force, say=typer.echo)
+            typer.echo(f"{open_store(folder).describe()}\nSaved in {folder}/")
 
     @data_app.command("show")
     def data_show(data: Annotated[str | None, typer.Option(help=_DATA)] = None) -> None:

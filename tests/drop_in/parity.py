@@ -38,7 +38,8 @@ def check_case(stock: nn.Module, case: Case, train: bool, zero: Collection[str] 
     Where rounding in the stock layer is itself above the limit (sums that cancel), the fused one may be as far from
     float64 as four times that.
 
-    `zero`: names of parameters whose gradient is 0 but for rounding: a bias in front of a batch norm or a softmax.
+    `zero`: names of parameters whose gradient is 0 but for rounding: a bias in front of a batch norm or a softmax. A
+    draw may make others so (each unit on, or off, for every token under a softmax): float64 tells.
     """
     stock.train(train)
     stock.zero_grad()
@@ -49,6 +50,7 @@ def check_case(stock: nn.Module, case: Case, train: bool, zero: Collection[str] 
     got, want, truth = (_run(layer, case) for layer in (fused, stock, exact))
     assert got.keys() == want.keys() == truth.keys()
     assert got["output"].dtype == want["output"].dtype
+    largest = max(float(value.abs().max()) for name, value in truth.items() if name.startswith("gradient"))
     for name, value in got.items():
         if name.removeprefix("gradient of ") in zero:
             continue
@@ -59,6 +61,8 @@ def check_case(stock: nn.Module, case: Case, train: bool, zero: Collection[str] 
         if error > limit * size:
             own = float((want[name] - truth[name]).abs().max())
             off = float((value - truth[name]).abs().max())
+            if name.startswith("gradient") and size < 1e-12 * largest:
+                size = largest
             assert off <= 4 * own + 0.1 * limit * size, f"{name}: {off:.2e} of {size:.2e}; the stock layer {own:.2e}"
 
 
@@ -94,7 +98,7 @@ def check_training(stock: nn.Module, case: Case, zero: Collection[str] = (), ste
             optimizer.step()
     for (name, a), b in zip(fused.named_parameters(), stock.parameters(), strict=True):
         if name not in zero:
-            error = float((a - b).abs().max())
+            error = float((a - b).detach().abs().max())
             assert error <= PARAMETER * float(b.abs().max()), f"{name}: {error:.2e}"
 
 

@@ -45,6 +45,13 @@ def test_help_fits_100_columns() -> None:
     assert "…" not in result.output
 
 
+def test_a_backbone_brings_the_settings_of_its_file() -> None:
+    named = run("train", "--print-config", "--backbone", "din_action")
+    assert named.output == run("train", "--print-config", "--config", "din_action").output
+    assert "fusion: none" in named.output
+    assert "fusion: bias" in run("train", "--print-config", "--backbone", "din_action", "--fusion", "bias").output
+
+
 def test_print_config_round_trip(tmp_path: Path) -> None:
     result = run("train", "--print-config", "--fusion", "bias", "--budget", "9", "--no-user-embedding")
     assert result.exit_code == 0
