@@ -42,7 +42,21 @@ def trainer_options(config: TrainConfig, processes: int) -> dict[str, Any]:
         return {"devices": 1}
     on_cpu = config.accelerator == "cpu" or not torch.cuda.is_available()
     backend = "gloo" if on_cpu else "nccl"
-    return {"devices": processes, "strategy": DDPStrategy(process_group_backend=backend, start_method="spawn")}
+    return {"devices": processes, "strategy": SpawnedDDP(process_group_backend=backend, start_method="spawn")}
+
+
+class SpawnedDDP(DDPStrategy):
+    """Closes the process group with the training.
+
+    Gloo's threads may hold tensors of its last operations; freed while the interpreter shuts down, they abort the
+    process. Lightning closes NCCL's groups only.
+    """
+
+    def teardown(self) -> None:
+        """Ends what `setup` began."""
+        super().teardown()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 def train_loader(examples: ExampleSet, config: TrainConfig, processes: int) -> DataLoader:

@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from mixpol_models.data import InteractionLog
 from mixpol_models.data.examples import EpochSampler
 from mixpol_models.training import TrainConfig, train
-from mixpol_models.training.distributed import PartSampler, check_processes
+from mixpol_models.training.distributed import PartSampler, SpawnedDDP, check_processes
 
 Make = Callable[..., TrainConfig]
 
@@ -69,3 +71,13 @@ def test_what_cannot_work_is_refused(config: Make, monkeypatch: pytest.MonkeyPat
     with pytest.raises(ValueError, match="NCCL does not add sparse gradients up: set sparse_tables to false"):
         check_processes(config(accelerator="gpu"), 2)
     check_processes(config(accelerator="gpu", sparse_tables=False), 2)
+
+
+def test_the_process_group_ends_with_the_training(tmp_path: Path) -> None:
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'meet'}", rank=0, world_size=1)
+    strategy = SpawnedDDP(CPUAccelerator(), cluster_environment=LightningEnvironment(), process_group_backend="gloo")
+    strategy.teardown()
+    assert not dist.is_initialized()
+    strategy.teardown()
