@@ -155,13 +155,16 @@ def choose(
         RuntimeError: the compiled kernels would run inside a transform of torch.func.
     """
     name = "backend"
-    if requested == "auto" and os.environ.get("MIXPOL_BACKEND"):
-        name, requested = "the environment variable MIXPOL_BACKEND", os.environ["MIXPOL_BACKEND"]
+    if requested == "auto" and (by_environment := os.environ.get("MIXPOL_BACKEND")):
+        name, requested = "the environment variable MIXPOL_BACKEND", by_environment
     if requested not in ("auto", *BACKENDS):
         raise ValueError(f"{name} was {requested!r}; expected 'auto', {', '.join(map(repr, BACKENDS))}")
     rejected: dict[str, str] = {}
     if requested == "reference":
         chosen, reason = "reference", "asked for by name"
+    elif like.is_cpu and requested in ("auto", "cpu") and not cpu_refusal(like, dtypes):
+        # The common case, without what the others need: this runs in every call.
+        chosen, reason = "cpu", "asked for by name" if requested != "auto" else "the first that can take the inputs"
     else:
         refusals: dict[str, Callable[[], str]] = {"cpu": lambda: cpu_refusal(like, dtypes)}
         if cuda is not None:

@@ -132,8 +132,8 @@ def layout(
         ValueError: contradicting arguments or wrong shapes.
         TypeError: wrong dtypes.
     """
-    given = [n for n, v in (("offsets", offsets), ("lengths", lengths), ("mask", mask)) if v is not None]
-    if len(given) > 1:
+    if (offsets is not None) + (lengths is not None) + (mask is not None) > 1:
+        given = [n for n, v in (("offsets", offsets), ("lengths", lengths), ("mask", mask)) if v is not None]
         raise ValueError(f"{' and '.join(given)} were given together; expected at most one of offsets, lengths, mask")
     dims = history.dim() - trailing
     shape = tuple(history.shape[:dims])
@@ -161,7 +161,7 @@ def layout(
 def _check_index(name: str, index: Tensor, shape: tuple[int, ...], words: str, history: Tensor) -> None:
     if index.dtype not in _INDEX_TYPES:
         raise TypeError(f"{name} has dtype {index.dtype}; expected torch.int32 or torch.int64")
-    if tuple(index.shape) != shape:
+    if index.shape != shape:
         raise ValueError(f"{name} has shape {list(index.shape)}; expected {list(shape)} ({words})")
     _check_device(name, index, history)
 

@@ -90,6 +90,24 @@ MIXPOL_INLINE vec spread(uint32_t bits, float x) {
 }
 #endif
 
+MIXPOL_INLINE quad load_quad(const float* p) {
+    quad v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+
+// to[i * ld + j] = rows[j][i].
+MIXPOL_INLINE void store_transposed(const quad rows[4], float* to, int64_t ld) {
+    const quad low = __builtin_shufflevector(rows[0], rows[1], 0, 4, 1, 5),
+               low2 = __builtin_shufflevector(rows[2], rows[3], 0, 4, 1, 5),
+               high = __builtin_shufflevector(rows[0], rows[1], 2, 6, 3, 7),
+               high2 = __builtin_shufflevector(rows[2], rows[3], 2, 6, 3, 7);
+    const quad columns[4] = {
+        __builtin_shufflevector(low, low2, 0, 1, 4, 5), __builtin_shufflevector(low, low2, 2, 3, 6, 7),
+        __builtin_shufflevector(high, high2, 0, 1, 4, 5), __builtin_shufflevector(high, high2, 2, 3, 6, 7)};
+    for (int i = 0; i < 4; i++) std::memcpy(to + i * ld, &columns[i], sizeof(quad));
+}
+
 // Four lanes whose sum is that of all lanes.
 MIXPOL_INLINE quad fold(vec v) {
 #if defined(MIXPOL_ISA_avx512)

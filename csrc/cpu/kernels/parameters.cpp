@@ -16,6 +16,33 @@ void transpose(float* to, const float* from, int rows, int columns, int64_t ld) 
     }
 }
 
+// Units j ... j + 3 and inputs k ... k + 3 of the blocks of W_1, transposed.
+void transpose_blocks(const float* w, int d, int h, int hp, int j, int k, PackedUnit& p) {
+    const int64_t at = k * int64_t{hp} + j;
+    const float* row = w + j * int64_t{4} * d + k;
+    float *token = p.token_t + at, *product = p.product_t + at, *target = p.target_t + at;
+    if (j + 4 > h || k + 4 > d) {
+        for (int b = 0; b < 4 && k + b < d; b++)
+            for (int a = 0; a < 4; a++) {
+                const float* x = row + a * int64_t{4} * d + b;
+                token[b * int64_t{hp} + a] = j + a < h ? x[d] - x[2 * d] : 0;
+                product[b * int64_t{hp} + a] = j + a < h ? x[3 * d] : 0;
+                target[b * int64_t{hp} + a] = j + a < h ? x[0] + x[2 * d] : 0;
+            }
+        return;
+    }
+    quad x[4], y[4], z[4];
+    for (int a = 0; a < 4; a++, row += int64_t{4} * d) {
+        const quad difference = load_quad(row + 2 * d);
+        x[a] = load_quad(row + d) - difference;
+        y[a] = load_quad(row + 3 * d);
+        z[a] = load_quad(row) + difference;
+    }
+    store_transposed(x, token, hp);
+    store_transposed(y, product, hp);
+    store_transposed(z, target, hp);
+}
+
 void copy_rows(float* to, const float* from, int rows, int columns, int64_t ld) {
     int wide = padded(columns);
     for (int r = 0; r < rows; r++) copy_padded(to + r * int64_t{wide}, from + r * ld, columns, wide);
@@ -28,19 +55,13 @@ void pack_unit(const ActivationUnit& unit, bool scaled, PackedUnit& p) {
     const float* w = unit.weight[0];
     // Sixteen inputs at a time: whole lines are read, and the lines written stay in L1.
     for (int k0 = 0; p.token_t && k0 < d; k0 += 16)
-        for (int j = 0; j < hp; j++) {
-            const float* row = w + j * int64_t{4} * d;
-            for (int k = k0; k < k0 + 16 && k < d; k++) {
-                const int64_t at = k * int64_t{hp} + j;
-                p.token_t[at] = j < h ? row[d + k] - row[2 * d + k] : 0;
-                p.product_t[at] = j < h ? row[3 * d + k] : 0;
-                p.target_t[at] = j < h ? row[k] + row[2 * d + k] : 0;
-            }
-        }
+        for (int j = 0; j < hp; j += 4)
+            for (int k = k0; k < k0 + 16 && k < d; k += 4) transpose_blocks(w, d, h, hp, j, k, p);
     for (int j = 0; p.token_n && j < h; j++) {
-        const float* row = w + j * int64_t{4} * d;
-        float *token = p.token_n + j * int64_t{wide}, *product = p.product_n + j * int64_t{wide},
-              *target = p.target_n + j * int64_t{wide};
+        const float* __restrict__ row = w + j * int64_t{4} * d;
+        float* __restrict__ token = p.token_n + j * int64_t{wide};
+        float* __restrict__ product = p.product_n + j * int64_t{wide};
+        float* __restrict__ target = p.target_n + j * int64_t{wide};
         const float scale = scaled ? unit.weight[1][j] : 1.0f;
         for (int k = 0; k < d; k++) {
             token[k] = scale * (row[d + k] - row[2 * d + k]);
@@ -112,8 +133,10 @@ void unfold_unit(const ActivationUnit& unit, const UnitSums& sums, bool scaled, 
     for (int j = 0; j < h; j++) {
         const int64_t row = j * int64_t{wide};
         const float scale = scaled ? unit.weight[1][j] : 1.0f, *w = unit.weight[0] + j * int64_t{4} * d;
-        float* out = grads.weight[0] + j * int64_t{4} * d;
-        const float *token = sums.token + row, *product = sums.product + row, *target = sums.target + row;
+        float* __restrict__ out = grads.weight[0] + j * int64_t{4} * d;
+        const float* __restrict__ token = sums.token + row;
+        const float* __restrict__ product = sums.product + row;
+        const float* __restrict__ target = sums.target + row;
         for (int k = 0; k < d; k++) {
             out[k] = scale * target[k];
             out[d + k] = scale * token[k];

@@ -150,10 +150,13 @@ def target_attention(
         pooled = pooled.view(target.shape)
         attention = attention.reshape(*where.token_shape, candidates)
     elif gradient:
-        pooled, attention = TargetAttention.apply(
-            target, history, where.offsets, where.lengths, where.mask, seed, act, norm, dropout, len(weights),
-            bits, return_weights, triton, *weights, *biases, *slopes,
+        found = TargetAttention.apply(
+            target, history, where.offsets, where.lengths, where.mask, seed,
+            (act, norm, dropout, len(weights), bits, return_weights, triton), *weights, *biases, *slopes,
         )  # fmt: skip
+        if not return_weights:
+            return found
+        pooled, attention = found
     else:
         pooled, attention, _ = ops(triton)[0](
             target, history, *where.canonical(), weights, biases, slopes or None, act, norm, dropout, seed,

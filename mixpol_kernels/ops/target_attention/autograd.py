@@ -142,42 +142,36 @@ class TargetAttention(torch.autograd.Function):
         lengths: Tensor | None,
         mask: Tensor | None,
         seed: Tensor | None,
-        activation: int,
-        normalize: int,
-        dropout: float,
-        layers: int,
-        save_bits: bool,
-        with_attention: bool,
-        triton: bool,
+        config: tuple[int, int, float, int, bool, bool, bool],
         *parameters: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """`parameters`: `layers` weights, `layers` biases, then slopes.
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Pooled, and with `with_attention` the attention weights, which then have a gradient too.
 
-        `with_attention`: the attention weights have a gradient too. `triton`: see `ops`.
+        `config`: activation, normalize, dropout, layers, save_bits, with_attention and triton (see `ops`).
+        `parameters`: `layers` weights, `layers` biases, then slopes.
         """
+        activation, normalize, dropout, layers, save_bits, with_attention, triton = config
         weights, biases, slopes = split_parameters(parameters, layers)
         pooled, attention, bits = ops(triton)[0](
             target, history, *canonical(offsets, lengths, mask), weights, biases, slopes,
             activation, normalize, dropout, seed, True, save_bits,
         )  # fmt: skip
         ctx.save_for_backward(target, history, offsets, lengths, mask, seed, attention, bits, *parameters)
-        ctx.config = (activation, normalize, dropout, layers, with_attention, triton)
-        if not with_attention:
-            ctx.mark_non_differentiable(attention)
-        return pooled, attention
+        ctx.config = config
+        return (pooled, attention) if with_attention else pooled
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_pooled: Tensor, grad_attention: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_pooled: Tensor, grad_attention: Tensor | None = None) -> tuple[Tensor | None, ...]:
         target, history, offsets, lengths, mask, seed, attention, bits, *parameters = ctx.saved_tensors
-        activation, normalize, dropout, layers, with_attention, triton = ctx.config
+        activation, normalize, dropout, layers, _, _, triton = ctx.config
         weights, biases, slopes = split_parameters(parameters, layers)
         grad_target, grad_history, grads = ops(triton)[1](
-            grad_pooled, grad_attention if with_attention else None, attention, bits,
+            grad_pooled, grad_attention, attention, bits,
             target, history, *canonical(offsets, lengths, mask),
             weights, biases, slopes, activation, normalize, dropout, seed,
         )  # fmt: skip
-        return grad_target, grad_history, *[None] * 11, *grads
+        return grad_target, grad_history, None, None, None, None, None, *grads
 
 
 def with_candidates(target: Tensor) -> Tensor:

