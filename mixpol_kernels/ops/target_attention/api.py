@@ -150,11 +150,11 @@ def target_attention(
         pooled = pooled.view(target.shape)
         attention = attention.reshape(*where.token_shape, candidates)
     elif gradient:
-        found = TargetAttention.apply(
+        found: Tensor | tuple[Tensor, Tensor] = TargetAttention.apply(
             target, history, where.offsets, where.lengths, where.mask, seed,
             (act, norm, dropout, len(weights), bits, return_weights, triton), *weights, *biases, *slopes,
         )  # fmt: skip
-        if not return_weights:
+        if isinstance(found, Tensor):
             return found
         pooled, attention = found
     else:
