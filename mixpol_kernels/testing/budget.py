@@ -6,8 +6,8 @@ that it holds exactly: `make(config, generator, dtype)`), in the maximum norm pe
     |out - ref64| <= factor * |ref32 - ref64| + eps * max |ref64|,   factor 2 for outputs, 5 for gradients
 
 Rounding errors are random: one draw of either side can be small or large by luck, most of all where a tensor has
-few elements. So |ref32 - ref64| is the largest of a few draws, taken at inputs that differ by units in the last
-place: the same problem, other rounding errors. What is over this budget is judged by the mean of many draws of
+few elements. So |ref32 - ref64| is the largest of a few draws, taken at inputs that differ a little: nearly the
+same problem, other rounding errors. What is over this budget is judged by the mean of many draws of
 both sides, which luck does not move and a mistake does not escape.
 """
 

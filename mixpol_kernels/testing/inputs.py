@@ -19,6 +19,7 @@ OPS = ("polarity_embedding", "polarity_fusion", "target_attention", "mixed_polar
 SEED = -(2**40) + 12345  # of dropout
 # A rectifier's gradient jumps at 0: no hidden unit may come so close that rounding decides its side.
 _KINK_MARGIN = 32 * torch.finfo(torch.float32).eps
+_JITTER = 2.0**-14
 
 
 @dataclass(frozen=True)
@@ -240,12 +241,19 @@ class Case:
         )
 
     def jitter(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Case:
-        """The same problem a few units in the last place of `dtype` away: another draw of the rounding errors."""
-        floats = {
-            name: t * (1 + 2 * torch.finfo(dtype).eps * torch.randn(t.shape, generator=generator))
-            for name, t in self.floats.items()
-        }
-        return replace(self, floats=floats).rounded(dtype)
+        """Nearly the same problem, no rectifier close to its kink: another draw of the rounding errors.
+
+        Units in the last place would not do: a term of a long sum is moved by much less than the sum is rounded by.
+        """
+        share = max(2 * torch.finfo(dtype).eps, _JITTER)
+        for _ in range(100):
+            floats = {
+                name: t * (1 + share * torch.randn(t.shape, generator=generator)) for name, t in self.floats.items()
+            }
+            case = replace(self, floats=floats).rounded(dtype)
+            if kink_distance(case) > _KINK_MARGIN:
+                return case
+        raise RuntimeError(f"no inputs near these keep every hidden unit of {self.config} away from 0")
 
     def rounded(self, dtype: torch.dtype) -> Case:
         """With values that `dtype` holds exactly, still in float32: every dtype then gets the same problem."""
