@@ -96,7 +96,7 @@ class Arena {
 };
 
 // Parameters in the layouts that the register tiles read: _t is [inputs][padded units], _n is [units][padded
-// inputs].
+// inputs]; token and product lie in panels (cpu/gemm.h).
 struct PackedUnit {
     float *token_t, *product_t, *target_t;  // Wk - Wd, Wp, Wq + Wd, each [D][H1p]
     float *token_n, *product_n, *target_n;  // the same, [H1][Dp]; row h times w_o[h] when bits are kept
@@ -111,9 +111,9 @@ struct PackedUnit {
 struct PackedFusion {
     float* table;   // P [rows][Dp]
     float* extra;   // [extra_rows][Dp]
-    float* gate_t;  // the block of W_g that meets x * t, transposed [D][Dp]
-    float* gate_n;  // the same as it is [D][Dp]
-    // The blocks that meet x and t: null unless full_gate.
+    float* gate_t;  // the block of W_g that meets x * t, transposed [D][Dp], in panels
+    float* gate_n;  // the same as it is [D][Dp], in panels
+    // The blocks that meet x, in panels, and t: null unless full_gate.
     float *gate_token_t, *gate_constant_t;
     float *gate_token_n, *gate_constant_n;
     float* target_t;  // W_tᵀ [D][Dp]
@@ -124,7 +124,7 @@ struct PackedFusion {
 // Sums of one block of users. Of the first layer's weight the sums are kept in the form of the algebra:
 // token: Σ z xᵀ, product: Σ z (t * x)ᵀ, target: Σ z tᵀ, and the weight gradient is unfolded once, at the end.
 struct UnitSums {
-    float *token, *product, *target;  // [H1][Dp]
+    float *token, *product, *target;  // [H1][Dp], the first two in panels
     float* weight[MAX_HIDDEN];        // layers 1 ...: [H_i][H_(i-1) p]
     float* bias[MAX_HIDDEN];          // [H_i p]
     float* slope[MAX_HIDDEN];         // [parameter_rows][H_i p]
@@ -135,8 +135,8 @@ struct UnitSums {
 struct FusionSums {
     float* table;                       // [rows][Dp]
     float* extra;                       // [extra_rows][Dp]
-    float* gate;                        // of the product block [D][Dp]
-    float *gate_token, *gate_constant;  // of the blocks x and t [D][Dp]; null unless full_gate
+    float* gate;                        // of the product block [D][Dp], in panels
+    float *gate_token, *gate_constant;  // of the blocks x, in panels, and t [D][Dp]; null unless full_gate
     float* bias;                        // [Dp]
     float* target;                      // [D][Dp]
 };

@@ -9,6 +9,14 @@ namespace mixpol::cpu::MIXPOL_ISA {
 
 constexpr int padded(int n) { return (n + 15) & ~15; }  // columns are padded to 16 floats on every level
 
+// The same pointer, of which the compiler knows nothing more: or else it keeps one in memory for each
+// constant offset that a loop adds to it.
+template <class T>
+MIXPOL_INLINE T* base(T* pointer) {
+    asm("" : "+r"(pointer));
+    return pointer;
+}
+
 template <int R, int V>
 struct Tile {
     vec at[R][V];
@@ -74,8 +82,22 @@ MIXPOL_INLINE void accumulate_tn(Tile<R, V>& acc, const float* a, int lda, const
     }
 }
 
+// Where a panel begins: matrices that are made per target lie as their tiles read them, [depth][PANEL] for
+// each PANEL columns; the last panel is as narrow as what is left.
+constexpr int PANEL = MAX_COLUMNS * W;
+constexpr int64_t panel_at(int depth, int column) { return int64_t{depth} * (column / PANEL * PANEL); }
+constexpr int panel_width(int columns, int column) {
+    const int rest = columns - column / PANEL * PANEL;
+    return rest < PANEL ? rest : PANEL;
+}
+
+// Element k of row j; the rest of its vector follows.
+MIXPOL_INLINE int64_t in_panels(int rows, int columns, int j, int k) {
+    return panel_at(rows, k) + j * int64_t{panel_width(columns, k)} + k % PANEL;
+}
+
 // Calls body.template operator()<V>(column) over columns, a multiple of 16, in blocks of up to MAX_COLUMNS
-// vectors.
+// vectors, a panel each.
 template <class Body>
 MIXPOL_INLINE void for_columns(int columns, Body&& body) {
     int c = 0;
@@ -95,27 +117,32 @@ MIXPOL_INLINE void for_columns(int columns, Body&& body) {
     }
 }
 
-// Calls body.template operator()<R>(row) over rows in blocks of up to MAX_ROWS.
+// Calls body.template operator()<R>(row) over rows in blocks of up to MAX_ROWS, the last two about as high: a
+// tile of few rows takes as long as one of four.
 template <class Body>
 MIXPOL_INLINE void for_rows(int rows, Body&& body) {
-    int r = 0;
-    for (; r + MAX_ROWS <= rows; r += MAX_ROWS) body.template operator()<MAX_ROWS>(r);
-    switch (rows - r) {
-        case 5:
-            body.template operator()<5>(r);
-            break;
-        case 4:
-            body.template operator()<4>(r);
-            break;
-        case 3:
-            body.template operator()<3>(r);
-            break;
-        case 2:
-            body.template operator()<2>(r);
-            break;
-        case 1:
-            body.template operator()<1>(r);
-            break;
+    for (int r = 0; r < rows;) {
+        const int rest = rows - r, size = rest <= MAX_ROWS || rest >= 2 * MAX_ROWS ? rest : (rest + 1) / 2;
+        switch (size) {
+            case 1:
+                body.template operator()<1>(r);
+                break;
+            case 2:
+                body.template operator()<2>(r);
+                break;
+            case 3:
+                body.template operator()<3>(r);
+                break;
+            case 4:
+                body.template operator()<4>(r);
+                break;
+            case 5:
+                body.template operator()<5>(r);
+                break;
+            default:
+                body.template operator()<MAX_ROWS>(r);
+        }
+        r += size < MAX_ROWS ? size : MAX_ROWS;
     }
 }
 

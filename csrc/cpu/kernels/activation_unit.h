@@ -14,14 +14,15 @@ MIXPOL_INLINE int signal_width(const ActivationUnit& unit, int layer) {
 }
 
 struct UnitScratch {
-    float* table;               // G(t) [D][H1p]
-    float* table_n;             // Gᵀ [H1][Dp], rows scaled by w_o when bits stand in for the first layer
+    float* table;               // G(t) [D][H1p] in panels, of histories of several chunks
+    float* table_n;             // Gᵀ [H1 + 1][Dp] in panels, rows scaled by w_o when bits stand in for the
+                                // first layer
     float* constants;           // c(t) for a group of targets [GROUP][H1p]
     float* before[MAX_HIDDEN];  // a layer's input to the activation [CHUNK][H_i p]; below the last layer, of
                                 // activations without parameters, their derivative there
     float* after[MAX_HIDDEN];   // its output [CHUNK][H_i p]
     float* signal[MAX_HIDDEN];  // gradient of `before`, [CHUNK][signal_width]
-    float* outer;               // Σ z xᵀ of one target [H1][Dp]
+    float* outer;               // Σ z xᵀ of one target [H1][Dp] in panels
     float* grad_constants;      // [GROUP][H1p]
     float* lost;                // what their sums rounded away [H1p]
     float* row;                 // row-wise activations: gradients of one row, sums over rows [2][max H_i p]
@@ -73,39 +74,60 @@ MIXPOL_INLINE void unit_group(const ActivationUnit& unit, const PackedUnit& pack
     multiply(targets, n, unit.width, packed.target_t, hp, hp, packed.bias[0], 0, s.constants, hp);
 }
 
+// What a tile of the last hidden ReLU layer adds to its tokens' scores, lane by lane, and which units are on.
+template <int R, int V>
+MIXPOL_INLINE void score_tile(Tile<R, V>& acc, const float* constant, const float* output, int c,
+                              vec* partial, uint64_t* bits) {
+    add_tile(acc, constant + c, 0);
+    if (bits) {
+#pragma GCC unroll 6
+        for (int i = 0; i < R; i++)
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++)
+                bits[i] |= static_cast<uint64_t>(positive_bits(acc.at[i][v])) << (c + v * W);
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) {
+        const vec weight = load(output + c + v * W);
+#pragma GCC unroll 6
+        for (int i = 0; i < R; i++) partial[i] = fma(relu(acc.at[i][v]), weight, partial[i]);
+    }
+}
+
 // One hidden ReLU layer and the output layer, fused in registers: scores[n], and where `bits` is set, up to
 // 64 bits a token that say which units are on.
+[[maybe_unused]] static __attribute__((noinline)) void score_relu(const Blocks& blocks, const Chunk& chunk,
+                                                                  const float* const* rows, float* table,
+                                                                  const float* constants, const float* output,
+                                                                  float output_bias, float* scores,
+                                                                  uint64_t* bits) {
+    vec partial[CHUNK];
+    for (int i = 0; i < chunk.n; i++) partial[i] = vec{};
+    for (int i = 0; bits && i < chunk.n; i++) bits[i] = 0;
+    conditioned(blocks, chunk, rows, table,
+                [&]<int R, int V>(Tile<R, V>& acc, const Span& span, int i, int c)
+                    __attribute__((always_inline)) {
+                        score_tile(acc, constants + span.in_group * int64_t{blocks.columns}, output, c,
+                                   partial + i, bits ? bits + i : nullptr);
+                    });
+    for (int i = 0; i < chunk.n; i++) scores[i] = sum(partial[i]) + output_bias;
+}
+
+// The same behind other layers: one table [depth][hp] for all tokens.
 [[maybe_unused]] static __attribute__((noinline)) void score_relu(const float* const* rows, int n, int depth,
-                                                                  const float* table, const float* constant,
+                                                                  const float* table, const float* bias,
                                                                   const float* output, float output_bias,
-                                                                  int hp, float* scores, uint64_t* bits) {
+                                                                  int hp, float* scores) {
     for_rows(n, [&]<int R>(int r) __attribute__((always_inline)) {
         vec partial[R];
-        uint64_t on[R];
-        for (int i = 0; i < R; i++) partial[i] = vec{}, on[i] = 0;
+        for (int i = 0; i < R; i++) partial[i] = vec{};
         for_columns(hp, [&]<int V>(int c) __attribute__((always_inline)) {
             Tile<R, V> acc;
             clear(acc);
             accumulate_nn(acc, rows + r, depth, table + c, hp);
-            add_tile(acc, constant + c, 0);
-            if (bits) {
-#pragma GCC unroll 6
-                for (int i = 0; i < R; i++)
-#pragma GCC unroll 4
-                    for (int v = 0; v < V; v++)
-                        on[i] |= static_cast<uint64_t>(positive_bits(acc.at[i][v])) << (c + v * W);
-            }
-#pragma GCC unroll 4
-            for (int v = 0; v < V; v++) {
-                vec weight = load(output + c + v * W);
-#pragma GCC unroll 6
-                for (int i = 0; i < R; i++) partial[i] = fma(relu(acc.at[i][v]), weight, partial[i]);
-            }
+            score_tile(acc, bias, output, c, partial, nullptr);
         });
-        for (int i = 0; i < R; i++) {
-            scores[r + i] = sum(partial[i]) + output_bias;
-            if (bits) bits[r + i] = on[i];
-        }
+        for (int i = 0; i < R; i++) scores[r + i] = sum(partial[i]) + output_bias;
     });
 }
 
@@ -250,10 +272,13 @@ MIXPOL_INLINE void activate_rows(float* before, const float* slope, int n, int h
     }
 }
 
-// Tokens seen ... seen + n - 1 of a user, for the target of this row.
-MIXPOL_INLINE void drop_keys(const ActivationUnit& unit, int64_t row, int64_t seen, int n, UnitScratch& s) {
-    for (int r = 0; unit.dropout.on && r < n; r++)
-        s.keys[r] = math::dropout_token(unit.dropout.call, row, seen + r);
+MIXPOL_INLINE void drop_keys(const ActivationUnit& unit, int candidates, const Chunk& chunk, UnitScratch& s) {
+    for (int i = 0; unit.dropout.on && i < chunk.count; i++) {
+        const Span& span = chunk.spans[i];
+        for (int r = 0; r < span.n; r++)
+            s.keys[span.begin + r] = math::dropout_token(
+                unit.dropout.call, span.user * candidates + span.candidate, span.seen + r);
+    }
 }
 
 // Drops units of a layer's output, or of its gradient.
@@ -278,48 +303,62 @@ MIXPOL_INLINE void point_rows(const float** rows, const float* base, int n, int6
     for (int r = 0; r < n; r++) rows[r] = base + r * width;
 }
 
+MIXPOL_INLINE Blocks first_blocks(const ActivationUnit& unit, const PackedUnit& packed) {
+    return {packed.token_t, packed.product_t, unit.width, padded(unit.units[0]), false, nullptr};
+}
+
+// Pre-activations of the first layer, [n][H1p].
+[[maybe_unused]] static __attribute__((noinline)) void first_layer(const ActivationUnit& unit,
+                                                                   const PackedUnit& packed,
+                                                                   const Chunk& chunk,
+                                                                   const float* const* tokens, UnitScratch& s,
+                                                                   float* before) {
+    const int64_t hp = padded(unit.units[0]);
+    conditioned(first_blocks(unit, packed), chunk, tokens, s.table,
+                [&]<int R, int V>(Tile<R, V>& acc, const Span& span, int i, int c)
+                    __attribute__((always_inline)) {
+                        add_tile(acc, s.constants + span.in_group * hp + c, 0);
+                        store_tile(acc, before + i * hp + c, hp);
+                    });
+}
+
 // The layers up to `layers`, into s.after (and s.before where it is there); `activated`: with the activation
 // of the last of them. Its pre-activations are in s.before, or s.after without a backward.
 template <Activation A>
-MIXPOL_INLINE void hidden_layers(const ActivationUnit& unit, const PackedUnit& packed,
-                                 const float* const* tokens, int n, const float* constant, int layers,
-                                 bool activated, UnitScratch& s) {
-    const float* const* rows = tokens;
-    const float* table = s.table;
-    int depth = unit.width;
+MIXPOL_INLINE void hidden_layers(const ActivationUnit& unit, const PackedUnit& packed, const Chunk& chunk,
+                                 const float* const* tokens, int layers, bool activated, UnitScratch& s) {
+    const int n = chunk.n;
     for (int i = 0; i < layers; i++) {
         int hp = padded(unit.units[i]);
         float* before = s.before[i] ? s.before[i] : s.after[i];
-        multiply(rows, n, depth, table, hp, hp, i ? packed.bias[i] : constant, 0, before, hp);
+        if (i == 0) {
+            first_layer(unit, packed, chunk, tokens, s, before);
+        } else {
+            multiply(s.rows, n, unit.units[i - 1], packed.weight_t[i], hp, hp, packed.bias[i], 0, before, hp);
+        }
         if (i + 1 == layers && !activated) break;
         activate_rows<A>(before, packed.slope[i], n, unit.units[i], s.after[i]);
         if (unit.dropout.on) drop(unit.dropout, s.keys, i, n, hp, s.after[i], hp);
-        if (i + 1 == unit.layers) break;
-        point_rows(s.rows, s.after[i], n, hp);
-        rows = s.rows;
-        depth = unit.units[i];
-        table = packed.weight_t[i + 1];
+        if (i + 1 < unit.layers) point_rows(s.rows, s.after[i], n, hp);
     }
 }
 
 // Raw scores of a chunk.
 template <Activation A>
-[[maybe_unused]] static __attribute__((noinline)) void unit_forward(const ActivationUnit& unit,
-                                                                    const PackedUnit& packed,
-                                                                    const float* const* tokens, int n,
-                                                                    const float* constant, UnitScratch& s,
-                                                                    float* scores, uint64_t* bits) {
+[[maybe_unused]] static __attribute__((noinline)) void unit_forward(
+    const ActivationUnit& unit, const PackedUnit& packed, const Chunk& chunk, const float* const* tokens,
+    UnitScratch& s, float* scores, uint64_t* bits) {
     const int last = unit.layers - 1, hp = padded(unit.units[last]);
     if (A == Activation::relu && fuses_score(unit)) {
-        hidden_layers<A>(unit, packed, tokens, n, constant, last, true, s);
-        const float* const* rows = last ? s.rows : tokens;
-        const float* table = last ? packed.weight_t[last] : s.table;
-        score_relu(rows, n, last ? unit.units[last - 1] : unit.width, table,
-                   last ? packed.bias[last] : constant, packed.output, packed.output_bias, hp, scores, bits);
-        return;
+        if (last == 0)
+            return score_relu(first_blocks(unit, packed), chunk, tokens, s.table, s.constants, packed.output,
+                              packed.output_bias, scores, bits);
+        hidden_layers<A>(unit, packed, chunk, tokens, last, true, s);
+        return score_relu(s.rows, chunk.n, unit.units[last - 1], packed.weight_t[last], packed.bias[last],
+                          packed.output, packed.output_bias, hp, scores);
     }
-    hidden_layers<A>(unit, packed, tokens, n, constant, last + 1, true, s);
-    for (int r = 0; r < n; r++)
+    hidden_layers<A>(unit, packed, chunk, tokens, last + 1, true, s);
+    for (int r = 0; r < chunk.n; r++)
         scores[r] = dot(s.after[last] + r * hp, packed.output, hp) + packed.output_bias;
 }
 
@@ -361,12 +400,12 @@ MIXPOL_INLINE void signal_from_bits(const uint64_t* bits, const float* grad_scor
 // ... or by recomputing the layers; adds to the sums of everything behind the first layer's weight.
 template <Activation A>
 [[maybe_unused]] static __attribute__((noinline)) void signal_by_recomputing(
-    const ActivationUnit& unit, const PackedUnit& packed, const float* const* tokens, int n,
-    const float* constant, const float* grad_scores, UnitScratch& s, const UnitSums& sums) {
-    const int last = unit.layers - 1;
+    const ActivationUnit& unit, const PackedUnit& packed, const Chunk& chunk, const float* const* tokens,
+    const float* grad_scores, UnitScratch& s, const UnitSums& sums) {
+    const int last = unit.layers - 1, n = chunk.n;
     const int hp = padded(unit.units[last]), ld = signal_width(unit, last);
     const bool at_once = !row_wise(A) && !unit.dropout.on;  // the last layer's activation with its derivative
-    hidden_layers<A>(unit, packed, tokens, n, constant, unit.layers, !at_once, s);
+    hidden_layers<A>(unit, packed, chunk, tokens, unit.layers, !at_once, s);
     for (int c = 0; c < hp; c += W) {
         const vec weight = load(packed.output + c);
         vec output{};
@@ -411,11 +450,11 @@ template <Activation A>
 // Of Dice in one layer that is normalised by its own batch: what a chunk adds to Σ dn (x - mean) and Σ dn,
 // [2][H p].
 [[maybe_unused]] static __attribute__((noinline)) void add_normalised(
-    const ActivationUnit& unit, const PackedUnit& packed, const float* const* tokens, int n,
-    const float* constant, const float* grad_scores, const float* mean, UnitScratch& s, float* sums) {
+    const ActivationUnit& unit, const PackedUnit& packed, const Chunk& chunk, const float* const* tokens,
+    const float* grad_scores, const float* mean, UnitScratch& s, float* sums) {
     constexpr Activation A = Activation::dice;
-    hidden_layers<A>(unit, packed, tokens, n, constant, 1, false, s);
-    const int hp = padded(unit.units[0]);
+    hidden_layers<A>(unit, packed, chunk, tokens, 1, false, s);
+    const int hp = padded(unit.units[0]), n = chunk.n;
     for (int c = 0; c < hp; c += W) {
         const math::UnitParameters<vec> parameters = unit_parameters<A>(packed.slope[0], hp, c);
         const vec weight = load(packed.output + c), center = load(mean + c);
@@ -430,6 +469,19 @@ template <Activation A>
         store(sums + c, load(sums + c) + by_scale);
         store(sums + hp + c, load(sums + hp + c) + by_shift);
     }
+}
+
+// Σ_h z_h G(t)_h of each token, and where `blocks` has an extra row, that times the signal's last column.
+[[maybe_unused]] static __attribute__((noinline)) void grad_rows(const Blocks& blocks, const Chunk& chunk,
+                                                                 const float* const* signal, float* table,
+                                                                 float* const* out) {
+    conditioned(blocks, chunk, signal, table,
+                [&]<int R, int V>(Tile<R, V>& acc, const Span&, int i, int c) __attribute__((always_inline)) {
+#pragma GCC unroll 6
+                    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+                        for (int v = 0; v < V; v++) store(out[i + r] + c + v * W, acc.at[r][v]);
+                });
 }
 
 // Once per group: what the gradients of c(t) mean for the target block, the bias and the targets.

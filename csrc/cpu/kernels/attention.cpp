@@ -16,13 +16,13 @@ struct Scratch {
     Group group;
     float* grad_targets;  // [GROUP][Dp]
     float* pooled;        // [Dp]
-    float* grad_pooled;   // [Dp]
+    float* grad_pooled;   // [GROUP][Dp]
     float* tokens;        // staged rows [CHUNK][Dp]
     float* grad_tokens;   // [CHUNK][Dp]
-    float scores[CHUNK], weights[CHUNK], grad_scores[CHUNK];
+    float scores[CHUNK + W], weights[CHUNK + W], grad_scores[CHUNK];
     uint64_t bits[CHUNK];
-    int64_t positions[CHUNK];
     const float* rows[CHUNK];
+    float* grads[CHUNK];  // where the gradients of the chunk's tokens are worked on
 };
 
 Scratch carve(const Pass& pass, bool backward, Arena& arena) {
@@ -35,7 +35,7 @@ Scratch carve(const Pass& pass, bool backward, Arena& arena) {
     s.tokens = arena.take(CHUNK * wide);
     if (backward) {
         s.grad_targets = arena.take(GROUP * wide);
-        s.grad_pooled = arena.take(wide);
+        s.grad_pooled = arena.take(GROUP * wide);
         s.grad_tokens = arena.take(CHUNK * wide);
     }
     return s;
@@ -62,13 +62,14 @@ struct Softmax {
             for (int c = 0; c < wide; c += W) store(pooled + c, load(pooled + c) * broadcast(factor));
             highest = now;
         }
-        for (int i = 0; i < CHUNK; i += W) store(weights + i, exp(load(scores + i) - broadcast(highest)));
+        for (int i = 0; i < n; i += W) store(weights + i, exp(load(scores + i) - broadcast(highest)));
         for (int i = 0; i < n; i++) total += weights[i];
     }
 
     // The scores that were written on the way, to weights.
-    void finish(float* attention, Cursor cursor, int64_t stride, int64_t* positions) const {
+    void finish(float* attention, Cursor cursor, int64_t stride) const {
         float weights[CHUNK] = {};
+        int64_t positions[CHUNK];
         while (int n = cursor.fill(positions)) {
             for (int i = 0; i < n; i++) weights[i] = attention[positions[i] * stride];
             for (int i = 0; i < CHUNK; i += W)
@@ -90,64 +91,53 @@ void forward(const AttentionForward& a, ForwardUnit score, int64_t user_begin, i
              float* memory) {
     Arena arena(memory);
     Scratch s = carve(a, false, arena);
-    const int wide = padded(a.width), hp = padded(a.unit.units[0]), bytes = (a.unit.units[0] + 7) / 8;
+    const int wide = padded(a.width), bytes = (a.unit.units[0] + 7) / 8;
     const int64_t candidates = a.candidates;
     const bool softmax = a.unit.normalize == Normalize::softmax;
-    for (int i = 0; i < CHUNK; i++) s.scores[i] = 0;
+    for (float& value : s.scores) value = 0;
+    Softmax running;
 
-    auto group = [&](int n) {
+    auto group = [&](int64_t, int n) {
         unit_group(a.unit, a.packed_unit, s.group.rows, n, s.unit);
         fusion_group(a.fusion, a.packed_fusion, s.group.rows, n, s.fusion);
     };
-    auto one = [&](int64_t user, int candidate, int in_group, const float* target) {
-        if (candidate == 0 && a.attention) fill_pads(a.history, user, a.attention, candidates, 0.0f);
-        if (candidate == 0 && a.bits) fill_pads(a.history, user, a.bits, candidates * bytes, uint8_t{0});
-        Cursor cursor(a.history, user);
-        Softmax running;
-        zero(s.pooled, wide);
-        bool ready = false;
-        int64_t seen = 0;
-        while (int n = cursor.fill(s.positions)) {
-            if (!ready) {
-                build_table(s.unit.table, a.packed_unit.token_t, a.packed_unit.product_t, target, a.width,
-                            hp);
-                fusion_target(a.fusion, a.packed_fusion, target, in_group, false, s.fusion);
-                ready = true;
-            }
-            if (candidate + 1 == candidates)
-                prefetch_next(a.tokens, a.history, cursor, user, user_end, a.width);
-            stage_rows(a.tokens, a.history, user, s.positions, n, a.width, s.tokens, s.rows);
-            fuse(a.fusion, a.packed_fusion, s.positions, n, s.fusion, s.rows);
-            drop_keys(a.unit, user * candidates + candidate, seen, n, s.unit);
-            seen += n;
-            score(a.unit, a.packed_unit, s.rows, n, row_of(s.unit.constants, in_group, hp), s.unit, s.scores,
-                  a.bits ? s.bits : nullptr);
-            const float* weights = s.scores;
-            if (softmax) {
-                running.weigh(s.weights, s.scores, n, s.pooled, wide);
-                weights = s.weights;
-            } else if (a.unit.normalize == Normalize::sigmoid) {
-                for (int i = 0; i < CHUNK; i += W)
-                    store(s.scores + i, math::sigmoid<Simd>(load(s.scores + i)));
-            }
-            add_transposed(weights, 1, 1, s.rows, n, wide, s.pooled, 0);
-            if (a.attention)
-                for (int i = 0; i < n; i++)
-                    a.attention[s.positions[i] * candidates + candidate] = s.scores[i];
-            if (a.bits)
-                for (int i = 0; i < n; i++)
-                    std::memcpy(a.bits + (s.positions[i] * candidates + candidate) * bytes, &s.bits[i],
-                                bytes);
+    auto pool = [&](const Chunk& chunk, const Span& span) {
+        const int64_t row = span.user * candidates + span.candidate;
+        const float* weights = s.scores + span.begin;
+        if (span.first()) {
+            running = {};
+            zero(s.pooled, wide);
         }
-        if (softmax && ready) {
+        if (softmax && span.n > 0) {
+            running.weigh(s.weights, weights, span.n, s.pooled, wide);
+            weights = s.weights;
+        }
+        if (span.n > 0) add_transposed(weights, 1, 1, s.rows + span.begin, span.n, wide, s.pooled, 0);
+        for (int i = span.begin; a.attention && i < span.begin + span.n; i++)
+            a.attention[chunk.positions[i] * candidates + span.candidate] = s.scores[i];
+        for (int i = span.begin; a.bits && i < span.begin + span.n; i++)
+            copy_bits(a.bits + (chunk.positions[i] * candidates + span.candidate) * bytes, &s.bits[i], bytes);
+        if (!span.last) return;
+        if (softmax && span.seen + span.n > 0) {
             for (int c = 0; c < wide; c += W)
                 store(s.pooled + c, load(s.pooled + c) / broadcast(running.total));
             if (a.attention)
-                running.finish(a.attention + candidate, Cursor(a.history, user), candidates, s.positions);
+                running.finish(a.attention + span.candidate, Cursor(a.history, span.user), candidates);
         }
-        std::memcpy(a.pooled + (user * candidates + candidate) * a.width, s.pooled, sizeof(float) * a.width);
+        std::memcpy(a.pooled + row * a.width, s.pooled, sizeof(float) * a.width);
     };
-    for_targets(a, user_begin, user_end, s.group, group, one, [](int64_t, int) {});
+    auto work = [&](const Chunk& chunk) {
+        if (a.attention) fill_pads(a.history, chunk, a.attention, candidates, 0.0f);
+        if (a.bits) fill_pads(a.history, chunk, a.bits, candidates * bytes, uint8_t{0});
+        stage_rows(a.tokens, a.history, chunk, a.width, s.tokens, s.rows);
+        fuse(a.fusion, a.packed_fusion, chunk, s.fusion, s.rows);
+        drop_keys(a.unit, a.candidates, chunk, s.unit);
+        score(a.unit, a.packed_unit, chunk, s.rows, s.unit, s.scores, a.bits ? s.bits : nullptr);
+        if (a.unit.normalize == Normalize::sigmoid)
+            for (int i = 0; i < chunk.n; i += W) store(s.scores + i, math::sigmoid<Simd>(load(s.scores + i)));
+        for (int i = 0; i < chunk.count; i++) pool(chunk, chunk.spans[i]);
+    };
+    for_chunks(a, user_begin, user_end, s.group, group, work, [](int64_t, int) {});
 }
 
 // dw of one token: through the pooled vector, and through the weights if they were returned.
@@ -159,39 +149,62 @@ MIXPOL_INLINE float weight_gradient(const AttentionBackward& a, int64_t at, cons
 
 // Σ w · dw over a history of several chunks. Not the pooled vector times its gradient, which is the same but
 // for rounding: where one weight is nearly 1, dw minus this must cancel to the last bit.
-double mean_gradient(const AttentionBackward& a, int64_t user, int candidate, Scratch& s) {
+double mean_gradient(const AttentionBackward& a, const Span& of, Scratch& s) {
     const int wide = padded(a.width);
     double total = 0;
-    int64_t positions[CHUNK];
-    Cursor cursor(a.history, user);
-    while (int n = cursor.fill(positions)) {
-        stage_rows(a.tokens, a.history, user, positions, n, a.width, s.tokens, s.rows);
-        fuse(a.fusion, a.packed_fusion, positions, n, s.fusion, s.rows);
-        for (int i = 0; i < n; i++) {
-            const int64_t at = positions[i] * a.candidates + candidate;
-            total += double{a.attention[at]} * weight_gradient(a, at, s.rows[i], s.grad_pooled, wide);
+    Chunk chunk;
+    chunk.count = 1;
+    Span& span = chunk.spans[0];
+    span = of;
+    Cursor cursor(a.history, span.user);
+    for (span.n = 0; (chunk.n = cursor.fill(chunk.positions)); span.seen += span.n) {
+        span.n = chunk.n;
+        stage_rows(a.tokens, a.history, chunk, a.width, s.tokens, s.rows);
+        fuse(a.fusion, a.packed_fusion, chunk, s.fusion, s.rows);
+        for (int i = 0; i < chunk.n; i++) {
+            const int64_t at = chunk.positions[i] * a.candidates + span.candidate;
+            total += double{a.attention[at]} *
+                     weight_gradient(a, at, s.rows[i], s.grad_pooled + span.in_group * wide, wide);
         }
     }
     return total;
 }
 
-// A chunk's gradients of the scores, from the attention weights (which it reads) and the pooled vector's
-// gradient. Under a softmax `average` is that of the weights; where the history is this one chunk it is found
-// here.
-MIXPOL_INLINE void score_gradients(const AttentionBackward& a, int candidate, int n, bool only,
-                                   double average, Scratch& s) {
+// Reads a chunk's tokens, and from the attention weights and the pooled vectors' gradients makes those of the
+// scores. `average`: under a softmax, that of the weights' gradients, kept for a history of several chunks.
+MIXPOL_INLINE void score_gradients(const AttentionBackward& a, const Chunk& chunk, double& average,
+                                   Scratch& s) {
     const int wide = padded(a.width);
-    for (int i = 0; i < n; i++) s.weights[i] = a.attention[s.positions[i] * a.candidates + candidate];
-    for (int i = 0; i < n; i++)
-        s.grad_scores[i] =
-            weight_gradient(a, s.positions[i] * a.candidates + candidate, s.rows[i], s.grad_pooled, wide);
-    if (a.unit.normalize == Normalize::sigmoid)
-        for (int i = 0; i < n; i++) s.grad_scores[i] *= s.weights[i] * (1.0f - s.weights[i]);
-    if (a.unit.normalize == Normalize::softmax) {
-        for (int i = 0; i < n && only; i++) average += double{s.weights[i]} * s.grad_scores[i];
-        for (int i = 0; i < n; i++)
-            s.grad_scores[i] = s.weights[i] * static_cast<float>(s.grad_scores[i] - average);
+    const bool softmax = a.unit.normalize == Normalize::softmax;
+    const Span& head = chunk.spans[0];
+    if (softmax && head.first() && !head.last) average = mean_gradient(a, head, s);
+    stage_rows(a.tokens, a.history, chunk, a.width, s.tokens, s.rows);
+    fuse(a.fusion, a.packed_fusion, chunk, s.fusion, s.rows);
+    for (int k = 0; k < chunk.count; k++) {
+        const Span& span = chunk.spans[k];
+        const int end = span.begin + span.n;
+        const float* grad_pooled = s.grad_pooled + span.in_group * wide;
+        for (int i = span.begin; i < end; i++) {
+            const int64_t at = chunk.positions[i] * a.candidates + span.candidate;
+            s.weights[i] = a.attention[at];
+            s.grad_scores[i] = weight_gradient(a, at, s.rows[i], grad_pooled, wide);
+        }
+        if (a.unit.normalize == Normalize::sigmoid)
+            for (int i = span.begin; i < end; i++) s.grad_scores[i] *= s.weights[i] * (1.0f - s.weights[i]);
+        if (!softmax) continue;
+        double mean = span.whole() ? 0 : average;
+        for (int i = span.begin; i < end && span.whole(); i++)
+            mean += double{s.weights[i]} * s.grad_scores[i];
+        for (int i = span.begin; i < end; i++)
+            s.grad_scores[i] = s.weights[i] * static_cast<float>(s.grad_scores[i] - mean);
     }
+}
+
+// Padded copies of the pooled vectors' gradients of a group of targets.
+MIXPOL_INLINE void group_gradients(const AttentionBackward& a, int64_t row0, int n, Scratch& s) {
+    const int wide = padded(a.width);
+    for (int i = 0; i < n; i++)
+        copy_padded(s.grad_pooled + i * wide, a.grad_pooled + (row0 + i) * a.width, a.width, wide);
 }
 
 void backward(const AttentionBackward& a, RecomputeSignal recompute, int64_t user_begin, int64_t user_end,
@@ -205,95 +218,89 @@ void backward(const AttentionBackward& a, RecomputeSignal recompute, int64_t use
     float* const grad_floats = static_cast<float*>(a.grad_tokens);
     uint16_t* const grad_halves = static_cast<uint16_t*>(a.grad_tokens);
     const int64_t candidates = a.candidates;
-    const bool softmax = a.unit.normalize == Normalize::softmax, bits = a.keep_bits;
+    const bool bits = a.keep_bits;
+    float* const signal = s.unit.signal[0];
     for (int i = 0; i < CHUNK; i++) s.bits[i] = 0;
     s.unit.mean = a.mean, s.unit.grad_mean = a.grad_mean, s.unit.grad_square = a.grad_square;
+    const Blocks blocks{a.packed_unit.token_n, a.packed_unit.product_n, hidden, wide, true, s.grad_pooled};
+    const Outer outer{s.unit.outer, a.packed_unit.product_n, sums.token, sums.product, s.grad_targets};
     double output_bias = 0;  // one number for all tokens of the block
+    double average = 0;
 
-    auto group = [&](int n) {
+    auto group = [&](int64_t row0, int n) {
         if (!bits) unit_group(a.unit, a.packed_unit, s.group.rows, n, s.unit);
         fusion_group(a.fusion, a.packed_fusion, s.group.rows, n, s.fusion);
+        group_gradients(a, row0, n, s);
         zero(s.grad_targets, GROUP * wide);
         zero(s.unit.grad_constants, GROUP * hp);
     };
-    auto one = [&](int64_t user, int candidate, int in_group, const float* target) {
-        if (candidate == 0 && low) fill_pads(a.history, user, grad_halves, a.width, uint16_t{0});
-        if (candidate == 0 && !low) fill_pads(a.history, user, grad_floats, a.width, 0.0f);
-        const int64_t row = user * candidates + candidate;
-        Cursor cursor(a.history, user);
-        float *grad_target = s.grad_targets + in_group * wide,
-              *grad_constant = s.unit.grad_constants + in_group * hp;
-        double average = 0;  // softmax: Σ w · dw
-        bool first = true;
-        int64_t seen = 0;
-        while (int n = cursor.fill(s.positions)) {
-            const bool last = cursor.done();
-            if (first) {
-                zero(s.unit.lost, hp);
-                copy_padded(s.grad_pooled, a.grad_pooled + row * a.width, a.width, wide);
-                if (!bits)
-                    build_table(s.unit.table, a.packed_unit.token_t, a.packed_unit.product_t, target, a.width,
-                                hp);
-                build_table_n(s.unit.table_n, a.packed_unit.token_n, a.packed_unit.product_n, target, hidden,
-                              wide);
-                copy_padded(s.unit.table_n + hidden * wide, s.grad_pooled, wide, wide);
-                fusion_target(a.fusion, a.packed_fusion, target, in_group, true, s.fusion);
-                if (softmax && !last) average = mean_gradient(a, user, candidate, s);
+    // Zero tokens of the statistics: x is c(t), and they reach the parameters and the target through it only.
+    auto add_pads = [&](const Span& span, float* out) {
+        const float* x = s.unit.constants + span.in_group * hp;
+        const vec pads = broadcast(static_cast<float>(pads_of(a.history, span.user, a.pad_to)));
+        for (int c = 0; c < hp; c += W)
+            add_compensated(
+                out + c, s.unit.lost + c,
+                pads * fma(load(x + c) - load(a.mean + c), load(a.grad_square + c), load(a.grad_mean + c)));
+    };
+    auto write = [&](const Chunk& chunk, const Span& span) {
+        for (int i = span.begin; i < span.begin + span.n; i++) {
+            const float* grad = s.grads[i];
+            if (low) {
+                narrow_half(grad_halves + chunk.positions[i] * a.width, grad, a.width, a.grad_element);
+                continue;
             }
-            if (candidate + 1 == candidates)
-                prefetch_next(a.tokens, a.history, cursor, user, user_end, a.width);
-            stage_rows(a.tokens, a.history, user, s.positions, n, a.width, s.tokens, s.rows);
-            fuse(a.fusion, a.packed_fusion, s.positions, n, s.fusion, s.rows);
-
-            score_gradients(a, candidate, n, first && last, average, s);
-            for (int i = 0; i < n; i++) output_bias += s.grad_scores[i];
-            if (bits) {
-                for (int i = 0; i < n; i++)
-                    copy_bits(&s.bits[i], a.bits + (s.positions[i] * candidates + candidate) * bytes, bytes);
-                signal_from_bits(s.bits, s.grad_scores, n, hp, ld, s.unit.signal[0]);
-            } else {
-                drop_keys(a.unit, row, seen, n, s.unit);
-                seen += n;
-                recompute(a.unit, a.packed_unit, s.rows, n, row_of(s.unit.constants, in_group, hp),
-                          s.grad_scores, s.unit, sums);
+            float* out = grad_floats + chunk.positions[i] * a.width;
+            if (span.candidate > 0) {
+                for (int c = 0; c < a.width; c++) out[c] += grad[c];
+            } else if (out != grad) {
+                std::memcpy(out, grad, sizeof(float) * a.width);
             }
-            add_rows(grad_constant, s.unit.lost, s.unit.signal[0], ld, n, hp);
-            Outer outer{s.unit.outer, a.packed_unit.product_n, sums.token, sums.product, grad_target};
-            add_outer(outer, s.unit.signal[0], ld, hidden, s.rows, n, wide, target, first, last);
-
-            for (int i = 0; i < n; i++) s.unit.signal[0][i * ld + hidden] = s.weights[i];
-            point_rows(s.unit.rows, s.unit.signal[0], n, ld);
-            const bool in_place = direct && candidate == 0 && s.positions[n - 1] - s.positions[0] == n - 1;
-            float* grad_tokens = in_place ? grad_floats + s.positions[0] * wide : s.grad_tokens;
-            multiply(s.unit.rows, n, hidden + 1, s.unit.table_n, wide, wide, nullptr, 0, grad_tokens, wide);
-            fuse_backward(a.fusion, a.packed_fusion, s.positions, n, target, first, last, grad_tokens,
-                          grad_target, s.fusion, fusion_sums);
-            for (int i = 0; i < n && !in_place; i++) {
-                const float* grad = s.grad_tokens + i * wide;
-                if (low) {
-                    narrow_half(grad_halves + s.positions[i] * a.width, grad, a.width, a.grad_element);
-                    continue;
-                }
-                float* out = grad_floats + s.positions[i] * a.width;
-                if (candidate == 0) {
-                    std::memcpy(out, grad, sizeof(float) * a.width);
-                } else {
-                    for (int c = 0; c < a.width; c++) out[c] += grad[c];
-                }
-            }
-            first = false;
         }
-        if (const int64_t pads = a.mean ? pads_of(a.history, user, a.pad_to) : 0) {
-            // Zero tokens of the statistics: x is c(t), and they reach the parameters and the target through
-            // it only.
-            if (first) zero(s.unit.lost, hp);
-            const float* x = s.unit.constants + in_group * hp;
-            for (int c = 0; c < hp; c += W)
-                store(s.unit.signal[0] + c, broadcast(static_cast<float>(pads)) *
-                                                fma(load(x + c) - load(a.mean + c), load(a.grad_square + c),
-                                                    load(a.grad_mean + c)));
-            add_rows(grad_constant, s.unit.lost, s.unit.signal[0], ld, 1, hp);
+    };
+    auto work = [&](const Chunk& chunk) {
+        if (low) {
+            fill_pads(a.history, chunk, grad_halves, a.width, uint16_t{0});
+        } else {
+            fill_pads(a.history, chunk, grad_floats, a.width, 0.0f);
         }
+        score_gradients(a, chunk, average, s);
+        for (int i = 0; i < chunk.n; i++) output_bias += s.grad_scores[i];
+        if (bits) {
+            for (int k = 0; k < chunk.count; k++) {
+                const Span& span = chunk.spans[k];
+                for (int i = span.begin; i < span.begin + span.n; i++)
+                    copy_bits(&s.bits[i], a.bits + (chunk.positions[i] * candidates + span.candidate) * bytes,
+                              bytes);
+            }
+            signal_from_bits(s.bits, s.grad_scores, chunk.n, hp, ld, signal);
+        } else {
+            drop_keys(a.unit, a.candidates, chunk, s.unit);
+            recompute(a.unit, a.packed_unit, chunk, s.rows, s.grad_scores, s.unit, sums);
+        }
+        for (int k = 0; k < chunk.count; k++) {
+            const Span& span = chunk.spans[k];
+            float* grad_constant = s.unit.grad_constants + span.in_group * hp;
+            if (span.first()) zero(s.unit.lost, hp);
+            add_rows(grad_constant, s.unit.lost, signal + span.begin * ld, ld, span.n, hp);
+            if (a.mean && span.last) add_pads(span, grad_constant);
+        }
+        add_outer(outer, signal, ld, hidden, chunk, s.rows, wide);
+
+        for (int i = 0; i < chunk.n; i++) {
+            signal[i * ld + hidden] = s.weights[i];
+            s.grads[i] = direct ? grad_floats + chunk.positions[i] * wide : s.grad_tokens + i * wide;
+        }
+        for (int k = 0; k < chunk.count && candidates > 1; k++) {
+            const Span& span = chunk.spans[k];
+            for (int i = span.begin; i < span.begin + span.n && span.candidate > 0; i++)
+                s.grads[i] = s.grad_tokens + i * wide;
+        }
+        point_rows(s.unit.rows, signal, chunk.n, ld);
+        grad_rows(blocks, chunk, s.unit.rows, s.unit.table_n, s.grads);
+        fuse_backward(a.fusion, a.packed_fusion, chunk, s.grads, s.grad_targets, s.fusion, fusion_sums);
+        if (!direct || candidates > 1)
+            for (int k = 0; k < chunk.count; k++) write(chunk, chunk.spans[k]);
     };
     auto finish = [&](int64_t row0, int n) {
         unit_group_backward(a.unit, a.packed_unit, s.group.rows, n, s.grad_targets, s.unit, sums);
@@ -303,7 +310,7 @@ void backward(const AttentionBackward& a, RecomputeSignal recompute, int64_t use
             std::memcpy(a.grad_target + (row0 + i) * a.width, s.grad_targets + i * wide,
                         sizeof(float) * a.width);
     };
-    for_targets(a, user_begin, user_end, s.group, group, one, finish);
+    for_chunks(a, user_begin, user_end, s.group, group, work, finish);
     sums.output_bias[0] = static_cast<float>(output_bias);
 }
 
@@ -338,35 +345,17 @@ void normalised_sums(const AttentionBackward& a, int64_t user_begin, int64_t use
                      float* sums) {
     Arena arena(memory);
     Scratch s = carve(a, true, arena);
-    const int wide = padded(a.width), hp = padded(a.unit.units[0]);
-    auto group = [&](int n) {
+    auto group = [&](int64_t row0, int n) {
+        group_gradients(a, row0, n, s);
         unit_group(a.unit, a.packed_unit, s.group.rows, n, s.unit);
         fusion_group(a.fusion, a.packed_fusion, s.group.rows, n, s.fusion);
     };
-    auto one = [&](int64_t user, int candidate, int in_group, const float* target) {
-        Cursor cursor(a.history, user);
-        double average = 0;
-        bool first = true;
-        while (int n = cursor.fill(s.positions)) {
-            const bool last = cursor.done();
-            if (first) {
-                copy_padded(s.grad_pooled, a.grad_pooled + (user * a.candidates + candidate) * a.width,
-                            a.width, wide);
-                build_table(s.unit.table, a.packed_unit.token_t, a.packed_unit.product_t, target, a.width,
-                            hp);
-                fusion_target(a.fusion, a.packed_fusion, target, in_group, true, s.fusion);
-                if (a.unit.normalize == Normalize::softmax && !last)
-                    average = mean_gradient(a, user, candidate, s);
-            }
-            stage_rows(a.tokens, a.history, user, s.positions, n, a.width, s.tokens, s.rows);
-            fuse(a.fusion, a.packed_fusion, s.positions, n, s.fusion, s.rows);
-            score_gradients(a, candidate, n, first && last, average, s);
-            add_normalised(a.unit, a.packed_unit, s.rows, n, row_of(s.unit.constants, in_group, hp),
-                           s.grad_scores, a.mean, s.unit, sums);
-            first = false;
-        }
+    double average = 0;
+    auto work = [&](const Chunk& chunk) {
+        score_gradients(a, chunk, average, s);
+        add_normalised(a.unit, a.packed_unit, chunk, s.rows, s.grad_scores, a.mean, s.unit, sums);
     };
-    for_targets(a, user_begin, user_end, s.group, group, one, [](int64_t, int) {});
+    for_chunks(a, user_begin, user_end, s.group, group, work, [](int64_t, int) {});
 }
 
 }  // namespace mixpol::cpu::MIXPOL_ISA

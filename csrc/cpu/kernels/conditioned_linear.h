@@ -1,68 +1,158 @@
 // The target-conditioned linear (DESIGN, "The one idea"): x · G(t) with G(t) = tokenᵀ + diag(t) productᵀ, one
 // small table per target. The activation unit's first layer and the full TAPF gate have both blocks; the
-// plain TAPF gate has the product only.
+// plain TAPF gate has the product only. Tables and blocks lie in panels (cpu/gemm.h), and a panel serves all
+// targets of a chunk before the next one is read: of short histories the blocks weigh more than the tokens.
 #pragma once
 
 #include "cpu/kernels/tokens.h"
 
 namespace mixpol::cpu::MIXPOL_ISA {
 
-// G [depth][columns] from the transposed blocks; token_t may be null.
-MIXPOL_INLINE void build_table(float* table, const float* token_t, const float* product_t,
-                               const float* target, int depth, int columns) {
-    for (int k = 0; k < depth; k++) {
-        vec t = broadcast(target[k]);
-        for (int64_t at = int64_t{k} * columns; at < int64_t{k + 1} * columns; at += W)
-            store(table + at, fma(t, load(product_t + at), token_t ? load(token_t + at) : vec{}));
+// What a target's table is made of, [depth][columns] in panels.
+struct Blocks {
+    const float *token, *product;  // token may be null
+    int depth, columns;
+    // Of Gᵀ the target scales columns, and one more row may follow: its own of [GROUP][columns], or null.
+    bool transposed;
+    const float* extra;
+
+    int rows() const { return depth + (extra != nullptr); }
+};
+
+// V vectors of row k of G(t), from column c.
+template <int V>
+MIXPOL_INLINE void table_row(const Blocks& b, const float* target, int k, int c, vec (&row)[V]) {
+    const int64_t at = panel_at(b.depth, c) + k * int64_t{V * W};
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) {
+        const vec t = b.transposed ? load(target + c + v * W) : broadcast(target[k]);
+        row[v] = fma(t, load(b.product + at + v * W), b.token ? load(b.token + at + v * W) : vec{});
     }
 }
 
-// Gᵀ [units][wide] from the blocks themselves; token_n may be null.
-MIXPOL_INLINE void build_table_n(float* table, const float* token_n, const float* product_n,
-                                 const float* target, int units, int wide) {
-    for (int h = 0; h < units; h++)
-        for (int c = 0; c < wide; c += W) {
-            int64_t at = h * int64_t{wide} + c;
-            store(table + at,
-                  fma(load(target + c), load(product_n + at), token_n ? load(token_n + at) : vec{}));
+// One panel of a target's table.
+template <int V>
+MIXPOL_INLINE void build_panel(const Blocks& b, const Span& span, int c, float* panel) {
+    vec row[V];
+    for (int k = 0; k < b.depth; k++, panel += V * W) {
+        table_row(b, span.target, k, c, row);
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) store(panel + v * W, row[v]);
+    }
+    if (b.extra)
+        for (int v = 0; v < V; v++)
+            store(panel + v * W, load(b.extra + span.in_group * int64_t{b.columns} + c + v * W));
+}
+
+// acc[r][:] += rows[r] · G(t), with a table that is never stored.
+template <int R, int V>
+MIXPOL_INLINE void accumulate_unbuilt(Tile<R, V>& acc, const Blocks& b, const Span& span,
+                                      const float* const* rows, int c) {
+    const float* x[R];
+    for (int r = 0; r < R; r++) x[r] = rows[r];
+    vec column[V];
+    auto add = [&](int k) __attribute__((always_inline)) {
+#pragma GCC unroll 6
+        for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++) acc.at[r][v] = fma(broadcast(x[r][k]), column[v], acc.at[r][v]);
+    };
+    for (int k = 0; k < b.depth; k++) {
+        table_row(b, span.target, k, c, column);
+        add(k);
+    }
+    if (!b.extra) return;
+    for (int v = 0; v < V; v++) column[v] = load(b.extra + span.in_group * int64_t{b.columns} + c + v * W);
+    add(b.depth);
+}
+
+// The product of a chunk's rows with their targets' tables: calls emit(tile, span, row, column). `table`
+// holds the panels of a history of several chunks; here they are made on its first.
+template <class Emit>
+MIXPOL_INLINE void conditioned(const Blocks& blocks, const Chunk& chunk, const float* const* rows,
+                               float* table, Emit&& emit) {
+    const Blocks b = blocks;  // a copy that no store can change
+    const int count = chunk.count;
+    for_columns(b.columns, [&]<int V>(int c) __attribute__((always_inline)) {
+        float* panel = table + panel_at(b.rows(), c);
+        for (int i = 0; i < count; i++) {
+            const Span span = chunk.spans[i];
+            const bool build = span.n > MAX_ROWS || !span.whole();
+            if (build && span.first()) build_panel<V>(b, span, c, panel);
+            for_rows(span.n, [&]<int R>(int r) __attribute__((always_inline)) {
+                const float* const* x = rows + span.begin + r;
+                Tile<R, V> acc;
+                clear(acc);
+                if (build) {
+                    accumulate_nn(acc, x, b.rows(), panel, V * W);
+                } else {
+                    accumulate_unbuilt(acc, b, span, x, c);
+                }
+                emit(acc, span, span.begin + r, c);
+            });
         }
+    });
 }
 
 // The blocks' gradients: Σ z xᵀ over a target's tokens (into sum_token, if any) and Σ z (t * x)ᵀ over those
-// of all targets, and the target's share Σ_h (Σ z xᵀ)[h] * product[h].
+// of all targets, and the target's share Σ_h (Σ z xᵀ)[h] * product[h]. All [units][wide] in panels.
 struct Outer {
-    float* partial;                  // [units][wide], one target's sum between chunks
-    const float* product_n;          // [units][wide]
-    float *sum_token, *sum_product;  // [units][wide]
-    float* grad_target;              // [wide]
+    float* partial;  // one target's sum between chunks
+    const float* product;
+    float *sum_token, *sum_product;
+    float* grad_targets;  // [GROUP][wide]
 };
 
 // Adds one chunk: signal [n][ld] and token rows. On a target's last chunk the sum is folded, straight from
 // registers.
-[[maybe_unused]] static __attribute__((noinline)) void add_outer(const Outer& o, const float* signal, int ld,
-                                                                 int units, const float* const* tokens, int n,
-                                                                 int wide, const float* target, bool first,
-                                                                 bool last) {
+[[maybe_unused]] static __attribute__((noinline)) void add_outer(const Outer& outer, const float* signal,
+                                                                 int ld, int units, const Chunk& chunk,
+                                                                 const float* const* tokens, int wide) {
+    const Outer o = outer;  // a copy that the stores below cannot change
+    const Span* const spans = chunk.spans;
+    const int count = chunk.count;
     for_rows(units, [&]<int R>(int r) __attribute__((always_inline)) {
         for_columns(wide, [&]<int V>(int c) __attribute__((always_inline)) {
-            Tile<R, V> acc;
-            const int64_t corner = r * int64_t{wide} + c;
-            clear(acc);
-            accumulate_tn(acc, signal + r, ld, tokens, c, n);
-            if (!first) add_tile(acc, o.partial + corner, wide);
-            if (!last) return store_tile(acc, o.partial + corner, wide);
-#pragma GCC unroll 4
-            for (int v = 0; v < V; v++) {
-                vec dt = load(o.grad_target + c + v * W), t = load(target + c + v * W);
-#pragma GCC unroll 6
-                for (int i = 0; i < R; i++) {
-                    const int64_t at = corner + i * int64_t{wide} + v * W;
-                    vec x = acc.at[i][v];
-                    if (o.sum_token) store(o.sum_token + at, load(o.sum_token + at) + x);
-                    store(o.sum_product + at, fma(t, x, load(o.sum_product + at)));
-                    dt = fma(x, load(o.product_n + at), dt);
+            const int64_t corner = panel_at(units, c) + r * int64_t{V * W};
+            float* const partial = o.partial + corner;
+            for (int s = 0; s < count; s++) {
+                const int n = spans[s].n, begin = spans[s].begin;
+                if (n == 0) continue;
+                const bool last = spans[s].last, first = spans[s].first();
+                const float* const target = spans[s].target + c;
+                float* const grad_target = o.grad_targets + spans[s].in_group * int64_t{wide} + c;
+                Tile<R, V> acc;
+                clear(acc);
+                accumulate_tn(acc, signal + begin * int64_t{ld} + r, ld, tokens + begin, c, n);
+                if (!first) add_tile(acc, partial, V * W);
+                if (!last) {
+                    store_tile(acc, partial, V * W);
+                    continue;
                 }
-                store(o.grad_target + c + v * W, dt);
+                if (o.sum_token) {
+                    float* const sum = base(o.sum_token + corner);
+#pragma GCC unroll 6
+                    for (int i = 0; i < R; i++)
+#pragma GCC unroll 4
+                        for (int v = 0; v < V; v++) {
+                            const int at = (i * V + v) * W;
+                            store(sum + at, load(sum + at) + acc.at[i][v]);
+                        }
+                }
+                float* const sum = base(o.sum_product + corner);
+                const float* const product = base(o.product + corner);
+#pragma GCC unroll 4
+                for (int v = 0; v < V; v++) {
+                    const vec t = load(target + v * W);
+                    vec dt = load(grad_target + v * W);
+#pragma GCC unroll 6
+                    for (int i = 0; i < R; i++) {
+                        const int at = (i * V + v) * W;
+                        store(sum + at, fma(t, acc.at[i][v], load(sum + at)));
+                        dt = fma(acc.at[i][v], load(product + at), dt);
+                    }
+                    store(grad_target + v * W, dt);
+                }
             }
         });
     });

@@ -294,10 +294,11 @@ void forward_part(const DotForward& a, const Part& part, int64_t user_end, Scrat
     zero(s.sums, int64_t{rows} * wide);
     float* scores = s.scores;
     if (a.top_k) choose_all(a, part, tokens, s);
+    const int64_t soon = part.user + 2 < user_end ? part.user + 2 : user_end;
     Cursor cursor(a.history, part.user);
     bool any = false;
     while (int n = cursor.fill(s.positions)) {
-        prefetch_next(tokens, a.history, cursor, part.user, user_end, width);
+        prefetch_next(tokens, a.history, cursor, part.user, soon, width);
         stage_rows(tokens, a.history, part.user, s.positions, n, width, s.tokens, s.rows);
         if (a.top_k) {
             mask_rest(s, scores, rows, n);
@@ -361,10 +362,11 @@ void backward_part(const DotBackward& a, const Part& part, int64_t user_end, boo
     for (int r = 0; r < 2 * rows; r++) s.pairs[r] = s.grad_pooled + r * wide;
     zero(s.sums, int64_t{rows} * wide);
 
+    const int64_t soon = part.user + 2 < user_end ? part.user + 2 : user_end;
     Cursor first(a.history, part.user);
     float* weights = s.scores;
     while (int n = first.fill(s.positions)) {
-        prefetch_next(tokens, a.history, first, part.user, user_end, width);
+        prefetch_next(tokens, a.history, first, part.user, soon, width);
         stage_rows(tokens, a.history, part.user, s.positions, n, width, s.tokens, s.rows);
         float* grads = weights + rows * CHUNK;
         dots(s.queries, rows, s.rows, n, wide, weights);

@@ -9,18 +9,15 @@
 namespace mixpol::cpu::MIXPOL_ISA {
 
 struct FusionScratch {
-    float* gate_table;      // the gate's table of one target [D][Dp]
-    float* gate_table_n;    // its transpose [D][Dp]
-    float* pulls;           // Wt t for a group of targets, [GROUP][Dp]
-    float* constants;       // the full gate's constants for a group of targets, [GROUP][Dp]
-    float* fused;           // x' [CHUNK][Dp]
-    float* gates;           // g, then dz [CHUNK][Dp]
-    float* gate_sum;        // Σ dz xᵀ [D][Dp]
-    float* grad_pulls;      // [GROUP][Dp]
+    float* gate_table;    // the gate's table of one target [D][Dp] in panels, of histories of several chunks
+    float* gate_table_n;  // its transpose, so too
+    float* pulls;         // Wt t for a group of targets, [GROUP][Dp]
+    float* constants;     // the full gate's constants for a group of targets, [GROUP][Dp]
+    float* fused;         // x' [CHUNK][Dp]
+    float* gates;         // g, then dz [CHUNK][Dp]
+    float* gate_sum;      // Σ dz xᵀ [D][Dp] in panels
+    float* grad_pulls;    // [GROUP][Dp]
     float* grad_constants;  // [GROUP][Dp], full gate only
-    // Of the target that is worked on: set by fusion_target.
-    const float *pull, *constant;
-    float *grad_pull, *grad_constant;
     const float* raw[CHUNK];
 };
 
@@ -57,25 +54,12 @@ MIXPOL_INLINE void fusion_group(const PolarityFusion& fusion, const PackedFusion
     if (s.grad_constants) zero(s.grad_constants, GROUP * wide);
 }
 
-// Once per target, before its first chunk: its gate tables, and where its rows of the group are.
-MIXPOL_INLINE void fusion_target(const PolarityFusion& fusion, const PackedFusion& packed,
-                                 const float* target, int in_group, bool backward, FusionScratch& s) {
-    if (fusion.kind != Fusion::tapf) return;
-    int d = fusion.width, wide = padded(d);
-    s.pull = s.pulls + in_group * wide;
-    s.constant = fusion.full_gate ? s.constants + in_group * wide : packed.bias;
-    build_table(s.gate_table, packed.gate_token_t, packed.gate_t, target, d, wide);
-    if (!backward) return;
-    s.grad_pull = s.grad_pulls + in_group * wide;
-    s.grad_constant = row_of(s.grad_constants, in_group, wide);
-    build_table_n(s.gate_table_n, packed.gate_token_n, packed.gate_n, target, d, wide);
-}
-
 // Replaces rows by the fused tokens; keeps the raw rows and the gate values for the backward.
-MIXPOL_INLINE void fuse(const PolarityFusion& fusion, const PackedFusion& packed, const int64_t* positions,
-                        int n, FusionScratch& s, const float** rows) {
+MIXPOL_INLINE void fuse(const PolarityFusion& fusion, const PackedFusion& packed, const Chunk& chunk,
+                        FusionScratch& s, const float** rows) {
     if (fusion.kind == Fusion::none) return;
-    int wide = padded(fusion.width);
+    const int wide = padded(fusion.width), n = chunk.n;
+    const int64_t* positions = chunk.positions;
     for (int i = 0; i < n; i++) s.raw[i] = rows[i];
     if (fusion.kind == Fusion::bias) {
         for (int i = 0; i < n; i++) {
@@ -84,16 +68,26 @@ MIXPOL_INLINE void fuse(const PolarityFusion& fusion, const PackedFusion& packed
                 store(s.fused + i * wide + c, load(rows[i] + c) + load(polarity + c));
         }
     } else {
-        const float* pull = s.pull;
-        multiply(s.raw, n, fusion.width, s.gate_table, wide, wide, s.constant, 0, s.gates, wide);
-        for (int i = 0; i < n; i++) {
-            int64_t row = fusion.polarity[positions[i]];
-            vec sign = broadcast(fusion.sign[row]);
-            for (int c = 0; c < wide; c += W) {
-                vec gate = math::sigmoid<Simd>(load(s.gates + i * wide + c));
-                store(s.gates + i * wide + c, gate);
-                vec token = load(s.raw[i] + c) + load(packed.table + row * wide + c);
-                store(s.fused + i * wide + c, fma(sign * gate, load(pull + c), token));
+        const Blocks blocks{packed.gate_token_t, packed.gate_t, fusion.width, wide, false, nullptr};
+        conditioned(blocks, chunk, s.raw, s.gate_table,
+                    [&]<int R, int V>(Tile<R, V>& acc, const Span& span, int i, int c)
+                        __attribute__((always_inline)) {
+                            const int64_t constant = span.in_group * int64_t{wide} + c;
+                            add_tile(acc, fusion.full_gate ? s.constants + constant : packed.bias + c, 0);
+                            store_tile(acc, s.gates + i * wide + c, wide);
+                        });
+        for (int k = 0; k < chunk.count; k++) {
+            const Span& span = chunk.spans[k];
+            const float* pull = s.pulls + span.in_group * wide;
+            for (int i = span.begin; i < span.begin + span.n; i++) {
+                int64_t row = fusion.polarity[positions[i]];
+                vec sign = broadcast(fusion.sign[row]);
+                for (int c = 0; c < wide; c += W) {
+                    vec gate = math::sigmoid<Simd>(load(s.gates + i * wide + c));
+                    store(s.gates + i * wide + c, gate);
+                    vec token = load(s.raw[i] + c) + load(packed.table + row * wide + c);
+                    store(s.fused + i * wide + c, fma(sign * gate, load(pull + c), token));
+                }
             }
         }
     }
@@ -102,43 +96,59 @@ MIXPOL_INLINE void fuse(const PolarityFusion& fusion, const PackedFusion& packed
     for (int i = 0; i < n; i++) rows[i] = s.fused + i * wide;
 }
 
-// Turns the gradient of the fused tokens [n][Dp], in place, into that of the raw tokens; adds to the block's
-// sums and, with TAPF, to the gradients of the target, of its pull and of its gate constant. Call with `last`
-// on a target's last chunk.
-MIXPOL_INLINE void fuse_backward(const PolarityFusion& fusion, const PackedFusion& packed,
-                                 const int64_t* positions, int n, const float* target, bool first, bool last,
-                                 float* grad, float* grad_target, FusionScratch& s, const FusionSums& sums) {
+// Turns the gradients of the fused tokens, rows of Dp floats, in place into those of the raw tokens; adds to
+// the block's sums and, with TAPF, to the gradients of the targets [GROUP][Dp], of their pulls and of their
+// gate constants.
+MIXPOL_INLINE void fuse_backward(const PolarityFusion& fusion, const PackedFusion& packed, const Chunk& chunk,
+                                 float* const* grads, float* grad_targets, FusionScratch& s,
+                                 const FusionSums& sums) {
     if (fusion.kind == Fusion::none) return;
-    int d = fusion.width, wide = padded(d);
+    const int d = fusion.width, wide = padded(d), n = chunk.n;
+    const int64_t* positions = chunk.positions;
     for (int i = 0; i < n && fusion.extra_rows; i++)
-        axpy(sums.extra + fusion.extra[positions[i]] * wide, 1.0f, grad + i * wide, wide);
+        axpy(sums.extra + fusion.extra[positions[i]] * wide, 1.0f, grads[i], wide);
     if (fusion.kind == Fusion::bias) {
         for (int i = 0; i < n; i++)
-            axpy(sums.table + fusion.polarity[positions[i]] * wide, 1.0f, grad + i * wide, wide);
+            axpy(sums.table + fusion.polarity[positions[i]] * wide, 1.0f, grads[i], wide);
         return;
     }
-    const float* pull = s.pull;
-    float *grad_pull = s.grad_pull, *grad_constant = s.grad_constant ? s.grad_constant : sums.bias;
-    for (int c = 0; c < wide; c += W) {
-        vec pulled{}, biased{};
-        for (int i = 0; i < n; i++) {
-            int64_t row = fusion.polarity[positions[i]];
-            float *dz = s.gates + i * wide + c, *table = sums.table + row * wide + c;
-            vec g = load(grad + i * wide + c), gate = load(dz), moved = broadcast(fusion.sign[row]) * g;
-            store(table, load(table) + g);
-            pulled = fma(moved, gate, pulled);
-            vec z = moved * load(pull + c) * gate * (1.0f - gate);
-            store(dz, z);
-            biased += z;
+    for (int k = 0; k < chunk.count; k++) {
+        const Span& span = chunk.spans[k];
+        const int64_t in_group = span.in_group * int64_t{wide};
+        const float* pull = s.pulls + in_group;
+        float *grad_pull = s.grad_pulls + in_group,
+              *grad_constant = s.grad_constants ? s.grad_constants + in_group : sums.bias;
+        for (int c = 0; c < wide; c += W) {
+            vec pulled{}, biased{};
+            for (int i = span.begin; i < span.begin + span.n; i++) {
+                int64_t row = fusion.polarity[positions[i]];
+                float *dz = s.gates + i * wide + c, *table = sums.table + row * wide + c;
+                vec g = load(grads[i] + c), gate = load(dz), moved = broadcast(fusion.sign[row]) * g;
+                store(table, load(table) + g);
+                pulled = fma(moved, gate, pulled);
+                vec z = moved * load(pull + c) * gate * (1.0f - gate);
+                store(dz, z);
+                biased += z;
+            }
+            store(grad_pull + c, load(grad_pull + c) + pulled);
+            store(grad_constant + c, load(grad_constant + c) + biased);
         }
-        store(grad_pull + c, load(grad_pull + c) + pulled);
-        store(grad_constant + c, load(grad_constant + c) + biased);
     }
     const float* rows[CHUNK];
     for (int i = 0; i < n; i++) rows[i] = s.gates + i * wide;
-    multiply(rows, n, d, s.gate_table_n, wide, wide, grad, wide, grad, wide);
-    Outer outer{s.gate_sum, packed.gate_n, sums.gate_token, sums.gate, grad_target};
-    add_outer(outer, s.gates, wide, d, s.raw, n, wide, target, first, last);
+    const Blocks blocks{packed.gate_token_n, packed.gate_n, d, wide, true, nullptr};
+    conditioned(blocks, chunk, rows, s.gate_table_n,
+                [&]<int R, int V>(Tile<R, V>& acc, const Span&, int i, int c) __attribute__((always_inline)) {
+#pragma GCC unroll 6
+                    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+                        for (int v = 0; v < V; v++) {
+                            float* at = grads[i + r] + c + v * W;
+                            store(at, acc.at[r][v] + load(at));
+                        }
+                });
+    Outer outer{s.gate_sum, packed.gate_n, sums.gate_token, sums.gate, grad_targets};
+    add_outer(outer, s.gates, wide, d, chunk, s.raw, wide);
 }
 
 // Once per group: what the gradients of pulls and gate constants mean for the parameters and for the targets

@@ -18,15 +18,16 @@ void transpose(float* to, const float* from, int rows, int columns, int64_t ld) 
 
 // Units j ... j + 3 and inputs k ... k + 3 of the blocks of W_1, transposed.
 void transpose_blocks(const float* w, int d, int h, int hp, int j, int k, PackedUnit& p) {
-    const int64_t at = k * int64_t{hp} + j;
+    const int ld = panel_width(hp, j);
+    const int64_t at = in_panels(d, hp, k, j);
     const float* row = w + j * int64_t{4} * d + k;
-    float *token = p.token_t + at, *product = p.product_t + at, *target = p.target_t + at;
+    float *token = p.token_t + at, *product = p.product_t + at, *target = p.target_t + k * int64_t{hp} + j;
     if (j + 4 > h || k + 4 > d) {
         for (int b = 0; b < 4 && k + b < d; b++)
             for (int a = 0; a < 4; a++) {
                 const float* x = row + a * int64_t{4} * d + b;
-                token[b * int64_t{hp} + a] = j + a < h ? x[d] - x[2 * d] : 0;
-                product[b * int64_t{hp} + a] = j + a < h ? x[3 * d] : 0;
+                token[b * int64_t{ld} + a] = j + a < h ? x[d] - x[2 * d] : 0;
+                product[b * int64_t{ld} + a] = j + a < h ? x[3 * d] : 0;
                 target[b * int64_t{hp} + a] = j + a < h ? x[0] + x[2 * d] : 0;
             }
         return;
@@ -38,9 +39,24 @@ void transpose_blocks(const float* w, int d, int h, int hp, int j, int k, Packed
         y[a] = load_quad(row + 3 * d);
         z[a] = load_quad(row) + difference;
     }
-    store_transposed(x, token, hp);
-    store_transposed(y, product, hp);
+    store_transposed(x, token, ld);
+    store_transposed(y, product, ld);
     store_transposed(z, target, hp);
+}
+
+// to[columns][padded(rows)] = fromᵀ in panels.
+void transpose_panels(float* to, const float* from, int rows, int columns, int64_t ld) {
+    const int wide = padded(rows);
+    for (int r = 0; r < wide; r++)
+        for (int c = 0; c < columns; c++)
+            to[in_panels(columns, wide, c, r)] = r < rows ? from[r * ld + c] : 0;
+}
+
+// to[rows][padded(columns)] in panels.
+void copy_panels(float* to, const float* from, int rows, int columns, int64_t ld) {
+    const int wide = padded(columns);
+    for (int c = 0; c < wide; c++)
+        for (int r = 0; r < rows; r++) to[in_panels(rows, wide, r, c)] = c < columns ? from[r * ld + c] : 0;
 }
 
 void copy_rows(float* to, const float* from, int rows, int columns, int64_t ld) {
@@ -57,19 +73,22 @@ void pack_unit(const ActivationUnit& unit, bool scaled, PackedUnit& p) {
     for (int k0 = 0; p.token_t && k0 < d; k0 += 16)
         for (int j = 0; j < hp; j += 4)
             for (int k = k0; k < k0 + 16 && k < d; k += 4) transpose_blocks(w, d, h, hp, j, k, p);
-    for (int j = 0; p.token_n && j < h; j++) {
-        const float* __restrict__ row = w + j * int64_t{4} * d;
-        float* __restrict__ token = p.token_n + j * int64_t{wide};
-        float* __restrict__ product = p.product_n + j * int64_t{wide};
-        float* __restrict__ target = p.target_n + j * int64_t{wide};
-        const float scale = scaled ? unit.weight[1][j] : 1.0f;
-        for (int k = 0; k < d; k++) {
-            token[k] = scale * (row[d + k] - row[2 * d + k]);
-            product[k] = scale * row[3 * d + k];
-            target[k] = scale * (row[k] + row[2 * d + k]);
+    for (int j = 0; p.token_n && j < h; j++)
+        for (int c = 0; c < wide; c += PANEL) {
+            const int ld = panel_width(wide, c), columns = d - c < ld ? d - c : ld;
+            const int64_t at = in_panels(h, wide, j, c);
+            const float* __restrict__ row = w + j * int64_t{4} * d + c;
+            float* __restrict__ token = p.token_n + at;
+            float* __restrict__ product = p.product_n + at;
+            float* __restrict__ target = p.target_n + j * int64_t{wide} + c;
+            const float scale = scaled ? unit.weight[1][j] : 1.0f;
+            for (int k = 0; k < columns; k++) {
+                token[k] = scale * (row[d + k] - row[2 * d + k]);
+                product[k] = scale * row[3 * d + k];
+                target[k] = scale * (row[k] + row[2 * d + k]);
+            }
+            for (int k = columns > 0 ? columns : 0; k < ld; k++) token[k] = product[k] = target[k] = 0;
         }
-        for (int k = d; k < wide; k++) token[k] = product[k] = target[k] = 0;
-    }
     for (int i = 0; i < unit.layers; i++) {
         int units = unit.units[i];
         copy_padded(p.bias[i], unit.bias[i], units, padded(units));
@@ -94,33 +113,34 @@ void pack_fusion(const PolarityFusion& fusion, bool backward, PackedFusion& p) {
     if (fusion.kind != Fusion::tapf) return;
     const int64_t ld = fusion.full_gate ? 3 * d : d;
     const float *token = fusion.gate_weight, *constant = token + d, *product = token + ld - d;
-    transpose(p.gate_t, product, d, d, ld);
+    transpose_panels(p.gate_t, product, d, d, ld);
     transpose(p.target_t, fusion.target_weight, d, d, d);
     copy_padded(p.bias, fusion.gate_bias, d, padded(d));
     if (fusion.full_gate) {
-        transpose(p.gate_token_t, token, d, d, ld);
+        transpose_panels(p.gate_token_t, token, d, d, ld);
         transpose(p.gate_constant_t, constant, d, d, ld);
     }
     if (!backward) return;
-    copy_rows(p.gate_n, product, d, d, ld);
+    copy_panels(p.gate_n, product, d, d, ld);
     copy_rows(p.target_n, fusion.target_weight, d, d, d);
     if (!fusion.full_gate) return;
-    copy_rows(p.gate_token_n, token, d, d, ld);
+    copy_panels(p.gate_token_n, token, d, d, ld);
     copy_rows(p.gate_constant_n, constant, d, d, ld);
 }
 
 namespace {
 
-// Σ a · b over d floats; with an addend, Σ a · (b + sign * addend).
-float dot_sum(const float* a, const float* b, const float* addend, float sign, int d) {
+// Σ a · b over d floats, where a(k) tells where a lies; with an addend, Σ a · (b + sign * addend).
+template <class Where>
+float dot_sum(Where&& a, const float* b, const float* addend, float sign, int d) {
     vec total{};
     int k = 0;
     for (; k + W <= d; k += W) {
         vec factor = addend ? fma(broadcast(sign), load(addend + k), load(b + k)) : load(b + k);
-        total = fma(load(a + k), factor, total);
+        total = fma(load(a(k)), factor, total);
     }
     float rest = sum(total);
-    for (; k < d; k++) rest += a[k] * (addend ? b[k] + sign * addend[k] : b[k]);
+    for (; k < d; k++) rest += *a(k) * (addend ? b[k] + sign * addend[k] : b[k]);
     return rest;
 }
 
@@ -131,23 +151,28 @@ float dot_sum(const float* a, const float* b, const float* addend, float sign, i
 void unfold_unit(const ActivationUnit& unit, const UnitSums& sums, bool scaled, const UnitGradients& grads) {
     const int d = unit.width, h = unit.units[0], wide = padded(d), last = unit.layers - 1;
     for (int j = 0; j < h; j++) {
-        const int64_t row = j * int64_t{wide};
         const float scale = scaled ? unit.weight[1][j] : 1.0f, *w = unit.weight[0] + j * int64_t{4} * d;
-        float* __restrict__ out = grads.weight[0] + j * int64_t{4} * d;
-        const float* __restrict__ token = sums.token + row;
-        const float* __restrict__ product = sums.product + row;
-        const float* __restrict__ target = sums.target + row;
-        for (int k = 0; k < d; k++) {
-            out[k] = scale * target[k];
-            out[d + k] = scale * token[k];
-            out[2 * d + k] = scale * (target[k] - token[k]);
-            out[3 * d + k] = scale * product[k];
+        for (int c = 0; c < d; c += PANEL) {
+            const int columns = d - c < PANEL ? d - c : PANEL;
+            float* __restrict__ out = grads.weight[0] + j * int64_t{4} * d + c;
+            const float* __restrict__ token = sums.token + in_panels(h, wide, j, c);
+            const float* __restrict__ product = sums.product + in_panels(h, wide, j, c);
+            const float* __restrict__ target = sums.target + j * int64_t{wide} + c;
+            for (int k = 0; k < columns; k++) {
+                out[k] = scale * target[k];
+                out[d + k] = scale * token[k];
+                out[2 * d + k] = scale * (target[k] - token[k]);
+                out[3 * d + k] = scale * product[k];
+            }
         }
         grads.bias[0][j] = scale * sums.bias[0][j];
-        if (scaled)
-            grads.weight[1][j] = dot_sum(token, w + d, w + 2 * d, -1, d) +
-                                 dot_sum(product, w + 3 * d, nullptr, 0, d) +
-                                 dot_sum(target, w, w + 2 * d, 1, d) + unit.bias[0][j] * sums.bias[0][j];
+        if (!scaled) continue;
+        auto token = [&](int k) { return sums.token + in_panels(h, wide, j, k); };
+        auto product = [&](int k) { return sums.product + in_panels(h, wide, j, k); };
+        auto target = [&](int k) { return sums.target + j * int64_t{wide} + k; };
+        grads.weight[1][j] = dot_sum(token, w + d, w + 2 * d, -1, d) +
+                             dot_sum(product, w + 3 * d, nullptr, 0, d) +
+                             dot_sum(target, w, w + 2 * d, 1, d) + unit.bias[0][j] * sums.bias[0][j];
     }
     for (int i = 1; i <= last; i++) {
         int below = unit.units[i - 1], ld = padded(below);
@@ -177,11 +202,15 @@ void unfold_fusion(const PolarityFusion& fusion, const FusionSums& sums, const F
     copy(grads.table, d, sums.table, fusion.rows);
     if (fusion.extra_rows) copy(grads.extra, d, sums.extra, fusion.extra_rows);
     if (fusion.kind != Fusion::tapf) return;
+    auto copy_panels = [&](float* to, int64_t ld, const float* from) {
+        for (int r = 0; r < d; r++)
+            for (int c = 0; c < d; c++) to[r * ld + c] = from[in_panels(d, padded(d), r, c)];
+    };
     const int64_t ld = fusion.full_gate ? 3 * d : d;
-    copy(grads.gate_weight + ld - d, ld, sums.gate, d);
+    copy_panels(grads.gate_weight + ld - d, ld, sums.gate);
     copy(grads.target_weight, d, sums.target, d);
     if (fusion.full_gate) {
-        copy(grads.gate_weight, ld, sums.gate_token, d);
+        copy_panels(grads.gate_weight, ld, sums.gate_token);
         copy(grads.gate_weight + d, ld, sums.gate_constant, d);
     }
     std::memcpy(grads.gate_bias, sums.bias, bytes);

@@ -21,14 +21,14 @@ class Cursor {
         mask_ = history.mask;
     }
 
-    // Fills at most CHUNK positions; 0 at the end.
-    inline __attribute__((always_inline)) int fill(int64_t* positions) {
+    // Fills at most `room` positions; 0 at the end.
+    inline __attribute__((always_inline)) int fill(int64_t* positions, int room = CHUNK) {
         int n = 0;
         if (!mask_) {
-            while (next_ < end_ && n < CHUNK) positions[n++] = next_++;
+            while (next_ < end_ && n < room) positions[n++] = next_++;
             return n;
         }
-        for (; next_ < end_ && n < CHUNK; next_++)
+        for (; next_ < end_ && n < room; next_++)
             if (mask_[next_]) positions[n++] = next_;
         return n;
     }
@@ -64,48 +64,21 @@ MIXPOL_INLINE void copy_padded(float* to, const float* from, int width, int padd
     for (int i = width; i < padded_width; i++) to[i] = 0;
 }
 
-// Pointers to a chunk's token vectors in float32, readable up to the padded width: the rows themselves, or
-// copies in `stage`.
-MIXPOL_INLINE void stage_rows(const TokenRows& tokens, const History& history, int64_t user,
-                              const int64_t* positions, int n, int width, float* stage, const float** rows) {
-    int wide = padded(width);
-    if (tokens.element != Element::f32) {
-        for (int i = 0; i < n; i++) {
-            float* row = stage + i * wide;
-            widen_half(
-                row,
-                static_cast<const uint16_t*>(tokens.base) + token_offset(tokens, history, user, positions[i]),
-                width, tokens.element);
-            for (int c = width; c < wide; c++) row[c] = 0;
-            rows[i] = row;
-        }
-        return;
-    }
-    for (int i = 0; i < n; i++) {
-        const float* row = token_row(tokens, history, user, positions[i]);
-        if (wide != width) {
-            copy_padded(stage + i * wide, row, width, wide);
-            row = stage + i * wide;
-        }
-        rows[i] = row;
-    }
-}
-
-// Asks for the rows of the chunk behind `cursor`, or of the next user's first: histories start at scattered
-// places, and the hardware sees a stream only once it is under way.
+// Asks for the rows behind `cursor`, as many as a chunk holds: histories start at scattered places, and the
+// hardware sees a stream only once it is under way.
 MIXPOL_INLINE void prefetch_next(const TokenRows& tokens, const History& history, Cursor cursor, int64_t user,
                                  int64_t user_end, int width) {
-    int64_t positions[CHUNK];
-    int n = cursor.fill(positions);
-    if (n == 0 && ++user < user_end) {
-        Cursor next(history, user);
-        n = next.fill(positions);
-    }
     const int64_t size = element_bytes(tokens.element);
-    for (int i = 0; i < n; i++) {
-        const char* row =
-            static_cast<const char*>(tokens.base) + token_offset(tokens, history, user, positions[i]) * size;
-        for (int64_t c = 0; c < width * size; c += 64) __builtin_prefetch(row + c, 0, 2);
+    for (int room = CHUNK; room > 0; cursor = Cursor(history, user)) {
+        int64_t positions[CHUNK];
+        const int n = cursor.fill(positions, room);
+        for (int i = 0; i < n; i++) {
+            const char* row = static_cast<const char*>(tokens.base) +
+                              token_offset(tokens, history, user, positions[i]) * size;
+            for (int64_t c = 0; c < width * size; c += 64) __builtin_prefetch(row + c, 0, 2);
+        }
+        room -= n;
+        if (++user >= user_end) return;
     }
 }
 
@@ -133,23 +106,112 @@ struct Group {
     const float* rows[GROUP];
 };
 
-// Calls body(user, candidate, row in the group, padded target) for the targets of a range of users, after
-// before(n) for each group of them, and then after(first row, n).
-template <class Before, class Body, class After>
-MIXPOL_INLINE void for_targets(const Pass& pass, int64_t user_begin, int64_t user_end, Group& group,
-                               Before&& before, Body&& body, After&& after) {
-    int wide = padded(pass.width);
-    int64_t end = user_end * pass.candidates;
-    for (int64_t row0 = user_begin * pass.candidates; row0 < end; row0 += GROUP) {
-        int n = static_cast<int>(end - row0 < GROUP ? end - row0 : GROUP);
+// The tokens of a chunk that one target looks at.
+struct Span {
+    int64_t user;
+    int candidate, in_group;  // row in the group
+    const float* target;      // padded
+    int64_t seen;             // its tokens in earlier chunks
+    int begin, n;             // rows of the chunk
+    bool last;                // no chunk behind this one has more of them
+
+    bool first() const { return seen == 0; }
+    bool whole() const { return first() && last; }
+};
+
+// Tokens that are worked on together: a part of one target's history, or the histories of several.
+struct Chunk {
+    int n = 0, count = 0;
+    Span spans[GROUP];
+    int64_t positions[CHUNK];
+};
+
+// The same for the users that the chunk begins.
+template <class T>
+MIXPOL_INLINE void fill_pads(const History& history, const Chunk& chunk, T* out, int64_t width, T value) {
+    for (int i = 0; i < chunk.count; i++) {
+        const Span& span = chunk.spans[i];
+        if (span.candidate == 0 && span.first()) fill_pads(history, span.user, out, width, value);
+    }
+}
+
+// Pointers to a chunk's token vectors in float32, readable up to the padded width: the rows themselves, or
+// copies in `stage`.
+MIXPOL_INLINE void stage_rows(const TokenRows& tokens, const History& history, int64_t user,
+                              const int64_t* positions, int n, int width, float* stage, const float** rows) {
+    int wide = padded(width);
+    if (tokens.element != Element::f32) {
+        for (int i = 0; i < n; i++) {
+            float* row = stage + i * wide;
+            widen_half(
+                row,
+                static_cast<const uint16_t*>(tokens.base) + token_offset(tokens, history, user, positions[i]),
+                width, tokens.element);
+            for (int c = width; c < wide; c++) row[c] = 0;
+            rows[i] = row;
+        }
+        return;
+    }
+    for (int i = 0; i < n; i++) {
+        const float* row = token_row(tokens, history, user, positions[i]);
+        if (wide != width) {
+            copy_padded(stage + i * wide, row, width, wide);
+            row = stage + i * wide;
+        }
+        rows[i] = row;
+    }
+}
+
+MIXPOL_INLINE void stage_rows(const TokenRows& tokens, const History& history, const Chunk& chunk, int width,
+                              float* stage, const float** rows) {
+    for (int i = 0; i < chunk.count; i++) {
+        const Span& span = chunk.spans[i];
+        stage_rows(tokens, history, span.user, chunk.positions + span.begin, span.n, width,
+                   stage + span.begin * int64_t{padded(width)}, rows + span.begin);
+    }
+}
+
+// Calls work(chunk) for the targets of a range of users, after before(first row, n) for each group of
+// them, and then after(first row, n).
+template <class Before, class Work, class After>
+MIXPOL_INLINE void for_chunks(const Pass& pass, int64_t user_begin, int64_t user_end, Group& group,
+                              Before&& before, Work&& work, After&& after) {
+    const int wide = padded(pass.width), candidates = pass.candidates;
+    const int64_t end = user_end * candidates;
+    Chunk chunk;
+    auto flush = [&](const Cursor& next, int64_t user) {
+        if (chunk.spans[chunk.count - 1].candidate + 1 == candidates)
+            prefetch_next(pass.tokens, pass.history, next, user, user_end, pass.width);
+        work(chunk);
+        chunk.n = chunk.count = 0;
+    };
+    for (int64_t row0 = user_begin * candidates; row0 < end; row0 += GROUP) {
+        const int n = static_cast<int>(end - row0 < GROUP ? end - row0 : GROUP);
         for (int i = 0; i < n; i++) {
             copy_padded(group.targets + i * wide, pass.target + (row0 + i) * pass.width, pass.width, wide);
             group.rows[i] = group.targets + i * wide;
         }
-        before(n);
+        before(row0, n);
         for (int i = 0; i < n; i++) {
-            int64_t row = row0 + i;
-            body(row / pass.candidates, static_cast<int>(row % pass.candidates), i, group.targets + i * wide);
+            const int64_t row = row0 + i, user = row / candidates;
+            Span span{user, static_cast<int>(row % candidates), i, group.rows[i], 0, 0, 0, false};
+            Cursor cursor(pass.history, user);
+            while (!span.last) {
+                Cursor ahead = cursor;
+                span.n = ahead.fill(chunk.positions + chunk.n, CHUNK - chunk.n);
+                span.last = ahead.done();
+                if (!span.last && chunk.count) {  // only whole histories share a chunk
+                    flush(cursor, user);
+                    span.last = false;
+                    continue;
+                }
+                cursor = ahead;
+                span.begin = chunk.n;
+                chunk.n += span.n;
+                chunk.spans[chunk.count++] = span;
+                if (!span.whole() || i + 1 == n) flush(cursor, user);
+                span.seen += span.n;
+            }
         }
         after(row0, n);
     }
@@ -190,14 +252,18 @@ MIXPOL_INLINE void add_rows(float* out, const float* rows, int64_t ld, int n, in
     }
 }
 
-// The same, compensated (Kahan): `lost` holds what earlier additions rounded away.
+// out += x, compensated (Kahan): `lost` holds what earlier additions rounded away.
+MIXPOL_INLINE void add_compensated(float* out, float* lost, vec x) {
+    vec before = load(out), addend = x - load(lost), after = before + addend;
+    store(lost, (after - before) - addend);
+    store(out, after);
+}
+
 MIXPOL_INLINE void add_rows(float* out, float* lost, const float* rows, int64_t ld, int n, int padded_width) {
     for (int c = 0; c < padded_width; c += W) {
         vec total{};
         for (int r = 0; r < n; r++) total += load(rows + r * ld + c);
-        vec before = load(out + c), addend = total - load(lost + c), after = before + addend;
-        store(lost + c, (after - before) - addend);
-        store(out + c, after);
+        add_compensated(out + c, lost + c, total);
     }
 }
 

@@ -15,8 +15,8 @@ struct Scratch {
     float* tokens;        // staged rows [CHUNK][Dp]
     float* grad_tokens;   // [CHUNK][Dp]
     float* pad;           // a zero token [Dp]
-    int64_t positions[CHUNK];
     const float* rows[CHUNK];
+    float* grads[CHUNK];
 };
 
 Scratch carve(const Pass& pass, Arena& arena) {
@@ -36,10 +36,10 @@ Scratch carve(const Pass& pass, Arena& arena) {
 template <Activation A>
 [[maybe_unused]] static __attribute__((noinline)) void pre_activations(const ActivationUnit& unit,
                                                                        const PackedUnit& packed,
-                                                                       const float* const* tokens, int n,
-                                                                       const float* constant,
+                                                                       const Chunk& chunk,
+                                                                       const float* const* tokens,
                                                                        UnitScratch& s) {
-    hidden_layers<A>(unit, packed, tokens, n, constant, unit.layers, false, s);
+    hidden_layers<A>(unit, packed, chunk, tokens, unit.layers, false, s);
 }
 
 // Gradients of the last layer's pre-activations, in s.signal[last], down to the first layer's.
@@ -76,41 +76,42 @@ void add_moments(Moments& moments, const float* rows, int n, int hp, double each
     }
 }
 
+// The pads of a target's history: one zero token stands in for them.
+Chunk pad_of(const Span& span) {
+    Chunk chunk;
+    chunk.n = chunk.count = 1;
+    chunk.spans[0] = span;
+    chunk.spans[0].seen = chunk.spans[0].begin = 0;
+    chunk.spans[0].n = 1;
+    return chunk;
+}
+
 void forward(const StatisticsPass& a, PreActivations layers, int64_t user_begin, int64_t user_end,
              float* memory, Moments& moments) {
     Arena arena(memory);
     Scratch s = carve(a, arena);
-    const int wide = padded(a.width), hp = padded(a.unit.units[0]), last = a.unit.layers - 1;
-    const int out = padded(a.unit.units[last]);
-    zero(s.pad, wide);
-    auto group = [&](int n) { unit_group(a.unit, a.packed_unit, s.group.rows, n, s.unit); };
-    auto one = [&](int64_t user, int candidate, int in_group, const float* target) {
-        Cursor cursor(a.history, user);
-        int64_t seen = 0;
-        const float* constant = row_of(s.unit.constants, in_group, hp);
-        bool ready = false;
-        auto prepare = [&] {
-            if (!ready)
-                build_table(s.unit.table, a.packed_unit.token_t, a.packed_unit.product_t, target, a.width,
-                            hp);
-            ready = true;
-        };
-        while (int n = cursor.fill(s.positions)) {
-            prepare();
-            stage_rows(a.tokens, a.history, user, s.positions, n, a.width, s.tokens, s.rows);
-            drop_keys(a.unit, user * a.candidates + candidate, seen, n, s.unit);
-            seen += n;
-            layers(a.unit, a.packed_unit, s.rows, n, constant, s.unit);
-            add_moments(moments, s.unit.before[last], n, out, 1);
+    const int last = a.unit.layers - 1, out = padded(a.unit.units[last]);
+    zero(s.pad, padded(a.width));
+    auto group = [&](int64_t, int n) { unit_group(a.unit, a.packed_unit, s.group.rows, n, s.unit); };
+    auto work = [&](const Chunk& chunk) {
+        stage_rows(a.tokens, a.history, chunk, a.width, s.tokens, s.rows);
+        drop_keys(a.unit, a.candidates, chunk, s.unit);
+        layers(a.unit, a.packed_unit, chunk, s.rows, s.unit);
+        for (int k = 0; k < chunk.count; k++) {
+            const Span& span = chunk.spans[k];
+            if (span.n > 0)  // one target at a time: short chains of sums
+                add_moments(moments, s.unit.before[last] + span.begin * int64_t{out}, span.n, out, 1);
         }
-        if (int64_t pads = pads_of(a.history, user, a.pad_to)) {
-            prepare();
+        for (int k = 0; k < chunk.count; k++) {
+            const Span& span = chunk.spans[k];
+            const int64_t pads = span.last ? pads_of(a.history, span.user, a.pad_to) : 0;
+            if (pads == 0) continue;
             const float* row = s.pad;
-            layers(a.unit, a.packed_unit, &row, 1, constant, s.unit);
+            layers(a.unit, a.packed_unit, pad_of(span), &row, s.unit);
             add_moments(moments, s.unit.before[last], 1, out, static_cast<double>(pads));
         }
     };
-    for_targets(a, user_begin, user_end, s.group, group, one, [](int64_t, int) {});
+    for_chunks(a, user_begin, user_end, s.group, group, work, [](int64_t, int) {});
 }
 
 void backward(const StatisticsBackward& a, PreActivations layers, SignalToFirst down, int64_t user_begin,
@@ -120,7 +121,10 @@ void backward(const StatisticsBackward& a, PreActivations layers, SignalToFirst 
     const int wide = padded(a.width), hp = padded(a.unit.units[0]), last = a.unit.layers - 1;
     const int out = padded(a.unit.units[last]), hidden = a.unit.units[0];
     const int ld = signal_width(a.unit, 0), ld_last = signal_width(a.unit, last);
+    const Blocks blocks{a.packed_unit.token_n, a.packed_unit.product_n, hidden, wide, true, nullptr};
+    const Outer outer{s.unit.outer, a.packed_unit.product_n, sums.token, sums.product, s.grad_targets};
     zero(s.pad, wide);
+    for (int i = 0; i < CHUNK; i++) s.grads[i] = s.grad_tokens + i * wide;
     // d mean and d variance of one row: (dmean + 2 (x - mean) dvar) / count, times the row's weight.
     auto signal = [&](int n, float each) {
         for (int r = 0; r < n; r++)
@@ -131,56 +135,49 @@ void backward(const StatisticsBackward& a, PreActivations layers, SignalToFirst 
             }
         down(a.unit, a.packed_unit, n, s.unit, sums);
     };
-    auto group = [&](int n) {
+    auto add_constants = [&](const Span& span, int row, int n) {
+        add_rows(s.unit.grad_constants + span.in_group * hp, s.unit.lost, s.unit.signal[0] + row * ld, ld, n,
+                 hp);
+    };
+    auto group = [&](int64_t, int n) {
         unit_group(a.unit, a.packed_unit, s.group.rows, n, s.unit);
         zero(s.grad_targets, GROUP * wide);
         zero(s.unit.grad_constants, GROUP * hp);
     };
-    auto one = [&](int64_t user, int candidate, int in_group, const float* target) {
-        if (candidate == 0) fill_pads(a.history, user, a.grad_tokens, a.width, 0.0f);
-        Cursor cursor(a.history, user);
-        const float* constant = row_of(s.unit.constants, in_group, hp);
-        float *grad_target = s.grad_targets + in_group * wide,
-              *grad_constant = s.unit.grad_constants + in_group * hp;
-        zero(s.unit.lost, hp);
-        const int64_t pads = pads_of(a.history, user, a.pad_to);
-        bool first = true;
-        int64_t seen = 0;
-        auto prepare = [&] {
-            build_table(s.unit.table, a.packed_unit.token_t, a.packed_unit.product_t, target, a.width, hp);
-            build_table_n(s.unit.table_n, a.packed_unit.token_n, a.packed_unit.product_n, target, hidden,
-                          wide);
-        };
-        while (int n = cursor.fill(s.positions)) {
-            const bool done = cursor.done();
-            if (first) prepare();
-            stage_rows(a.tokens, a.history, user, s.positions, n, a.width, s.tokens, s.rows);
-            drop_keys(a.unit, user * a.candidates + candidate, seen, n, s.unit);
-            seen += n;
-            layers(a.unit, a.packed_unit, s.rows, n, constant, s.unit);
-            signal(n, 1.0f);
-            add_rows(grad_constant, s.unit.lost, s.unit.signal[0], ld, n, hp);
-            Outer outer{s.unit.outer, a.packed_unit.product_n, sums.token, sums.product, grad_target};
-            add_outer(outer, s.unit.signal[0], ld, hidden, s.rows, n, wide, target, first, done);
-            point_rows(s.unit.rows, s.unit.signal[0], n, ld);
-            multiply(s.unit.rows, n, hidden, s.unit.table_n, wide, wide, nullptr, 0, s.grad_tokens, wide);
-            for (int i = 0; i < n; i++) {
-                float* to = a.grad_tokens + s.positions[i] * a.width;
-                const float* grad = s.grad_tokens + i * wide;
-                if (candidate == 0) {
-                    std::memcpy(to, grad, sizeof(float) * a.width);
+    auto work = [&](const Chunk& chunk) {
+        fill_pads(a.history, chunk, a.grad_tokens, a.width, 0.0f);
+        stage_rows(a.tokens, a.history, chunk, a.width, s.tokens, s.rows);
+        drop_keys(a.unit, a.candidates, chunk, s.unit);
+        layers(a.unit, a.packed_unit, chunk, s.rows, s.unit);
+        signal(chunk.n, 1.0f);
+        for (int k = 0; k < chunk.count; k++) {
+            const Span& span = chunk.spans[k];
+            if (span.first()) zero(s.unit.lost, hp);
+            add_constants(span, span.begin, span.n);
+        }
+        add_outer(outer, s.unit.signal[0], ld, hidden, chunk, s.rows, wide);
+        point_rows(s.unit.rows, s.unit.signal[0], chunk.n, ld);
+        grad_rows(blocks, chunk, s.unit.rows, s.unit.table_n, s.grads);
+        for (int k = 0; k < chunk.count; k++) {
+            const Span& span = chunk.spans[k];
+            for (int i = span.begin; i < span.begin + span.n; i++) {
+                float* to = a.grad_tokens + chunk.positions[i] * a.width;
+                if (span.candidate == 0) {
+                    std::memcpy(to, s.grads[i], sizeof(float) * a.width);
                 } else {
-                    for (int c = 0; c < a.width; c++) to[c] += grad[c];
+                    for (int c = 0; c < a.width; c++) to[c] += s.grads[i][c];
                 }
             }
-            first = false;
         }
-        if (pads) {  // a zero token: it reaches the parameters and the target through c(t) only
-            if (first) prepare();
+        for (int k = 0; k < chunk.count; k++) {  // pads reach the parameters and the target through c(t) only
+            const Span& span = chunk.spans[k];
+            const int64_t pads = span.last ? pads_of(a.history, span.user, a.pad_to) : 0;
+            if (pads == 0) continue;
             const float* row = s.pad;
-            layers(a.unit, a.packed_unit, &row, 1, constant, s.unit);
+            layers(a.unit, a.packed_unit, pad_of(span), &row, s.unit);
             signal(1, static_cast<float>(pads));
-            add_rows(grad_constant, s.unit.lost, s.unit.signal[0], ld, 1, hp);
+            zero(s.unit.lost, hp);
+            add_constants(span, 0, 1);
         }
     };
     auto finish = [&](int64_t row0, int n) {
@@ -189,7 +186,7 @@ void backward(const StatisticsBackward& a, PreActivations layers, SignalToFirst 
             std::memcpy(a.grad_target + (row0 + i) * a.width, s.grad_targets + i * wide,
                         sizeof(float) * a.width);
     };
-    for_targets(a, user_begin, user_end, s.group, group, one, finish);
+    for_chunks(a, user_begin, user_end, s.group, group, work, finish);
 }
 
 constexpr PreActivations LAYERS[ACTIVATION_COUNT] = {
