@@ -12,7 +12,7 @@ constexpr int padded(int n) { return (n + 15) & ~15; }  // columns are padded to
 // The same pointer, of which the compiler knows nothing more: or else it keeps one in memory for each
 // constant offset that a loop adds to it.
 template <class T>
-MIXPOL_INLINE T* base(T* pointer) {
+MIXPOL_INLINE T* opaque(T* pointer) {
     asm("" : "+r"(pointer));
     return pointer;
 }

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "cpu/kernels/conditioned_linear.h"
+#include "cpu/kernels/dice_rows.h"
 
 namespace mixpol::cpu::MIXPOL_ISA {
 
@@ -176,80 +177,6 @@ MIXPOL_INLINE void activation_backward(const float* before, int64_t ldb, int n, 
     add_parameters<A>(total, hp, c, sums);
 }
 
-// What the units of one row share, by Dice as torch-rechub has it (`basic/activation.py`):
-// n(x_j) = (x_j - mean) / sqrt(Σ ((x_k - mean)² + epsilon_k)). The columns that pad a row do not count.
-struct RowMoments {
-    vec mean, rsqrt;
-};
-
-MIXPOL_INLINE float sum_of(const float* row, int hp) {
-    vec total{};
-    for (int c = 0; c < hp; c += W) total += load(row + c);
-    return sum(total);
-}
-
-// `padding`: Σ epsilon_k.
-MIXPOL_INLINE RowMoments row_moments(const float* row, int h, int hp, float padding) {
-    const vec mean = broadcast(sum_of(row, hp) / static_cast<float>(h));
-    vec squares{};
-    for (int c = 0; c < hp; c += W) {
-        const vec off = first_lanes(load(row + c) - mean, h - c);
-        squares = fma(off, off, squares);
-    }
-    return {mean, broadcast(1.0f / __builtin_sqrtf(sum(squares) + padding))};
-}
-
-MIXPOL_INLINE void dice_rows(const float* before, const float* slope, int n, int h, float* after) {
-    const int hp = padded(h);
-    const float padding = sum_of(slope + hp, hp);
-    for (int r = 0; r < n; r++) {
-        const float* row = before + r * int64_t{hp};
-        const RowMoments m = row_moments(row, h, hp, padding);
-        for (int c = 0; c < hp; c += W) {
-            const vec x = load(row + c);
-            store(after + r * int64_t{hp} + c, math::dice<Simd>(x, (x - m.mean) * m.rsqrt, load(slope + c)));
-        }
-    }
-}
-
-// As activation_backward, for all columns. With dn_j the gradient of n(x_j): that of x_j through n is
-// rsqrt (dn_j - Σ dn / H - n_j Σ dn n), and that of each epsilon is -rsqrt² / 2 Σ dn n.
-MIXPOL_INLINE void dice_rows_backward(const float* before, int n, const float* slope, int h, float* grads,
-                                      int64_t ldg, float* sums, float* scratch) {
-    const int hp = padded(h);
-    const float padding = sum_of(slope + hp, hp);
-    float *by_n = scratch, *alpha = scratch + hp, epsilon = 0;
-    zero(alpha, hp);
-    for (int r = 0; r < n; r++) {
-        const float* row = before + r * int64_t{hp};
-        float* grad = grads + r * ldg;
-        const RowMoments m = row_moments(row, h, hp, padding);
-        vec total{}, product{};
-        for (int c = 0; c < hp; c += W) {
-            const vec x = load(row + c), normal = (x - m.mean) * m.rsqrt, g = load(grad + c);
-            const math::DiceDerivatives<vec> d = math::dice_derivatives<Simd>(x, normal, load(slope + c));
-            const vec dn = first_lanes(g * d.n, h - c);
-            total += dn;
-            product = fma(dn, normal, product);
-            store(alpha + c, fma(g, d.alpha, load(alpha + c)));
-            store(by_n + c, dn);
-            store(grad + c, g * d.x);
-        }
-        const float along = sum(product);
-        const vec mean = broadcast(sum(total) / static_cast<float>(h));
-        for (int c = 0; c < hp; c += W) {
-            const vec normal = (load(row + c) - m.mean) * m.rsqrt;
-            const vec through = m.rsqrt * (load(by_n + c) - mean - normal * broadcast(along));
-            store(grad + c, load(grad + c) + first_lanes(through, h - c));
-        }
-        epsilon -= 0.5f * m.rsqrt[0] * m.rsqrt[0] * along;
-    }
-    for (int c = 0; c < hp; c += W) {
-        store(sums + c, load(sums + c) + load(alpha + c));
-        store(sums + hp + c, load(sums + hp + c) + broadcast(epsilon));
-    }
-}
-
 // A layer's output from its n inputs to the activation, h units wide. Where a backward comes (the two are not
 // the same memory), `before` of activations without parameters turns into their derivative, which shares its
 // exponential.
@@ -397,54 +324,78 @@ MIXPOL_INLINE void signal_from_bits(const uint64_t* bits, const float* grad_scor
                   spread(static_cast<uint32_t>(bits[r] >> c) & ((1ull << W) - 1), grad_scores[r]));
 }
 
+// The last layer's signal from its pre-activations, value and derivative at once; adds to the sums of the
+// output layer and of the units' parameters.
+template <Activation A>
+MIXPOL_INLINE void last_signal_at_once(const ActivationUnit& unit, const PackedUnit& packed, int n,
+                                       const float* grad_scores, UnitScratch& s, const UnitSums& sums) {
+    const int last = unit.layers - 1;
+    const int64_t hp = padded(unit.units[last]), ld = signal_width(unit, last);
+    const float *const mean = s.mean, *const grad_mean = s.grad_mean, *const grad_square = s.grad_square;
+    for (int c = 0; c < hp; c += W) {
+        const vec weight = load(packed.output + c);
+        const math::UnitParameters<vec> parameters = unit_parameters<A>(packed.slope[last], hp, c);
+        const float* const before = s.before[last] + c;
+        float* const signal = s.signal[last] + c;
+        math::Derivatives<vec> total{};
+        vec output{};
+        for (int r = 0; r < n; r++) {
+            const vec ds = broadcast(grad_scores[r]), x = load(before + r * hp);
+            const math::Derivatives<vec> d = math::derivatives<A, Simd>(x, parameters);
+            const vec grad = ds * weight;
+            output = fma(ds, math::activate<A, Simd>(x, parameters), output);
+            if constexpr (parameter_rows(A) > 0) total.slope = fma(grad, d.slope, total.slope);
+            if constexpr (parameter_rows(A) > 1) {
+                total.scale = fma(grad, d.scale, total.scale);
+                total.shift = fma(grad, d.shift, total.shift);
+            }
+            vec z = grad * d.x;
+            if (mean) z += fma(x - load(mean + c), load(grad_square + c), load(grad_mean + c));
+            store(signal + r * ld, z);
+        }
+        add_parameters<A>(total, hp, c, sums.slope[last]);
+        store(sums.output + c, load(sums.output + c) + output);
+    }
+}
+
+// The same from the layer's output, where a whole row has to be known or units are dropped.
+template <Activation A>
+MIXPOL_INLINE void last_signal(const ActivationUnit& unit, const PackedUnit& packed, int n,
+                               const float* grad_scores, UnitScratch& s, const UnitSums& sums) {
+    const int last = unit.layers - 1, hp = padded(unit.units[last]), ld = signal_width(unit, last);
+    float* const signal = s.signal[last];
+    for (int c = 0; c < hp; c += W) {
+        const vec weight = load(packed.output + c);
+        vec output{};
+        for (int r = 0; r < n; r++) {
+            const vec ds = broadcast(grad_scores[r]);
+            output = fma(ds, load(s.after[last] + r * int64_t{hp} + c), output);
+            store(signal + r * int64_t{ld} + c, ds * weight);
+        }
+        store(sums.output + c, load(sums.output + c) + output);
+    }
+    if (unit.dropout.on) drop(unit.dropout, s.keys, last, n, hp, signal, ld);
+    if constexpr (row_wise(A)) {
+        dice_rows_backward(s.before[last], n, packed.slope[last], unit.units[last], signal, ld,
+                           sums.slope[last], s.row);
+    } else {
+        for (int c = 0; c < hp; c += W)
+            activation_backward<A>(s.before[last] + c, hp, n, packed.slope[last], hp, c, signal + c, ld,
+                                   sums.slope[last]);
+    }
+}
+
 // ... or by recomputing the layers; adds to the sums of everything behind the first layer's weight.
 template <Activation A>
 [[maybe_unused]] static __attribute__((noinline)) void signal_by_recomputing(
     const ActivationUnit& unit, const PackedUnit& packed, const Chunk& chunk, const float* const* tokens,
     const float* grad_scores, UnitScratch& s, const UnitSums& sums) {
-    const int last = unit.layers - 1, n = chunk.n;
-    const int hp = padded(unit.units[last]), ld = signal_width(unit, last);
-    const bool at_once = !row_wise(A) && !unit.dropout.on;  // the last layer's activation with its derivative
+    const bool at_once = !row_wise(A) && !unit.dropout.on;
     hidden_layers<A>(unit, packed, chunk, tokens, unit.layers, !at_once, s);
-    for (int c = 0; c < hp; c += W) {
-        const vec weight = load(packed.output + c);
-        vec output{};
-        if (at_once) {
-            const math::UnitParameters<vec> parameters = unit_parameters<A>(packed.slope[last], hp, c);
-            math::Derivatives<vec> total{};
-            for (int r = 0; r < n; r++) {
-                const vec ds = broadcast(grad_scores[r]), x = load(s.before[last] + r * int64_t{hp} + c);
-                const math::Derivatives<vec> d = math::derivatives<A, Simd>(x, parameters);
-                const vec grad = ds * weight;
-                output = fma(ds, math::activate<A, Simd>(x, parameters), output);
-                if constexpr (parameter_rows(A) > 0) total.slope = fma(grad, d.slope, total.slope);
-                if constexpr (parameter_rows(A) > 1) {
-                    total.scale = fma(grad, d.scale, total.scale);
-                    total.shift = fma(grad, d.shift, total.shift);
-                }
-                vec z = grad * d.x;
-                if (s.mean) z += fma(x - load(s.mean + c), load(s.grad_square + c), load(s.grad_mean + c));
-                store(s.signal[last] + r * int64_t{ld} + c, z);
-            }
-            add_parameters<A>(total, hp, c, sums.slope[last]);
-        }
-        for (int r = 0; r < n && !at_once; r++) {
-            const vec ds = broadcast(grad_scores[r]);
-            output = fma(ds, load(s.after[last] + r * int64_t{hp} + c), output);
-            store(s.signal[last] + r * int64_t{ld} + c, ds * weight);
-        }
-        store(sums.output + c, load(sums.output + c) + output);
-    }
-    if (unit.dropout.on) drop(unit.dropout, s.keys, last, n, hp, s.signal[last], ld);
-    if constexpr (row_wise(A)) {
-        dice_rows_backward(s.before[last], n, packed.slope[last], unit.units[last], s.signal[last], ld,
-                           sums.slope[last], s.row);
-    } else {
-        for (int c = 0; !at_once && c < hp; c += W)
-            activation_backward<A>(s.before[last] + c, hp, n, packed.slope[last], hp, c, s.signal[last] + c,
-                                   ld, sums.slope[last]);
-    }
-    signal_below<A>(unit, packed, last, n, s, sums);
+    if constexpr (!row_wise(A))
+        if (at_once) last_signal_at_once<A>(unit, packed, chunk.n, grad_scores, s, sums);
+    if (!at_once) last_signal<A>(unit, packed, chunk.n, grad_scores, s, sums);
+    signal_below<A>(unit, packed, unit.layers - 1, chunk.n, s, sums);
 }
 
 // Of Dice in one layer that is normalised by its own batch: what a chunk adds to Σ dn (x - mean) and Σ dn,

@@ -66,8 +66,9 @@ MIXPOL_INLINE void accumulate_unbuilt(Tile<R, V>& acc, const Blocks& b, const Sp
     add(b.depth);
 }
 
-// The product of a chunk's rows with their targets' tables: calls emit(tile, span, row, column). `table`
-// holds the panels of a history of several chunks; here they are made on its first.
+// The product of a chunk's rows with their targets' tables: calls emit(tile, span, row, column). Whole
+// histories of up to a tile's rows do without a table; of the others a panel is made in `table` on the first
+// chunk, and there it stays for the next ones.
 template <class Emit>
 MIXPOL_INLINE void conditioned(const Blocks& blocks, const Chunk& chunk, const float* const* rows,
                                float* table, Emit&& emit) {
@@ -130,7 +131,7 @@ struct Outer {
                     continue;
                 }
                 if (o.sum_token) {
-                    float* const sum = base(o.sum_token + corner);
+                    float* const sum = opaque(o.sum_token + corner);
 #pragma GCC unroll 6
                     for (int i = 0; i < R; i++)
 #pragma GCC unroll 4
@@ -139,8 +140,8 @@ struct Outer {
                             store(sum + at, load(sum + at) + acc.at[i][v]);
                         }
                 }
-                float* const sum = base(o.sum_product + corner);
-                const float* const product = base(o.product + corner);
+                float* const sum = opaque(o.sum_product + corner);
+                const float* const product = opaque(o.product + corner);
 #pragma GCC unroll 4
                 for (int v = 0; v < V; v++) {
                     const vec t = load(target + v * W);
