@@ -72,7 +72,7 @@ def _draw_panel(axes: Any, series: Sequence[Series], zero: bool) -> None:
             marker=_MARKERS[number % len(_MARKERS)], markersize=6, linewidth=0 if names else 1.5,
         )  # fmt: skip
     if names:
-        axes.set_xticks(range(len(names)), [name.replace(" ", "\n") for name in names], fontsize=10)  # panels are narrow
+        axes.set_xticks(range(len(names)), [name.replace(" ", "\n") for name in names], fontsize=10)  # narrow
     elif max(x for one in series for x in one.x) >= 20:
         axes.set_xscale("log")
         ticks = sorted({x for one in series for x in one.x})
