@@ -52,11 +52,20 @@ void transpose_panels(float* to, const float* from, int rows, int columns, int64
             to[in_panels(columns, wide, c, r)] = r < rows ? from[r * ld + c] : 0;
 }
 
+// How many of `width` columns from c on are there, of d.
+int columns_there(int d, int c, int width) {
+    const int rest = d > c ? d - c : 0;
+    return rest < width ? rest : width;
+}
+
 // to[rows][padded(columns)] in panels.
 void copy_panels(float* to, const float* from, int rows, int columns, int64_t ld) {
     const int wide = padded(columns);
-    for (int c = 0; c < wide; c++)
-        for (int r = 0; r < rows; r++) to[in_panels(rows, wide, r, c)] = c < columns ? from[r * ld + c] : 0;
+    for (int c = 0; c < wide; c += PANEL) {
+        const int width = panel_width(wide, c), there = columns_there(columns, c, width);
+        for (int r = 0; r < rows; r++)
+            copy_padded(to + in_panels(rows, wide, r, c), from + r * ld + c, there, width);
+    }
 }
 
 void copy_rows(float* to, const float* from, int rows, int columns, int64_t ld) {
@@ -75,7 +84,7 @@ void pack_unit(const ActivationUnit& unit, bool scaled, PackedUnit& p) {
             for (int k = k0; k < k0 + 16 && k < d; k += 4) transpose_blocks(w, d, h, hp, j, k, p);
     for (int j = 0; p.token_n && j < h; j++)
         for (int c = 0; c < wide; c += PANEL) {
-            const int ld = panel_width(wide, c), columns = d - c < ld ? d - c : ld;
+            const int ld = panel_width(wide, c), columns = columns_there(d, c, ld);
             const int64_t at = in_panels(h, wide, j, c);
             const float* __restrict__ row = w + j * int64_t{4} * d + c;
             float* __restrict__ token = p.token_n + at;
@@ -87,7 +96,7 @@ void pack_unit(const ActivationUnit& unit, bool scaled, PackedUnit& p) {
                 product[k] = scale * row[3 * d + k];
                 target[k] = scale * (row[k] + row[2 * d + k]);
             }
-            for (int k = columns > 0 ? columns : 0; k < ld; k++) token[k] = product[k] = target[k] = 0;
+            for (int k = columns; k < ld; k++) token[k] = product[k] = target[k] = 0;
         }
     for (int i = 0; i < unit.layers; i++) {
         int units = unit.units[i];
@@ -153,7 +162,7 @@ void unfold_unit(const ActivationUnit& unit, const UnitSums& sums, bool scaled, 
     for (int j = 0; j < h; j++) {
         const float scale = scaled ? unit.weight[1][j] : 1.0f, *w = unit.weight[0] + j * int64_t{4} * d;
         for (int c = 0; c < d; c += PANEL) {
-            const int columns = d - c < PANEL ? d - c : PANEL;
+            const int columns = columns_there(d, c, PANEL);
             float* __restrict__ out = grads.weight[0] + j * int64_t{4} * d + c;
             const float* __restrict__ token = sums.token + in_panels(h, wide, j, c);
             const float* __restrict__ product = sums.product + in_panels(h, wide, j, c);
@@ -202,15 +211,17 @@ void unfold_fusion(const PolarityFusion& fusion, const FusionSums& sums, const F
     copy(grads.table, d, sums.table, fusion.rows);
     if (fusion.extra_rows) copy(grads.extra, d, sums.extra, fusion.extra_rows);
     if (fusion.kind != Fusion::tapf) return;
-    auto copy_panels = [&](float* to, int64_t ld, const float* from) {
-        for (int r = 0; r < d; r++)
-            for (int c = 0; c < d; c++) to[r * ld + c] = from[in_panels(d, padded(d), r, c)];
+    auto from_panels = [&](float* to, int64_t ld, const float* from) {
+        for (int c = 0; c < d; c += PANEL)
+            for (int r = 0; r < d; r++)
+                std::memcpy(to + r * ld + c, from + in_panels(d, padded(d), r, c),
+                            sizeof(float) * columns_there(d, c, PANEL));
     };
     const int64_t ld = fusion.full_gate ? 3 * d : d;
-    copy_panels(grads.gate_weight + ld - d, ld, sums.gate);
+    from_panels(grads.gate_weight + ld - d, ld, sums.gate);
     copy(grads.target_weight, d, sums.target, d);
     if (fusion.full_gate) {
-        copy_panels(grads.gate_weight, ld, sums.gate_token);
+        from_panels(grads.gate_weight, ld, sums.gate_token);
         copy(grads.gate_weight + d, ld, sums.gate_constant, d);
     }
     std::memcpy(grads.gate_bias, sums.bias, bytes);

@@ -180,8 +180,9 @@ MIXPOL_INLINE void for_chunks(const Pass& pass, int64_t user_begin, int64_t user
     const int64_t end = user_end * candidates;
     Chunk chunk;
     auto flush = [&](const Cursor& next, int64_t user) {
+        const int64_t soon = user + GROUP < user_end ? user + GROUP : user_end;  // many may be empty
         if (chunk.spans[chunk.count - 1].candidate + 1 == candidates)
-            prefetch_next(pass.tokens, pass.history, next, user, user_end, pass.width);
+            prefetch_next(pass.tokens, pass.history, next, user, soon, pass.width);
         work(chunk);
         chunk.n = chunk.count = 0;
     };
