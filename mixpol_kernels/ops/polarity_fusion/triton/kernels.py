@@ -169,8 +169,9 @@ def backward_kernel(
                 signal += tl.sum(z, 0)
                 z = z.to(element)
                 outer = tl.dot(tl.trans(z), x, outer, input_precision=PRECISION)
-                dx += tl.dot(z, tl.trans(g), input_precision=PRECISION)
-                dx = tl.where(keep[:, None], dx, 0.0)
+                # Masked before it is added: otherwise the compiler sums the product on top of dy, and each of its
+                # roundings is as large as dy's.
+                dx += tl.where(keep[:, None], tl.dot(z, tl.trans(g), input_precision=PRECISION), 0.0)
             inside = (l < positions)[:, None] & (d < D)[None, :]
             tl.store(grads + l[:, None] * D + d[None, :], dx.to(grad_tokens.dtype.element_ty), mask=inside)
         if GATE > 0:
