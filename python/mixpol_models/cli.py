@@ -191,6 +191,7 @@ else:
         only: Annotated[str, typer.Option(help="Part of the names OP/DIRECTION/ELEMENT/SIZE to tune.")] = "",
         users: Annotated[int, typer.Option(help="Users of the timed problem.", min=1)] = 4096,
         length: Annotated[int, typer.Option(help="Their histories are uniform in 1 ... LENGTH.", min=1)] = 200,
+        workers: Annotated[int, typer.Option(help="Processes that compile and check; one times.", min=1)] = 8,
     ) -> None:
         """Find the fastest launch configurations of the Triton kernels on the GPU at hand."""
         import torch
@@ -201,7 +202,7 @@ else:
         with _plainly():
             from mixpol_models.bench.tune_cli import run_tune
 
-            run_tune(output, only, users, length)
+            run_tune(output, only, users, length, workers)
 
     @data_app.command("get")
     def data_get(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import time
 import traceback
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 import mixpol_kernels
 from mixpol_kernels.nn import TargetAttention
 from mixpol_models.bench import problems
+from mixpol_models.bench.kernel_time import kernel_seconds
 from mixpol_models.bench.machine import machine_facts
 from mixpol_models.bench.padding import Padding, pad_right
 from mixpol_models.bench.rungs import Concat, PerTarget
@@ -48,7 +50,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Problem:
-    """A unit and its inputs on the device."""
+    """A unit and its inputs on the device; `precision` of float32 products, as `torch.set_float32_matmul_precision`."""
 
     size: Size
     device: torch.device
@@ -56,6 +58,7 @@ class Problem:
     activation: str = "relu"
     normalize: str = "none"
     backend: str = "triton"
+    precision: str = "highest"
 
     def make(self) -> tuple[TargetAttention, Tensor, Tensor, Tensor]:
         """The layer, target, history and lengths; the same in every call."""
@@ -105,9 +108,10 @@ def run_report(device: torch.device, folder: Path, size: Size, backend: str = "t
     )
     bandwidth = _guarded("memory bandwidth", partial(_bandwidth, device))
     checks.append(bandwidth)
-    for dtype in dtypes[:2]:
-        problem = Problem(size, device, dtype, backend=backend)
-        checks.append(_guarded(f"ladder: {_name(dtype)}", partial(_ladder, problem, bandwidth.figures.get("GB/s"))))
+    for dtype, precision in ((dtypes[0], "highest"), (dtypes[0], "high"), (dtypes[1], "highest")):
+        problem = Problem(size, device, dtype, backend=backend, precision=precision)
+        name = f"ladder: {_name(dtype)}" + (", TensorFloat32" if precision == "high" else "")
+        checks.append(_guarded(name, partial(_ladder, problem, bandwidth.figures.get("GB/s"))))
     _write(folder, device, size, checks)
     return checks
 
@@ -230,7 +234,19 @@ def _bandwidth(device: torch.device) -> tuple[None, dict[str, Any]]:
 
 
 def _ladder(problem: Problem, bandwidth: float | None) -> tuple[bool, dict[str, Any]]:
-    """Times and peak memory of the fused form and of those that models write, each checked first."""
+    """Times and peak memory of the fused form and of those that models write, each checked first.
+
+    Wall-clock times are of one call that is waited for; GPU times of replays of its CUDA graph, without launches.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(problem.precision)
+    try:
+        return _steps(problem, bandwidth)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _steps(problem: Problem, bandwidth: float | None) -> tuple[bool, dict[str, Any]]:
     layer, target, history, lengths = problem.make()
     right_padded = pad_right(lengths.cpu(), problem.size.length)
     padding = Padding(*(tensor.to(problem.device) for tensor in right_padded))
@@ -243,25 +259,43 @@ def _ladder(problem: Problem, bandwidth: float | None) -> tuple[bool, dict[str, 
         "refactored+compile": _bound(cast(nn.Module, torch.compile(PerTarget(layer))), padding),
     }
     kept, element = int(lengths.sum()), history.element_size()
+    eps = torch.finfo(torch.bfloat16 if problem.precision == "high" else problem.dtype).eps
     want, rows, right = None, {}, True
     for name, form in forms.items():
         with _peak(problem.device) as peak:
             out = _step(form, target, history)
         want = out if want is None else want
         off = float((out - want).abs().max() / want.abs().max())
-        right &= off < 50 * torch.finfo(problem.dtype).eps * problem.size.length**0.5
-        both = seconds_of(partial(_step, form, target, history), problem.device)
-        with torch.no_grad():
-            forward = seconds_of(partial(form, target, history), problem.device)
-        rows[name] = {"forward ms": 1e3 * forward, "both ms": 1e3 * both, "peak MiB": peak[0], "off": off}
+        right &= off < 50 * eps * problem.size.length**0.5
+        calls = {
+            "both": partial(_step, form, target, history),
+            "forward": torch.no_grad()(partial(form, target, history)),
+        }
+        row = {f"{what} ms": 1e3 * seconds_of(call, problem.device) for what, call in calls.items()}
+        row |= {f"GPU {what} ms": 1e3 * _alone(call, problem.device) for what, call in calls.items()}
+        rows[name] = row | {"peak MiB": peak[0], "off": off}
     fused = rows["fused"]
     for row in rows.values():
-        row |= {"x forward": row["forward ms"] / fused["forward ms"], "x both": row["both ms"] / fused["both ms"]}
+        row |= {
+            f"x {what}": row[f"{what} ms"] / fused[f"{what} ms"]
+            for what in ("forward", "both", "GPU forward", "GPU both")
+        }
     figures: dict[str, Any] = {"tokens kept": kept, "forms": rows}
     if bandwidth:  # the history once, and the targets in and out
         least = element * (kept + 2 * problem.size.users) * problem.size.width
-        figures["share of bandwidth, fused forward"] = least / (fused["forward ms"] * 1e6) / bandwidth
+        figures["share of bandwidth, fused forward"] = least / (fused["GPU forward ms"] * 1e6) / bandwidth
     return right, figures
+
+
+def _alone(call: Callable[[], Any], device: torch.device) -> float:
+    """GPU time, seconds; NaN where there is none, or where a form cannot be captured."""
+    if device.type != "cuda":
+        return math.nan
+    try:
+        return kernel_seconds(lambda: call)
+    except RuntimeError:
+        torch.cuda.synchronize()
+        return math.nan
 
 
 def _bound(unit: nn.Module, padding: Padding) -> Callable[..., Tensor]:
@@ -324,15 +358,15 @@ def _write(folder: Path, device: torch.device, size: Size, checks: list[Check]) 
         if "forms" not in check.figures:
             continue
         lines += ["", f"## {check.name}: {size.users} users, lengths uniform in 1 ... {size.length}", ""]
+        columns = ("forward", "both", "GPU forward", "GPU both")
         lines += [
-            "| form | forward, ms | forward and backward, ms | × forward | × both | peak, MiB |",
-            "|---|" + "---:|" * 5,
+            "| form | forward, ms | both, ms | GPU forward, ms | GPU both, ms | × | × | × GPU | × GPU | peak, MiB |"
         ]
+        lines += ["|---|" + "---:|" * 9]
         for name, row in check.figures["forms"].items():
-            lines.append(
-                f"| {name} | {row['forward ms']:.3f} | {row['both ms']:.3f} | {row['x forward']:.2f} | "
-                f"{row['x both']:.2f} | {row['peak MiB']:.0f} |"
-            )
+            times = [f"{row[f'{what} ms']:.3f}" for what in columns]
+            ratios = [f"{row[f'x {what}']:.2f}" for what in columns]
+            lines.append(f"| {' | '.join([name, *times, *ratios])} | {row['peak MiB']:.0f} |")
     (folder / "gpu_report.md").write_text("\n".join(lines) + "\n")
 
 

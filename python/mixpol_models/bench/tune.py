@@ -1,18 +1,23 @@
 """`mixpol tune`: the fastest launch configuration of each Triton kernel on the GPU at hand.
 
 A candidate is held to the error budget before it is timed. What is written is what the package reads where
-MIXPOL_TRITON_CONFIGS names the folder; nothing is tuned unless it is asked for.
+MIXPOL_TRITON_CONFIGS names the folder; nothing is tuned unless it is asked for. Compiling is most of the time: several
+processes compile and check, then one times, alone.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
+import multiprocessing
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +30,7 @@ from mixpol_kernels.ops.triton import devices
 from mixpol_kernels.ops.triton.devices import Config
 from mixpol_models.bench.gate import GateError
 from mixpol_models.bench.gpu import seconds_of
+from mixpol_models.bench.kernel_time import kernel_seconds
 from mixpol_models.bench.problems import Problem, Size, dot_problem, fusion_problem, unit_problem
 
 FOLDERS = {"target_attention": attention.FOLDER, "polarity_fusion": fusion.FOLDER, "dot_target_attention": dot.FOLDER}
@@ -76,6 +82,7 @@ class Found:
         best, best_ms: the fastest candidate; None if none ran and was right.
         tried, refused: candidates, and those that did not compile, did not fit on the chip or were wrong.
         reason: the last refusal.
+        milliseconds: of every candidate that ran and was right.
     """
 
     entry: Entry
@@ -85,6 +92,7 @@ class Found:
     tried: int
     refused: int
     reason: str = ""
+    milliseconds: dict[Config, float] = field(default_factory=dict)
 
 
 def entries(architecture: str, pattern: str = "") -> list[Entry]:
@@ -127,7 +135,7 @@ class Trial:
 
     Args:
         entry: what is tuned.
-        size: of the timed problem; the checked one has 33 users at most.
+        size: of the timed problem; the checked one has 48 users at most.
         device: where.
         backend: "triton".
     """
@@ -135,7 +143,8 @@ class Trial:
     def __init__(self, entry: Entry, size: Size, device: torch.device, backend: str = "triton") -> None:
         self.entry, self.device, self.backend = entry, device, backend
         self.timed = _problem(entry, size)
-        self.checked = _problem(entry, Size(min(size.users, 33), min(size.length, 130)))
+        # Multiples of 16 and 8, as most sizes that are timed: Triton compiles anew for other ones.
+        self.checked = _problem(entry, Size(min(size.users, 48), min(size.length, 136)))
 
     def check(self) -> None:
         """The present configuration is within the error budget (contract 1).
@@ -149,17 +158,29 @@ class Trial:
         if not shares[worst] <= 1:
             raise GateError(f"the error of {worst} is {shares[worst]:.3g} times what is allowed")
 
-    def seconds(self) -> float:
-        """Of one launch of the entry's direction, median."""
-        leaves, others = self.timed.on(self.device, self.entry.dtype)
+    def run(self) -> None:
+        """One launch of the timed problem, which compiles what the check did not."""
         with self._precision():
-            if self.entry.direction == "forward":
-                with torch.no_grad():
-                    return seconds_of(lambda: self.timed.call(leaves, others, self.backend), self.device, budget=0.2)
-            output = self.timed.call(leaves, others, self.backend)
-            upstream, inputs = torch.ones_like(output), list(leaves.values())
-            backward = partial(torch.autograd.grad, output, inputs, upstream, retain_graph=True)
-            return seconds_of(backward, self.device, budget=0.2)
+            self._make()()
+
+    def seconds(self) -> float:
+        """Of one launch of the entry's direction, on the device alone, median."""
+        with self._precision():
+            if self.device.type == "cuda":
+                return kernel_seconds(self._make)
+            return seconds_of(self._make(), self.device, budget=0.2)
+
+    @functools.cached_property
+    def _inputs(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        return self.timed.on(self.device, self.entry.dtype)
+
+    def _make(self) -> Callable[[], object]:
+        leaves, others = self._inputs
+        if self.entry.direction == "forward":
+            return torch.no_grad()(lambda: self.timed.call(leaves, others, self.backend))
+        output = self.timed.call(leaves, others, self.backend)
+        inputs, upstream = list(leaves.values()), torch.ones_like(output)
+        return partial(torch.autograd.grad, output, inputs, upstream, retain_graph=True)
 
     @contextmanager
     def _precision(self) -> Iterator[None]:
@@ -185,6 +206,7 @@ def tune(
     trial: Trial,
     tick: Callable[[], None] = lambda: None,
     among: Sequence[Config] | None = None,
+    prepare: Callable[[Sequence[Config]], list[str]] | None = None,
 ) -> Found:
     """Tries the candidates of an entry, the present configuration among them.
 
@@ -194,6 +216,8 @@ def tune(
         trial: checks and times the present configuration.
         tick: called after each candidate.
         among: the candidates; default `candidates(entry)`.
+        prepare: checks candidates elsewhere, which then are timed only: why each is refused, in order, empty if it is
+            right (`Preparing`). By default each is checked here, right before it is timed.
     """
     present = devices.configured(FOLDERS[entry.op], architecture).get(entry.name)
     every = list(candidates(entry) if among is None else among)
@@ -201,13 +225,18 @@ def tune(
         every.insert(0, present)
     times: dict[Config, float] = {}
     reason = ""
-    for config in every:
-        with configuration(entry, architecture, config):
-            try:
-                trial.check()
-                times[config] = trial.seconds()
-            except Exception as error:  # the compiler and the driver have many kinds
-                reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    refusals = [""] * len(every) if prepare is None else prepare(every)
+    for config, refusal in zip(every, refusals, strict=True):
+        if refusal:
+            reason = refusal
+        else:
+            with configuration(entry, architecture, config):
+                try:
+                    if prepare is None:
+                        trial.check()
+                    times[config] = trial.seconds()
+                except Exception as error:  # the compiler and the driver have many kinds
+                    reason = _short(error)
         tick()
     best = min(times, key=times.__getitem__, default=None)
     return Found(
@@ -218,7 +247,71 @@ def tune(
         tried=len(every),
         refused=len(every) - len(times),
         reason=reason,
+        milliseconds={config: 1e3 * seconds for config, seconds in times.items()},
     )
+
+
+def _short(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+
+
+_trial = functools.lru_cache(maxsize=1)(Trial)
+
+
+def _prepare(entry: Entry, architecture: str, size: Size, device: torch.device, config: Config) -> str:
+    """In a process of its own: compiles a candidate into Triton's cache and checks it. Why it is refused, or empty."""
+    with configuration(entry, architecture, config):
+        try:
+            trial = _trial(entry, size, device)
+            trial.check()
+            trial.run()
+        except Exception as error:
+            return _short(error)
+    return ""
+
+
+class Preparing:
+    """Processes that compile and check candidates at once. One that dies refuses its candidate alone.
+
+    Args:
+        workers: how many; each has its own copy of the problem on the GPU.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self.pool = self._start()
+
+    def _start(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(self.workers, mp_context=multiprocessing.get_context("spawn"))
+
+    def __enter__(self) -> Preparing:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.pool.shutdown(cancel_futures=True)
+
+    def __call__(
+        self, entry: Entry, architecture: str, size: Size, device: torch.device, every: Sequence[Config]
+    ) -> list[str]:
+        """Why each candidate is refused, in order; empty if it is right. When it returns, the GPU is idle."""
+        job = partial(_prepare, entry, architecture, size, device)
+        reasons = [_reason(future) for future in [self.pool.submit(job, config) for config in every]]
+        for i, config in enumerate(every):
+            if reasons[i] is None:  # the death of any process ends the whole pool: alone, its own shows
+                self.pool.shutdown()
+                self.pool = self._start()
+                reasons[i] = _reason(self.pool.submit(job, config))
+        if None in reasons:
+            self.pool.shutdown()
+            self.pool = self._start()
+        return ["its process died" if reason is None else reason for reason in reasons]
+
+
+def _reason(future: Future[str]) -> str | None:
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        return None
 
 
 def write(found: dict[str, Config], path: Path) -> None:
@@ -244,6 +337,7 @@ def run(
     size: Size,
     only: str = "",
     tick: Callable[[str, float], None] = lambda line, done: None,
+    workers: int = 1,
 ) -> tuple[list[Found], int]:
     """Tunes every entry that the folder does not have, and writes each one as soon as it is known.
 
@@ -253,6 +347,7 @@ def run(
         size: of the timed problems.
         only: part of the names "OP/NAME" to tune.
         tick: told (what is tried, share done).
+        workers: processes that compile and check; 1: this one does.
 
     Returns:
         What was found, and how many entries were in the folder before.
@@ -268,15 +363,17 @@ def run(
     todo = [entry for entry in wanted if entry not in there]
     steps, done, found = sum(len(candidates(entry)) for entry in todo), 0, []
 
-    for entry in todo:
+    with Preparing(workers) if workers > 1 else nullcontext() as preparing:
+        for entry in todo:
 
-        def told(entry: Entry = entry) -> None:
-            nonlocal done
-            done += 1
-            tick(f"{entry.op} {entry.name}", min(1.0, done / steps))
+            def told(entry: Entry = entry) -> None:
+                nonlocal done
+                done += 1
+                tick(f"{entry.op} {entry.name}", min(1.0, done / steps))
 
-        result = tune(entry, architecture, Trial(entry, size, device), told)
-        found.append(result)
-        if result.best is not None:
-            write({entry.name: result.best}, devices.tuned_file(FOLDERS[entry.op], architecture, folder))
+            prepare = None if preparing is None else partial(preparing, entry, architecture, size, device)
+            result = tune(entry, architecture, Trial(entry, size, device), told, prepare=prepare)
+            found.append(result)
+            if result.best is not None:
+                write({entry.name: result.best}, devices.tuned_file(FOLDERS[entry.op], architecture, folder))
     return found, len(wanted) - len(todo)

@@ -16,7 +16,7 @@ from mixpol_models.bench.problems import Size
 from mixpol_models.bench.tune import Found, run
 
 
-def run_tune(output: Path, only: str, users: int, length: int) -> None:
+def run_tune(output: Path, only: str, users: int, length: int, workers: int) -> None:
     """`tune.run` with a progress bar, and a table of what it found."""
     console = Console(width=None if sys.stdout.isatty() else 120)
     columns = (BarColumn(), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
@@ -28,6 +28,7 @@ def run_tune(output: Path, only: str, users: int, length: int) -> None:
             Size(users, length),
             only,
             lambda line, done: bar.update(task, description=line, completed=done),
+            workers,
         )
     if there:
         console.print(f"{there} were in {output}/ before; take another folder, or delete its files, to tune them again")

@@ -31,7 +31,7 @@ def test_report(tmp_path: Path) -> None:
     assert [c.name for c in checks if c.passed is False] == []
     assert [c.name for c in checks if c.passed is None] == ["graph capture", "memory bandwidth"]
     saved = json.loads((tmp_path / "gpu_report.json").read_text())
-    assert len(saved["checks"]) == len(checks) == 20
+    assert len(saved["checks"]) == len(checks) == 21
     text = (tmp_path / "gpu_report.md").read_text()
     assert "| fused |" in text
     assert "| refactored+compile |" in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,6 +60,33 @@ def test_the_fastest_right_candidate_wins() -> None:
     assert found.refused == sum(config.tile in (16, 128) for config in trial.seen)
     assert found.reason == "RuntimeError: out of resource: shared memory"
     assert devices.configured(FOLDERS[FORWARD.op], ARCHITECTURE) == devices.shipped(FOLDERS[FORWARD.op], ARCHITECTURE)
+
+
+def test_candidates_that_others_checked_are_only_timed() -> None:
+    trial = FakeTrial(FORWARD)
+    trial.seen.append(BEST)
+    among = [BEST, Config(16, 4, 1)]
+    found = tune.tune(
+        FORWARD, ARCHITECTURE, trial, among=among, prepare=lambda every: ["", *["wrong"] * len(every[1:])]
+    )
+    assert len(trial.seen) == 1
+    assert (found.refused, found.reason) == (found.tried - 1, "wrong")
+    assert len(found.milliseconds) == 1
+
+
+def _dies_at_128(entry: Entry, architecture: str, size: Size, device: torch.device, config: Config) -> str:
+    if config.tile == 128:
+        os._exit(1)
+    return "" if config.tile == 64 else "refused"
+
+
+def test_a_process_that_dies_refuses_its_candidate_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune, "_prepare", _dies_at_128)
+    every = [Config(tile, 4, 1) for tile in (64, 128, 32, 64)]
+    with tune.Preparing(2) as preparing:
+        for _ in range(2):
+            reasons = preparing(FORWARD, ARCHITECTURE, Size(), torch.device("cpu"), every)
+            assert reasons == ["", "its process died", "refused", ""]
 
 
 def test_an_entry_that_nothing_fits() -> None:
