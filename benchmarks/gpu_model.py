@@ -135,7 +135,7 @@ def main() -> None:
     lines = [
         "# Target attention on a GPU: a model of its traffic",
         "",
-        "**Predictions**, not [measurements](../docs/results/h200.md). Written by `python benchmarks/gpu_model.py`, which",
+        "**Predictions**, not [measurements](../docs/results/h200.md). `python benchmarks/gpu_model.py` writes it and",
         "holds every formula. Bytes to and from device memory and operations of the matrix products, D = H = 64, one",
         f"hidden layer; data-sheet peaks. Assumed: {MEMORY:.0%} of the memory rate, {MATRIX:.0%} of the matrix rate in",
         f"the fused kernels and {LIBRARY:.0%} in library products, a level-two cache {CACHE:g} times as fast as",
