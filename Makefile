@@ -31,12 +31,13 @@ setup: $(VENV)/.built ## make .venv, install, build
 demo: $(VENV)/.built ## the main job: train DIN four ways, print and save tables and pictures
 	$(BIN)/mixpol demo
 
-# What only tests need, and FBGEMM for the benchmarks. recbole asks for a ray that fuxictr is too new for, so that its
-# own needs are named one by one.
+# What only tests need, and FBGEMM for the benchmarks. recbole asks for a ray that fuxictr is too new for, and TorchRec for
+# FBGEMM's CUDA build, so that their own needs are named one by one.
 $(VENV)/.tests: $(VENV)/.built
 	@echo "installing what the tests need: triton, and the frameworks that have drop-ins ..."
 	$(PIP) triton fuxictr deepctr-torch torch-rechub tensorboard colorlog colorama texttable tabulate psutil
-	$(PIP) --no-deps recbole thop fbgemm-gpu-cpu
+	$(PIP) --no-deps recbole thop fbgemm-gpu-cpu torchrec
+	$(PIP) tensordict pyre-extensions iopath
 	@touch $@
 
 # Two processes: most tests keep one core busy. The Triton kernels are interpreted, which a process does or does not.

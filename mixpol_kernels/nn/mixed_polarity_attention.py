@@ -17,7 +17,7 @@ class MixedPolarityAttention(nn.Module):
     """Item look-up, polarity fusion and target attention in one pass; see `mixpol_kernels.mixed_polarity_attention`.
 
     Args:
-        num_items: rows V of the item table.
+        num_items: rows V of the item table; None for no table: rows then come from elsewhere, a sharded one say.
         embedding_dim: width D.
         hidden_units: one to three hidden layers of the activation unit.
         fusion: "none", "bias" or "tapf".
@@ -33,7 +33,7 @@ class MixedPolarityAttention(nn.Module):
             not. Training is then for targets [B, D].
 
     Attributes:
-        item_embedding: `nn.Embedding(V, D)`; the model may read it elsewhere too.
+        item_embedding: `nn.Embedding(V, D)`, or None; the model may read it elsewhere too.
         fusion: `PolarityFusion` (its parameters).
         attention: `TargetAttention` (its parameters).
 
@@ -46,9 +46,11 @@ class MixedPolarityAttention(nn.Module):
         torch.Size([2, 8])
     """
 
+    item_embedding: Any
+
     def __init__(
         self,
-        num_items: int,
+        num_items: int | None,
         embedding_dim: int,
         hidden_units: Sequence[int] = (64,),
         fusion: str = "tapf",
@@ -64,8 +66,12 @@ class MixedPolarityAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.backend = backend
-        self.item_embedding = nn.Embedding(num_items, embedding_dim, sparse=sparse)
-        nn.init.normal_(self.item_embedding.weight, std=embedding_dim**-0.5)
+        if num_items is None and sparse:
+            raise ValueError("sparse was True with num_items=None; expected False: no table has a gradient then")
+        self.item_embedding = None
+        if num_items is not None:
+            self.item_embedding = nn.Embedding(num_items, embedding_dim, sparse=sparse)
+            nn.init.normal_(self.item_embedding.weight, std=embedding_dim**-0.5)
         self.fusion = PolarityFusion(embedding_dim, fusion, n_polarity, signs, backend, gate_inputs, num_extra)
         self.attention = TargetAttention(embedding_dim, hidden_units, activation, normalize, backend, **unit_options)
 
@@ -85,11 +91,22 @@ class MixedPolarityAttention(nn.Module):
 
         Args:
             target: vectors [B, D] or [B, M, D], or ids [B] or [B, M] to look up in the item table.
-            item_ids, polarity: [N] or [B, L].
+            item_ids: [N] or [B, L]; or rows that were looked up already, [N, D] or [B, L, D], as `item_rows` of the op.
+            polarity: [N] or [B, L].
             lengths, mask, offsets: the history's layout.
             extra_ids: like `item_ids`, rows of the extra table; None without one.
             return_weights: also return the attention weights.
+
+        Raises:
+            ValueError: ids without a table, and what the op refuses.
         """
+        rows = item_ids if item_ids.is_floating_point() else None
+        if self.item_embedding is None and (rows is None or not target.is_floating_point()):
+            name, given = ("item_ids", item_ids) if rows is None else ("target", target)
+            raise ValueError(
+                f"{name} was {given.dtype} {list(given.shape)}, but the layer was made with num_items=None and has no "
+                "table; pass the rows that you looked up"
+            )
         if not target.is_floating_point():
             target = self.item_embedding(target)
         unit = self.attention.unit()
@@ -99,11 +116,13 @@ class MixedPolarityAttention(nn.Module):
             )
         weights, biases, slopes = unit.by_running_statistics()
         return mixed_polarity_attention(
-            target, item_ids, polarity, self.item_embedding.weight, self.fusion.polarity_table,
-            weights, biases, fusion=self.fusion.fusion, gate=self.fusion.gate_tensors(),
+            target, None if rows is not None else item_ids, polarity,
+            None if rows is not None else self.item_embedding.weight, self.fusion.polarity_table,
+            weights, biases, item_rows=rows, fusion=self.fusion.fusion, gate=self.fusion.gate_tensors(),
             sign=self.fusion.sign if self.fusion.fusion != "none" else None,
             extra_ids=extra_ids, extra_table=self.fusion.extra_table,
-            slopes=slopes, offsets=offsets, lengths=lengths, mask=mask, sparse=self.item_embedding.sparse,
+            slopes=slopes, offsets=offsets, lengths=lengths, mask=mask,
+            sparse=rows is None and self.item_embedding.sparse,
             return_weights=return_weights, backend=self.backend, **unit.options(),
         )  # fmt: skip
 
@@ -125,10 +144,15 @@ class MixedPolarityAttention(nn.Module):
                 "call the layer once per candidate, or .eval() it"
             )
         layout: dict[str, Any] = {"lengths": lengths, "mask": mask, "offsets": offsets}
-        kept = item_ids if mask is None else torch.where(mask != 0, item_ids, 0)
-        if lengths is not None:
-            kept = torch.where(torch.arange(item_ids.shape[1], device=lengths.device) < lengths[:, None], item_ids, 0)
-        tokens = self.fusion(target, self.item_embedding(kept.long()), polarity, extra_ids=extra_ids, **layout)
+        rows = item_ids
+        if not item_ids.is_floating_point():
+            kept = item_ids if mask is None else torch.where(mask != 0, item_ids, 0)
+            if lengths is not None:
+                kept = torch.where(
+                    torch.arange(item_ids.shape[1], device=lengths.device) < lengths[:, None], item_ids, 0
+                )
+            rows = self.item_embedding(kept.long())
+        tokens = self.fusion(target, rows, polarity, extra_ids=extra_ids, **layout)
         return cast(
             "Tensor | tuple[Tensor, Tensor]", self.attention(target, tokens, return_weights=return_weights, **layout)
         )

@@ -144,3 +144,31 @@ def test_dropout_in_training_only(activation: str, generator: torch.Generator) -
     assert not torch.equal(draws[0], draws[2])
     layer.eval()
     assert torch.equal(layer(target, ids, polarity), layer(target, ids, polarity))
+
+
+@pytest.mark.parametrize("activation", ["silu", "dice"])
+@pytest.mark.parametrize("layout", ["offsets", "lengths", "mask"])
+def test_rows_in_place_of_ids(layout: str, activation: str) -> None:
+    """With batch statistics too; without a table there is nothing to look ids up in."""
+    layer = MixedPolarityAttention(10, 4, [8], activation=activation)
+    torch.nn.init.normal_(layer.fusion.target_projection.weight)  # type: ignore[union-attr]
+    bare = MixedPolarityAttention(None, 4, [8], activation=activation)
+    bare.load_state_dict({n: t for n, t in layer.state_dict().items() if n != "item_embedding.weight"})
+    target = torch.randn(3, 4)
+    if layout == "offsets":
+        ids, polarity, where = IDS, POLARITY, {"offsets": OFFSETS}
+    else:
+        ids, polarity = torch.randint(10, (3, 5)), torch.randint(2, (3, 5))
+        kept = torch.tensor([2, 0, 5])
+        where = {"lengths": kept} if layout == "lengths" else {"mask": torch.arange(5) < kept[:, None]}
+    rows = layer.item_embedding(ids).detach().requires_grad_()
+    got = bare(target, rows, polarity, **where)
+    torch.testing.assert_close(got, layer(target, ids, polarity, **where))
+    got.square().sum().backward()
+    assert rows.grad is not None
+    assert rows.grad.any()
+    for given in ((torch.tensor([1, 2, 3]), rows), (target, ids)):
+        with pytest.raises(ValueError, match="num_items=None and has no table"):
+            bare(*given, polarity, **where)
+    with pytest.raises(ValueError, match="sparse was True with num_items=None"):
+        MixedPolarityAttention(None, 4, sparse=True)

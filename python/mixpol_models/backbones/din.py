@@ -89,12 +89,20 @@ class DIN(nn.Module):
         """Logits [B]."""
         polarity = None if self.attention.fusion.fusion == "none" else batch.polarity
         with torch.autocast(batch.label.device.type, enabled=False):
-            target = self.attention.item_embedding(batch.target_item)
-            pooled = self.attention(target, batch.item_ids, polarity, offsets=batch.offsets)
+            target, history = self._look_up(batch)
+            pooled = self.attention(target, history, polarity, offsets=batch.offsets)
         parts = [target, pooled, target * pooled, self.context_embedding(batch.context)]
         if self.user_embedding is not None:
             parts.append(self.user_embedding(batch.user))
         return self.tower(torch.cat(parts, dim=-1)).squeeze(-1)
+
+    def _look_up(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Target rows, and the history's ids; or its rows, where the table is not one that the kernel can read."""
+        items = self.attention.item_embedding
+        if isinstance(items, nn.Embedding):
+            return items(batch.target_item), batch.item_ids
+        rows = items(torch.cat([batch.target_item, batch.item_ids]))
+        return rows[: len(batch)], rows[len(batch) :]
 
     @torch.no_grad()
     def history_attention(self, batch: Batch) -> Tensor:
@@ -107,9 +115,8 @@ class DIN(nn.Module):
         self.eval()
         try:
             polarity = None if self.attention.fusion.fusion == "none" else batch.polarity
-            _, weights = self.attention(
-                batch.target_item, batch.item_ids, polarity, offsets=batch.offsets, return_weights=True
-            )
+            target, history = self._look_up(batch)
+            _, weights = self.attention(target, history, polarity, offsets=batch.offsets, return_weights=True)
         finally:
             self.train(training)
         return weights
