@@ -1,0 +1,42 @@
+"""`benchmarks/serving.py`: every form is right before it is timed, exported ones too."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+SCRIPT = Path(__file__).parents[3] / "benchmarks" / "serving.py"
+
+
+@pytest.fixture(scope="module")
+def serving() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("serving", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_forms(serving: ModuleType) -> None:
+    with torch.no_grad():
+        found = serving.measure(2, 9, seconds=0.01)
+    assert {name.removesuffix(", exported") for name in found} == {"fused", "concat", "refactored"}
+    assert len(found) == 6
+    assert all(seconds > 0 for seconds in found.values())
+
+
+def test_a_wrong_form_is_refused(serving: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "exported", lambda module: lambda *given: _off(module(*given)))
+    with torch.no_grad(), pytest.raises(RuntimeError, match="the error of fused, exported is"):
+        serving.measure(2, 9, seconds=0.01)
+
+
+def _off(pooled: Tensor) -> Tensor:
+    return pooled * 1.001
