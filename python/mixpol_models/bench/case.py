@@ -13,7 +13,9 @@ from mixpol_models.bench import gate
 
 COMPILED = "+compile"
 CONTROL = "mean pool"
-_CONTROL_ROUNDINGS = 32 * torch.finfo(torch.float32).eps
+# PyTorch adds up the gradient of a row of a table one token after the other: at L = 10,000 that is 100,000 terms. The
+# control is no kernel of ours; it has to compute what its name says.
+_CONTROL_ROUNDINGS = 512 * torch.finfo(torch.float32).eps
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,10 @@ def bench(
     quick: Annotated[
         bool, typer.Option("--quick", help="Four cases at two lengths, under three minutes; else every shape and form.")
     ] = False,
+    only: Annotated[
+        str | None,
+        typer.Option(metavar="PART", help="Instead: the shapes with this in their name, as 'L=200', in every form."),
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for bench.json, bench.md and pictures.")] = None,
     readme: Annotated[
         Path | None, typer.Option(help="Markdown file whose table between the bench markers is rewritten.")
@@ -42,6 +46,9 @@ def bench(
         if compare and (output or readme):
             raise ValueError("compare came with output or readme; expected it alone: it writes no report")
 
+        if only is not None and (quick or compare):
+            raise ValueError("only came with quick or compare, which have shapes of their own; expected it alone")
+
         console = Console(width=None if sys.stdout.isatty() else 110)
         columns = (BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
         with Progress(*columns, console=console, transient=True) as bar:
@@ -49,12 +56,14 @@ def bench(
 
             def progress(line: str, done: float) -> None:
                 bar.update(task, description=line, completed=done)
+                if not console.is_terminal and line.endswith(": inputs"):  # no bar there: a line a shape
+                    console.print(f"{done:4.0%}  {line.removesuffix(': inputs')}", highlight=False)
 
             if compare:
                 lengths = QUICK_LENGTHS if quick else LENGTHS
                 changes = revisions.compare(compare, main_shapes(lengths), rounds, progress=progress, seed=seed)
             else:
-                results = suite.run(suite.quick() if quick else suite.full(), progress, seed)
+                results = suite.run(suite.quick() if quick else suite.full(only or ""), progress, seed)
         if compare:
             console.print(changes_table(changes, tolerance))
             if any(change.slower(tolerance) for change in changes):

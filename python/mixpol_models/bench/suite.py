@@ -50,9 +50,20 @@ def quick(batch: int = 128) -> Plan:
     return Plan(main_shapes(QUICK_LENGTHS, batch), rounds=7, seconds=0.8, every_form=False)
 
 
-def full() -> Plan:
-    """Every shape of SHAPES with a backward pass, in every form."""
-    return Plan([shape for shape in SHAPES.values() if shape.op != "interleave"])
+def full(only: str = "") -> Plan:
+    """Every shape of SHAPES with a backward pass, in every form.
+
+    Args:
+        only: part of the names of those to take.
+
+    Raises:
+        ValueError: no name has it.
+    """
+    named = {name: shape for name, shape in SHAPES.items() if shape.op != "interleave"}
+    taken = [shape for name, shape in named.items() if only.lower() in name.lower()]
+    if not taken:
+        raise ValueError(f"only was {only!r}, in none of: {'; '.join(named)}")
+    return Plan(taken)
 
 
 def _is_quick(form: str) -> bool:

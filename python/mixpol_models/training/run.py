@@ -19,6 +19,7 @@ from lightning.pytorch.loggers import CSVLogger
 from numpy.typing import NDArray
 
 from mixpol_models.data import Examples, ExampleSet, InteractionLog, resolve
+from mixpol_models.data.locks import locked
 from mixpol_models.training.checkpoints import BEST, LAST, KeepBest, KeepLast, find_resume, load_model, read_checkpoint
 from mixpol_models.training.config import TrainConfig
 from mixpol_models.training.distributed import check_processes, train_loader, trainer_options
@@ -94,6 +95,7 @@ def train(
     Raises:
         ValueError: no training or no test examples, a checkpoint that does not fit, or settings that several processes
             cannot train with.
+        RuntimeError: another run is writing into the folder.
     """
     if examples is None:
         examples = prepare(resolve(config.data) if log is None else log, config)
@@ -104,10 +106,8 @@ def train(
     if checkpoint:
         config = config.model_copy(update={"output": str(checkpoint.parent)})
     folder = config.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
-
-    with _quiet():
+    with locked(folder, "mixpol train"), _quiet():
+        (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
         L.seed_everything(config.seed, workers=True, verbose=False)
         module = CTRModule(config.model_dump(mode="json"), sizes)
         chosen = len(examples.valid) > 0

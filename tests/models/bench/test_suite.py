@@ -124,6 +124,16 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_block(readme.read_text())
 
 
+def test_some_shapes() -> None:
+    assert [shape.length for shape in suite.full("softmax HEADS").shapes] == [10, 50, 200, 1000, 10_000]
+    assert len(suite.full().shapes) > 30
+    with pytest.raises(ValueError, match="only was 'no such', in none of: DIN ReLU, L=10; "):
+        suite.full("no such")
+    done = CliRunner().invoke(app, ["bench", "--quick", "--only", "heads"])
+    assert done.exit_code == 1
+    assert "only came with quick or compare" in done.output
+
+
 def test_a_red_gate_shows_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shape = SHAPES["DIN ReLU, L=10"].small()
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from mixpol_models.data import InteractionLog, synthetic_log
+from mixpol_models.data.locks import locked
 from mixpol_models.training import TrainConfig, train
 from mixpol_models.training.checkpoints import load_model, read_checkpoint
 from mixpol_models.training.prepare import prepare
@@ -41,6 +42,12 @@ def test_a_run_leaves_what_it_promises(log: InteractionLog, config: Make) -> Non
     model, epochs = load_model(result.checkpoint)
     assert epochs == result.best_epoch
     assert not model.training
+
+
+def test_a_second_run_into_a_folder_is_refused(log: InteractionLog, config: Make, tmp_path: Path) -> None:
+    with locked(tmp_path / "run", "mixpol train"), pytest.raises(RuntimeError, match="written by another `mixpol train`"):
+        train(config(), log=log, callbacks=[])
+    assert not (tmp_path / "run" / "config.yaml").exists()
 
 
 def test_the_best_epoch_is_kept(log: InteractionLog, config: Make, tmp_path: Path) -> None:

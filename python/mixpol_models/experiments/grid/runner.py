@@ -23,6 +23,7 @@ from rich.progress import (
 )
 
 from mixpol_models.data import InteractionLog
+from mixpol_models.data.locks import locked
 from mixpol_models.experiments.floors import floors
 from mixpol_models.experiments.grid.config import ExperimentConfig, Run, digest
 from mixpol_models.experiments.grid.outcome import about, floor_row
@@ -86,7 +87,7 @@ def run_experiment(
     whole = experiment.runs()
     runs = whole if only is None else only.runs()
     store = ResultStore(output)
-    with store.locked():
+    with locked(store.folder, "mixpol experiment run"):
         log = experiment_log(
             experiment, say=lambda line: console.print(line, style="dim", highlight=False, markup=False)
         )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,26 +83,6 @@ class ResultStore:
         content = io.BytesIO()
         self.frame.write_parquet(content)
         write_atomically(self.file, content.getvalue())
-
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keeps a second runner off the folder, whose rows the first would overwrite.
-
-        Raises:
-            RuntimeError: another process holds it.
-        """
-        import fcntl
-
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / ".lock", "w", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise RuntimeError(
-                    f"{self.folder} is being written by another `mixpol experiment run`: wait for it, or take another "
-                    "--output"
-                ) from None
-            yield
 
 
 def of_keys(frame: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:

@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 from rich.console import Console
 
+from mixpol_models.data.locks import locked
 from mixpol_models.experiments.bootstrap import auc_resamples, paired_bootstrap
 from mixpol_models.experiments.grid import ExperimentConfig, ResultStore, run_experiment, runner
 from mixpol_models.experiments.report import write_report
@@ -115,7 +116,7 @@ def test_the_store_alone_gives_the_paired_bootstrap() -> None:
 
 
 def test_a_second_runner_is_refused(tmp_path: Path) -> None:
-    with ResultStore(tmp_path).locked(), pytest.raises(RuntimeError, match="written by another"):
+    with locked(tmp_path, "mixpol experiment run"), pytest.raises(RuntimeError, match="written by another"):
         run(experiment(), tmp_path)
 
 
