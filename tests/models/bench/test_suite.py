@@ -130,7 +130,7 @@ def test_some_shapes() -> None:
     with pytest.raises(ValueError, match="only was 'no such', in none of: DIN ReLU, L=10; "):
         suite.full("no such")
     done = CliRunner().invoke(app, ["bench", "--quick", "--only", "heads"])
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert "only came with quick or compare" in done.output
 
 

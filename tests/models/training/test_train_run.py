@@ -45,9 +45,10 @@ def test_a_run_leaves_what_it_promises(log: InteractionLog, config: Make) -> Non
 
 
 def test_a_second_run_into_a_folder_is_refused(log: InteractionLog, config: Make, tmp_path: Path) -> None:
-    with locked(tmp_path / "run", "mixpol train"), pytest.raises(RuntimeError, match="written by another `mixpol train`"):
+    folder = tmp_path / "run"
+    with locked(folder, "mixpol train"), pytest.raises(RuntimeError, match="written by another `mixpol train`"):
         train(config(), log=log, callbacks=[])
-    assert not (tmp_path / "run" / "config.yaml").exists()
+    assert not (folder / "config.yaml").exists()
 
 
 def test_the_best_epoch_is_kept(log: InteractionLog, config: Make, tmp_path: Path) -> None:
