@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mixpol_models.bench.case import COMPILED, CONTROL
-from mixpol_models.bench.ladder import FUSED, REFACTORED, LadderRow, strongest
+from mixpol_models.bench.case import COMPILED, CONTROL, FUSED
+from mixpol_models.bench.ladder import REFACTORED, LadderRow, strongest
 
 # Upper over lower quartile of a ratio.
 _NOISY = 1.3

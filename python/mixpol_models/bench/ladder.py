@@ -10,7 +10,7 @@ from statistics import median, quantiles
 
 import torch
 
-from mixpol_models.bench.case import COMPILED, CONTROL, Case, rung_of
+from mixpol_models.bench.case import COMPILED, CONTROL, FUSED, Case, rung_of
 from mixpol_models.bench.din_cases import din_case
 from mixpol_models.bench.memory import peak_mib, saved_mib
 from mixpol_models.bench.rungs import RUNGS, Rung
@@ -19,7 +19,6 @@ from mixpol_models.bench.timing import interleaved, per_round
 from mixpol_models.bench.work import Work, minimal_work
 
 LENGTHS = (10, 50, 200, 1000)
-FUSED = "fused"
 # How rungs with the package's algebra begin; of dot-product attention it is the absorbed projections.
 REFACTORED = ("refactored", "absorbed")
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import matplotlib
 
-from mixpol_models.bench.case import COMPILED, CONTROL
+from mixpol_models.bench.case import COMPILED, CONTROL, FUSED
 from mixpol_models.bench.headline import caption
-from mixpol_models.bench.ladder import FUSED, REFACTORED, LadderRow
+from mixpol_models.bench.ladder import REFACTORED, LadderRow
 from mixpol_models.bench.work import Peaks
 
 _EAGER, _REFACTORED = ("#9c2f2f", "#d9824a"), ("#5a7fb5", "#1f3f77")  # eager, compiled

@@ -14,8 +14,8 @@ from statistics import median
 import torch
 
 from mixpol_kernels.library import library
+from mixpol_models.bench.case import FUSED
 from mixpol_models.bench.cases import make_case
-from mixpol_models.bench.ladder import FUSED
 from mixpol_models.bench.shapes import Shape
 from mixpol_models.bench.timing import interleaved, per_round
 

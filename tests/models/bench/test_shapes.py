@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from mixpol_kernels.library import library
-from mixpol_models.bench.case import COMPILED, CONTROL, rung_of
+from mixpol_models.bench.case import COMPILED, CONTROL, FUSED, rung_of
 from mixpol_models.bench.cases import make_case
 from mixpol_models.bench.interleave_case import interleave_case
-from mixpol_models.bench.ladder import FUSED, LadderRow
+from mixpol_models.bench.ladder import LadderRow
 from mixpol_models.bench.shapes import LENGTHS, MAIN, SHAPES, Shape, main_shapes
 from mixpol_models.bench.work import Peaks, Work, measure_peaks, minimal_work
 
