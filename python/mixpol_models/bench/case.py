@@ -14,9 +14,10 @@ from mixpol_models.bench import gate
 COMPILED = "+compile"
 FUSED = "fused"
 CONTROL = "mean pool"
-# PyTorch adds up the gradient of a row of a table one token after the other: at L = 10,000 that is 100,000 terms. The
-# control is no kernel of ours; it has to compute what its name says.
-_CONTROL_ROUNDINGS = 512 * torch.finfo(torch.float32).eps
+# The error budget is a claim about the fused form. The others are no kernels of ours and sum in other orders,
+# torch.compile a bias's gradient or PyTorch a table's one token after the other, 100,000 at L = 10,000: they only have
+# to compute the same thing.
+_OTHERS = 512 * torch.finfo(torch.float32).eps
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Case:
         return {name: value * self.kept.get(name, 1) for name, value in answer.items()}
 
     def check(self, form: str) -> None:
-        """Runs a form with and without gradients and holds both to the error budget.
+        """Runs a form with and without gradients and holds both to the error budget; only the fused form strictly.
 
         Raises:
             GateError: it is outside.
@@ -92,15 +93,13 @@ class Case:
         answer = self.answer(form)
         with torch.no_grad():
             served = self.forms[form]() * self.kept.get("output", 1)
-        if form in self.controls:
-            exact = self.controls[form]()
-            plain = {key: _CONTROL_ROUNDINGS * float(truth.abs().max()) for key, truth in exact.items()}
-        else:
-            exact, plain = self.exact, self.plain_errors
-        slack = 1.0 if rung_of(form) == FUSED else gate.BASELINE_SLACK
+        exact = self.controls[form]() if form in self.controls else self.exact
+        plain = self.plain_errors
+        if rung_of(form) != FUSED:
+            plain = {key: max(plain.get(key, 0.0), _OTHERS * float(truth.abs().max())) for key, truth in exact.items()}
         label = f"{form} in {self.name}"
-        gate.check(label, answer, exact, plain, slack)
-        gate.check(f"{label}, without gradients", {**answer, "output": served}, exact, plain, slack)
+        gate.check(label, answer, exact, plain)
+        gate.check(f"{label}, without gradients", {**answer, "output": served}, exact, plain)
 
 
 def rung_of(form: str) -> str:
