@@ -265,6 +265,8 @@ def _prepare(entry: Entry, architecture: str, size: Size, device: torch.device, 
             trial = _trial(entry, size, device)
             trial.check()
             trial.run()
+        except torch.AcceleratorError:
+            os._exit(1)  # the GPU's context is lost: every other candidate would fail in this process too
         except Exception as error:
             return _short(error)
     return ""
@@ -295,21 +297,32 @@ class Preparing:
     ) -> list[str]:
         """Why each candidate is refused, in order; empty if it is right. When it returns, the GPU is idle."""
         job = partial(_prepare, entry, architecture, size, device)
-        reasons = [_reason(future) for future in [self.pool.submit(job, config) for config in every]]
-        for i, config in enumerate(every):
-            if reasons[i] is None:  # the death of any process ends the whole pool: alone, its own shows
-                self.pool.shutdown()
-                self.pool = self._start()
-                reasons[i] = _reason(self.pool.submit(job, config))
-        if None in reasons:
-            self.pool.shutdown()
-            self.pool = self._start()
-        return ["its process died" if reason is None else reason for reason in reasons]
+        found = [_result(future) for future in [self._submit(job, config) for config in every]]
+        if None in found:  # the death of one process ends the whole pool: one candidate at a time, its own shows
+            self._restart()
+        reasons = []
+        for config, reason in zip(every, found, strict=True):
+            again = _result(self._submit(job, config)) if reason is None else reason
+            if again is None:
+                self._restart()
+            reasons.append("its process died" if again is None else again)
+        return reasons
+
+    def _restart(self) -> None:
+        self.pool.shutdown()
+        self.pool = self._start()
+
+    def _submit(self, job: Callable[[Config], str], config: Config) -> Future[str] | None:
+        try:
+            return self.pool.submit(job, config)
+        except BrokenProcessPool:
+            return None
 
 
-def _reason(future: Future[str]) -> str | None:
+def _result(future: Future[str] | None) -> str | None:
+    """None: the process died."""
     try:
-        return future.result()
+        return None if future is None else future.result()
     except BrokenProcessPool:
         return None
 

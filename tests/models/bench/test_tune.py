@@ -82,11 +82,11 @@ def _dies_at_128(entry: Entry, architecture: str, size: Size, device: torch.devi
 
 def test_a_process_that_dies_refuses_its_candidate_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune, "_prepare", _dies_at_128)
-    every = [Config(tile, 4, 1) for tile in (64, 128, 32, 64)]
+    every = [Config(tile, 4, 1) for tile in (64, 128, 32, 128, 64)]
     with tune.Preparing(2) as preparing:
         for _ in range(2):
             reasons = preparing(FORWARD, ARCHITECTURE, Size(), torch.device("cpu"), every)
-            assert reasons == ["", "its process died", "refused", ""]
+            assert reasons == ["", "its process died", "refused", "its process died", ""]
 
 
 def test_an_entry_that_nothing_fits() -> None:
