@@ -48,7 +48,7 @@ def test_every_architecture_is_shipped() -> None:
 def test_a_sample_passes_the_gate(architecture: str) -> None:
     """No spills, shared memory within the chip, matrix instructions where planned, 16-byte loads.
 
-    The plainest and the most demanding variant of each; GPU_COMPILE.md has all, and a test below holds it to them.
+    The plainest and the most demanding variant of each; GPU_COMPILE.md, which a test below checks, has all.
     """
     both = [job for op in gpu_compile.FOLDERS for job in gpu_compile.shipped_jobs(architecture, op)]
     names = [list(variants) for variants in gpu_compile.VARIANTS.values()]
