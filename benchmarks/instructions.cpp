@@ -131,7 +131,7 @@ void pack(const Kernels& k, Pass& pass, bool with_unit, bool backward, Memory& m
             pass.packed_unit = carve_packed(pass.unit, !(backward && pass.keep_bits), backward, arena);
         pass.packed_fusion = carve_packed(pass.fusion, backward, arena);
     });
-    if (with_unit) k.pack_unit(pass.unit, pass.keep_bits, pass.packed_unit);
+    if (with_unit) k.pack_unit(pass.unit, pass.keep_bits, pass.halves, pass.packed_unit);
     k.pack_fusion(pass.fusion, backward, pass.packed_fusion);
 }
 

@@ -145,8 +145,9 @@ def main() -> int:
     """Counts; writes the file or compares. Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="write the file")
+    options = parser.parse_args()
     counted = count()
-    if parser.parse_args().write:
+    if options.write:
         counted.write()
         print(f"{TABLE}: {len(counted.instructions)} kernels, {counted.compiler}")
         return 0

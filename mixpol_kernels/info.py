@@ -17,7 +17,7 @@ WITH_TRITON = "target_attention, polarity_fusion, mixed_polarity_attention, dot_
 
 ENVIRONMENT = {
     "MIXPOL_BACKEND": "what 'auto' stands for: cpu, cuda, triton or reference (default: the first that can run)",
-    "MIXPOL_CPU_ISA": "highest instruction set of the CPU kernels: base, avx2 or avx512 (default: the CPU's best)",
+    "MIXPOL_CPU_ISA": f"highest instruction set of the CPU kernels: {', '.join(ISA_LEVELS)} (default: the best)",
     "MIXPOL_LIBRARY": "path of the compiled library (default: the one in the package)",
     "MIXPOL_SKIP_EXT": "1: do not load the compiled library",
     "MIXPOL_TRITON_CONFIGS": "folder with launch configurations that `mixpol tune` wrote (default: the shipped ones)",

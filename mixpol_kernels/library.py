@@ -16,7 +16,7 @@ NAMESPACE = "mixpol"
 TRITON = "mixpol_triton"
 # Triton reads the variable when a module with kernels is imported; so it has to be set before ours is.
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
-ISA_LEVELS = ("base", "avx2", "avx512")
+ISA_LEVELS = ("base", "avx2", "avx512", "avx512_bf16")
 
 
 def constant(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -136,7 +136,7 @@ class CompiledLibrary:
         self.cuda_reason = self.reason or _load_cuda(self.path.with_name("_cuda.so"))
 
     def isa(self) -> str:
-        """The instruction set in use: "base", "avx2" or "avx512"; "none" without the library."""
+        """The instruction set in use: one of ISA_LEVELS; "none" without the library."""
         return ISA_LEVELS[int(torch.ops.mixpol.cpu_isa())] if self.loaded else "none"
 
 

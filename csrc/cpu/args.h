@@ -100,8 +100,8 @@ class Arena {
 struct PackedUnit {
     float *token_t, *product_t, *target_t;  // Wk - Wd, Wp, Wq + Wd, each [D][H1p]
     float *token_n, *product_n, *target_n;  // the same, [H1][Dp]; row h times w_o[h] when bits are kept
-    float* weight_t[MAX_HIDDEN];            // layers 1 ...: [H_(i-1)][H_i p]
-    float* weight_n[MAX_HIDDEN];            // layers 1 ...: [H_i][H_(i-1) p]
+    float* weight_t[MAX_HIDDEN];            // layers 1 ...: [H_(i-1)][H_i p], or half as many rows of pairs
+    float* weight_n[MAX_HIDDEN];            // layers 1 ...: [H_i][H_(i-1) p], so too
     float* bias[MAX_HIDDEN];                // [H_i p]
     float* slope[MAX_HIDDEN];               // [parameter_rows][H_i p]
     float* output;                          // w_o [H_last p]
@@ -237,6 +237,7 @@ struct Pass {
     PackedUnit packed_unit;
     PackedFusion packed_fusion;
     bool keep_bits;  // a bit per hidden unit stands in for the first layer in the backward
+    bool halves;     // products with a target's table in bfloat16 pairs (cpu/kernels/pairs.h)
 };
 
 struct AttentionForward : Pass {
@@ -357,7 +358,7 @@ struct DotProjected {
 
 // The kernels of one instruction set level. `sums` is the block's own part of a zeroed buffer.
 struct Kernels {
-    void (*pack_unit)(const ActivationUnit&, bool scaled, PackedUnit&);
+    void (*pack_unit)(const ActivationUnit&, bool scaled, bool halves, PackedUnit&);
     void (*pack_fusion)(const PolarityFusion&, bool backward, PackedFusion&);
     int64_t (*attention_scratch_floats)(const Pass&, bool backward);
     int64_t (*fusion_scratch_floats)(const Pass&, bool backward);

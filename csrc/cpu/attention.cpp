@@ -36,6 +36,7 @@ struct Inputs {
         pass.width = static_cast<int>(width);
         pass.candidates = static_cast<int>(candidates);
         pass.target = target;
+        pass.halves = element == Element::bf16 && multiplies_halves();
     }
 
     // [B, D] or [B, M, D]: taken as it is, since a view made in Python costs microseconds.

@@ -409,7 +409,7 @@ Packed pack(Pass& pass, bool with_unit, bool backward) {
     };
     Packed packed{allocate(carve(nullptr))};
     carve(packed.memory.get());
-    if (with_unit) kernels().pack_unit(pass.unit, pass.keep_bits, pass.packed_unit);
+    if (with_unit) kernels().pack_unit(pass.unit, pass.keep_bits, pass.halves, pass.packed_unit);
     kernels().pack_fusion(pass.fusion, backward, pass.packed_fusion);
     return packed;
 }

@@ -29,6 +29,7 @@ struct UnitScratch {
     float* row;                 // row-wise activations: gradients of one row, sums over rows [2][max H_i p]
     const float* rows[CHUNK];
     uint32_t keys[CHUNK];  // of the chunk's tokens, where units are dropped
+    Halves halves;
     // Batch statistics of the last layer, and what their gradients give to each pre-activation; null without.
     const float *mean, *grad_mean, *grad_square;
 };
@@ -38,7 +39,8 @@ MIXPOL_INLINE bool fuses_score(const ActivationUnit& unit) {
     return unit.activation == Activation::relu && !unit.dropout.on;
 }
 
-static inline UnitScratch carve_scratch(const ActivationUnit& unit, bool backward, bool bits, Arena& arena) {
+static inline UnitScratch carve_scratch(const ActivationUnit& unit, bool backward, bool bits, bool halves,
+                                        Arena& arena) {
     UnitScratch s{};
     int64_t d = unit.width, dp = padded(unit.width), h = unit.units[0], hp = padded(unit.units[0]);
     bool recompute = backward && !bits;
@@ -58,6 +60,12 @@ static inline UnitScratch carve_scratch(const ActivationUnit& unit, bool backwar
         s.outer = arena.take(h * dp);
         s.grad_constants = arena.take(GROUP * hp);
         s.lost = arena.take(hp);
+    }
+    if (halves) {
+        int64_t widest = dp;
+        for (int i = 0; i < unit.layers; i++)
+            if (signal_width(unit, i) > widest) widest = signal_width(unit, i);
+        s.halves = carve_halves(widest, backward, arena);
     }
     if (recompute && row_wise(unit.activation)) {
         int64_t widest = hp;
@@ -100,12 +108,12 @@ MIXPOL_INLINE void score_tile(Tile<R, V>& acc, const float* constant, const floa
 [[maybe_unused]] static __attribute__((noinline)) void score_relu(const Blocks& blocks, const Chunk& chunk,
                                                                   const float* const* rows, float* table,
                                                                   const float* constants, const float* output,
-                                                                  float output_bias, float* scores,
-                                                                  uint64_t* bits) {
+                                                                  float output_bias, const Halves& halves,
+                                                                  float* scores, uint64_t* bits) {
     vec partial[CHUNK];
     for (int i = 0; i < chunk.n; i++) partial[i] = vec{};
     for (int i = 0; bits && i < chunk.n; i++) bits[i] = 0;
-    conditioned(blocks, chunk, rows, table,
+    conditioned(blocks, chunk, rows, table, halves,
                 [&]<int R, int V>(Tile<R, V>& acc, const Span& span, int i, int c)
                     __attribute__((always_inline)) {
                         score_tile(acc, constants + span.in_group * int64_t{blocks.columns}, output, c,
@@ -118,14 +126,23 @@ MIXPOL_INLINE void score_tile(Tile<R, V>& acc, const float* constant, const floa
 [[maybe_unused]] static __attribute__((noinline)) void score_relu(const float* const* rows, int n, int depth,
                                                                   const float* table, const float* bias,
                                                                   const float* output, float output_bias,
-                                                                  int hp, float* scores) {
+                                                                  int hp, const Halves& halves,
+                                                                  float* scores) {
+    const bool low = halves.on();
+    const uint32_t* narrow[CHUNK];
+    if (low) narrow_rows(rows, n, depth, narrow, halves.rows, halves.widest / 2);
     for_rows(n, [&]<int R>(int r) __attribute__((always_inline)) {
         vec partial[R];
         for (int i = 0; i < R; i++) partial[i] = vec{};
         for_columns(hp, [&]<int V>(int c) __attribute__((always_inline)) {
             Tile<R, V> acc;
             clear(acc);
-            accumulate_nn(acc, rows + r, depth, table + c, hp);
+            if (low) {
+                accumulate_pairs(acc, narrow + r, (depth + 1) / 2,
+                                 reinterpret_cast<const uint32_t*>(table) + c, hp);
+            } else {
+                accumulate_nn(acc, rows + r, depth, table + c, hp);
+            }
             score_tile(acc, bias, output, c, partial, nullptr);
         });
         for (int i = 0; i < R; i++) scores[r + i] = sum(partial[i]) + output_bias;
@@ -241,7 +258,7 @@ MIXPOL_INLINE Blocks first_blocks(const ActivationUnit& unit, const PackedUnit& 
                                                                    const float* const* tokens, UnitScratch& s,
                                                                    float* before) {
     const int64_t hp = padded(unit.units[0]);
-    conditioned(first_blocks(unit, packed), chunk, tokens, s.table,
+    conditioned(first_blocks(unit, packed), chunk, tokens, s.table, s.halves,
                 [&]<int R, int V>(Tile<R, V>& acc, const Span& span, int i, int c)
                     __attribute__((always_inline)) {
                         add_tile(acc, s.constants + span.in_group * hp + c, 0);
@@ -260,6 +277,9 @@ MIXPOL_INLINE void hidden_layers(const ActivationUnit& unit, const PackedUnit& p
         float* before = s.before[i] ? s.before[i] : s.after[i];
         if (i == 0) {
             first_layer(unit, packed, chunk, tokens, s, before);
+        } else if (s.halves.on()) {
+            multiply(s.rows, n, unit.units[i - 1], reinterpret_cast<const uint32_t*>(packed.weight_t[i]), hp,
+                     packed.bias[i], before, hp, s.halves);
         } else {
             multiply(s.rows, n, unit.units[i - 1], packed.weight_t[i], hp, hp, packed.bias[i], 0, before, hp);
         }
@@ -279,10 +299,10 @@ template <Activation A>
     if (A == Activation::relu && fuses_score(unit)) {
         if (last == 0)
             return score_relu(first_blocks(unit, packed), chunk, tokens, s.table, s.constants, packed.output,
-                              packed.output_bias, scores, bits);
+                              packed.output_bias, s.halves, scores, bits);
         hidden_layers<A>(unit, packed, chunk, tokens, last, true, s);
         return score_relu(s.rows, chunk.n, unit.units[last - 1], packed.weight_t[last], packed.bias[last],
-                          packed.output, packed.output_bias, hp, scores);
+                          packed.output, packed.output_bias, hp, s.halves, scores);
     }
     hidden_layers<A>(unit, packed, chunk, tokens, last + 1, true, s);
     for (int r = 0; r < chunk.n; r++)
@@ -297,12 +317,19 @@ MIXPOL_INLINE void signal_below(const ActivationUnit& unit, const PackedUnit& pa
         const int h = unit.units[i], below = padded(unit.units[i - 1]);
         const int64_t wide = padded(h);
         add_rows(sums.bias[i], s.signal[i], wide, n, static_cast<int>(wide));
-        point_rows(s.rows, s.after[i - 1], n, below);
-        add_transposed(s.signal[i], wide, h, s.rows, n, below, sums.weight[i], below);
+        const float* after[CHUNK];
+        point_rows(after, s.after[i - 1], n, below);
         point_rows(s.rows, s.signal[i], n, wide);
         float* signal = s.signal[i - 1];
         const int64_t out = signal_width(unit, i - 1);
-        multiply(s.rows, n, h, packed.weight_n[i], below, below, nullptr, 0, signal, out);
+        if (s.halves.on()) {
+            add_transposed(s.rows, h, after, n, below, sums.weight[i], below, s.halves);
+            multiply(s.rows, n, h, reinterpret_cast<const uint32_t*>(packed.weight_n[i]), below, nullptr,
+                     signal, out, s.halves);
+        } else {
+            add_transposed(s.signal[i], wide, h, after, n, below, sums.weight[i], below);
+            multiply(s.rows, n, h, packed.weight_n[i], below, below, nullptr, 0, signal, out);
+        }
         if (unit.dropout.on) drop(unit.dropout, s.keys, i - 1, n, below, signal, out);
         if constexpr (row_wise(A)) {
             dice_rows_backward(s.before[i - 1], n, packed.slope[i - 1], unit.units[i - 1], signal, out,
@@ -425,8 +452,8 @@ template <Activation A>
 // Σ_h z_h G(t)_h of each token, and where `blocks` has an extra row, that times the signal's last column.
 [[maybe_unused]] static __attribute__((noinline)) void grad_rows(const Blocks& blocks, const Chunk& chunk,
                                                                  const float* const* signal, float* table,
-                                                                 float* const* out) {
-    conditioned(blocks, chunk, signal, table,
+                                                                 const Halves& halves, float* const* out) {
+    conditioned(blocks, chunk, signal, table, halves,
                 [&]<int R, int V>(Tile<R, V>& acc, const Span&, int i, int c) __attribute__((always_inline)) {
 #pragma GCC unroll 6
                     for (int r = 0; r < R; r++)

@@ -28,8 +28,8 @@ struct Scratch {
 Scratch carve(const Pass& pass, bool backward, Arena& arena) {
     Scratch s{};
     int64_t wide = padded(pass.width);
-    s.unit = carve_scratch(pass.unit, backward, pass.keep_bits, arena);
-    s.fusion = carve_scratch(pass.fusion, backward, arena);
+    s.unit = carve_scratch(pass.unit, backward, pass.keep_bits, pass.halves, arena);
+    s.fusion = carve_scratch(pass.fusion, backward, s.unit.halves, arena);
     s.group.targets = arena.take(GROUP * wide);
     if (!backward) s.pooled = arena.take(wide);
     s.tokens = arena.take(CHUNK * wide);
@@ -285,7 +285,7 @@ void backward(const AttentionBackward& a, RecomputeSignal recompute, int64_t use
             add_rows(grad_constant, s.unit.lost, signal + span.begin * ld, ld, span.n, hp);
             if (a.mean && span.last) add_pads(span, grad_constant);
         }
-        add_outer(outer, signal, ld, hidden, chunk, s.rows, wide);
+        add_outer(outer, signal, ld, hidden, chunk, s.rows, wide, s.unit.halves);
 
         for (int i = 0; i < chunk.n; i++) {
             signal[i * ld + hidden] = s.weights[i];
@@ -297,7 +297,7 @@ void backward(const AttentionBackward& a, RecomputeSignal recompute, int64_t use
                 s.grads[i] = s.grad_tokens + i * wide;
         }
         point_rows(s.unit.rows, signal, chunk.n, ld);
-        grad_rows(blocks, chunk, s.unit.rows, s.unit.table_n, s.grads);
+        grad_rows(blocks, chunk, s.unit.rows, s.unit.table_n, s.unit.halves, s.grads);
         fuse_backward(a.fusion, a.packed_fusion, chunk, s.grads, s.grad_targets, s.fusion, fusion_sums);
         if (!direct || candidates > 1)
             for (int k = 0; k < chunk.count; k++) write(chunk, chunk.spans[k]);

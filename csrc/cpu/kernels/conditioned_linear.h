@@ -4,6 +4,7 @@
 // targets of a chunk before the next one is read: of short histories the blocks weigh more than the tokens.
 #pragma once
 
+#include "cpu/kernels/pairs.h"
 #include "cpu/kernels/tokens.h"
 
 namespace mixpol::cpu::MIXPOL_ISA {
@@ -44,6 +45,24 @@ MIXPOL_INLINE void build_panel(const Blocks& b, const Span& span, int c, float* 
             store(panel + v * W, load(b.extra + span.in_group * int64_t{b.columns} + c + v * W));
 }
 
+// The same with two rows of the table in one of pairs.
+template <int V>
+MIXPOL_INLINE void build_pairs(const Blocks& b, const Span& span, int c, uint32_t* panel) {
+    const float* const extra = b.extra ? b.extra + span.in_group * int64_t{b.columns} + c : nullptr;
+    vec row[2][V];
+    for (int k = 0; k < b.rows(); k += 2, panel += V * W) {
+        for (int i = 0; i < 2; i++) {
+            if (k + i < b.depth) {
+                table_row(b, span.target, k + i, c, row[i]);
+            } else {
+                for (int v = 0; v < V; v++) row[i][v] = k + i < b.rows() ? load(extra + v * W) : vec{};
+            }
+        }
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) store_pairs(panel + v * W, pack_pairs(row[0][v], row[1][v]));
+    }
+}
+
 // acc[r][:] += rows[r] · G(t), with a table that is never stored.
 template <int R, int V>
 MIXPOL_INLINE void accumulate_unbuilt(Tile<R, V>& acc, const Blocks& b, const Span& span,
@@ -68,23 +87,35 @@ MIXPOL_INLINE void accumulate_unbuilt(Tile<R, V>& acc, const Blocks& b, const Sp
 
 // The product of a chunk's rows with their targets' tables: calls emit(tile, span, row, column). Whole
 // histories of up to a tile's rows do without a table; of the others a panel is made in `table` on the first
-// chunk, and there it stays for the next ones.
+// chunk, and there it stays for the next ones. With `halves` a table's products are in bfloat16.
 template <class Emit>
 MIXPOL_INLINE void conditioned(const Blocks& blocks, const Chunk& chunk, const float* const* rows,
-                               float* table, Emit&& emit) {
+                               float* table, const Halves& halves, Emit&& emit) {
     const Blocks b = blocks;  // a copy that no store can change
     const int count = chunk.count;
+    const bool low = halves.on();
+    const uint32_t* narrow[CHUNK];
+    if (low) narrow_rows(rows, chunk.n, b.rows(), narrow, halves.rows, halves.widest / 2);
     for_columns(b.columns, [&]<int V>(int c) __attribute__((always_inline)) {
         float* panel = table + panel_at(b.rows(), c);
         for (int i = 0; i < count; i++) {
             const Span span = chunk.spans[i];
             const bool build = span.n > MAX_ROWS || !span.whole();
-            if (build && span.first()) build_panel<V>(b, span, c, panel);
+            if (build && span.first()) {
+                if (low) {
+                    build_pairs<V>(b, span, c, reinterpret_cast<uint32_t*>(panel));
+                } else {
+                    build_panel<V>(b, span, c, panel);
+                }
+            }
             for_rows(span.n, [&]<int R>(int r) __attribute__((always_inline)) {
                 const float* const* x = rows + span.begin + r;
                 Tile<R, V> acc;
                 clear(acc);
-                if (build) {
+                if (build && low) {
+                    accumulate_pairs(acc, narrow + span.begin + r, (b.rows() + 1) / 2,
+                                     reinterpret_cast<const uint32_t*>(panel), V * W);
+                } else if (build) {
                     accumulate_nn(acc, x, b.rows(), panel, V * W);
                 } else {
                     accumulate_unbuilt(acc, b, span, x, c);
@@ -108,10 +139,19 @@ struct Outer {
 // registers.
 [[maybe_unused]] static __attribute__((noinline)) void add_outer(const Outer& outer, const float* signal,
                                                                  int ld, int units, const Chunk& chunk,
-                                                                 const float* const* tokens, int wide) {
+                                                                 const float* const* tokens, int wide,
+                                                                 const Halves& halves) {
     const Outer o = outer;  // a copy that the stores below cannot change
+    const Halves low = halves;
     const Span* const spans = chunk.spans;
     const int count = chunk.count;
+    for (int s = 0; low.on() && s < count; s++) {
+        const Span& span = spans[s];
+        const float* signals[CHUNK];
+        for (int i = 0; i < span.n; i++) signals[i] = signal + (span.begin + i) * int64_t{ld};
+        pair_rows(signals, span.n, padded(units), low.left + span.begin * low.widest, low.widest);
+        pair_rows(tokens + span.begin, span.n, wide, low.right + span.begin * low.widest, low.widest);
+    }
     for_rows(units, [&]<int R>(int r) __attribute__((always_inline)) {
         for_columns(wide, [&]<int V>(int c) __attribute__((always_inline)) {
             const int64_t corner = panel_at(units, c) + r * int64_t{V * W};
@@ -124,7 +164,13 @@ struct Outer {
                 float* const grad_target = o.grad_targets + spans[s].in_group * int64_t{wide} + c;
                 Tile<R, V> acc;
                 clear(acc);
-                accumulate_tn(acc, signal + begin * int64_t{ld} + r, ld, tokens + begin, c, n);
+                if (low.on()) {
+                    const int64_t at = begin * low.widest;
+                    accumulate_token_pairs(acc, low.left + at + r, low.right + at + c, low.widest,
+                                           (n + 1) / 2);
+                } else {
+                    accumulate_tn(acc, signal + begin * int64_t{ld} + r, ld, tokens + begin, c, n);
+                }
                 if (!first) add_tile(acc, partial, V * W);
                 if (!last) {
                     store_tile(acc, partial, V * W);

@@ -19,10 +19,13 @@ struct FusionScratch {
     float* grad_pulls;    // [GROUP][Dp]
     float* grad_constants;  // [GROUP][Dp], full gate only
     const float* raw[CHUNK];
+    Halves halves;
 };
 
-static inline FusionScratch carve_scratch(const PolarityFusion& fusion, bool backward, Arena& arena) {
+static inline FusionScratch carve_scratch(const PolarityFusion& fusion, bool backward, const Halves& halves,
+                                          Arena& arena) {
     FusionScratch s{};
+    s.halves = halves;
     int64_t d = fusion.width, dp = padded(fusion.width);
     if (fusion.kind == Fusion::none) return s;
     s.fused = arena.take(CHUNK * dp);
@@ -69,7 +72,7 @@ MIXPOL_INLINE void fuse(const PolarityFusion& fusion, const PackedFusion& packed
         }
     } else {
         const Blocks blocks{packed.gate_token_t, packed.gate_t, fusion.width, wide, false, nullptr};
-        conditioned(blocks, chunk, s.raw, s.gate_table,
+        conditioned(blocks, chunk, s.raw, s.gate_table, s.halves,
                     [&]<int R, int V>(Tile<R, V>& acc, const Span& span, int i, int c)
                         __attribute__((always_inline)) {
                             const int64_t constant = span.in_group * int64_t{wide} + c;
@@ -137,7 +140,7 @@ MIXPOL_INLINE void fuse_backward(const PolarityFusion& fusion, const PackedFusio
     const float* rows[CHUNK];
     for (int i = 0; i < n; i++) rows[i] = s.gates + i * wide;
     const Blocks blocks{packed.gate_token_n, packed.gate_n, d, wide, true, nullptr};
-    conditioned(blocks, chunk, rows, s.gate_table_n,
+    conditioned(blocks, chunk, rows, s.gate_table_n, s.halves,
                 [&]<int R, int V>(Tile<R, V>& acc, const Span&, int i, int c) __attribute__((always_inline)) {
 #pragma GCC unroll 6
                     for (int r = 0; r < R; r++)
@@ -148,7 +151,7 @@ MIXPOL_INLINE void fuse_backward(const PolarityFusion& fusion, const PackedFusio
                         }
                 });
     Outer outer{s.gate_sum, packed.gate_n, sums.gate_token, sums.gate, grad_targets};
-    add_outer(outer, s.gates, wide, d, chunk, s.raw, wide);
+    add_outer(outer, s.gates, wide, d, chunk, s.raw, wide, s.halves);
 }
 
 // Once per group: what the gradients of pulls and gate constants mean for the parameters and for the targets

@@ -5,7 +5,7 @@
 
 namespace mixpol::cpu::MIXPOL_ISA {
 
-void pack_unit(const ActivationUnit&, bool scaled, PackedUnit&);
+void pack_unit(const ActivationUnit&, bool scaled, bool halves, PackedUnit&);
 void pack_fusion(const PolarityFusion&, bool backward, PackedFusion&);
 int64_t attention_scratch_floats(const Pass&, bool backward);
 int64_t fusion_scratch_floats(const Pass&, bool backward);

@@ -1,5 +1,6 @@
 // Packing of parameters into the layouts of the register tiles, and the way back for their gradients.
 #include "cpu/kernels/level.h"
+#include "cpu/kernels/pairs.h"
 #include "cpu/kernels/tokens.h"
 
 namespace mixpol::cpu::MIXPOL_ISA {
@@ -75,7 +76,7 @@ void copy_rows(float* to, const float* from, int rows, int columns, int64_t ld) 
 
 }  // namespace
 
-void pack_unit(const ActivationUnit& unit, bool scaled, PackedUnit& p) {
+void pack_unit(const ActivationUnit& unit, bool scaled, bool halves, PackedUnit& p) {
     const int d = unit.width, h = unit.units[0], hp = padded(h), wide = padded(d);
     const float* w = unit.weight[0];
     // Sixteen inputs at a time: whole lines are read, and the lines written stay in L1.
@@ -107,6 +108,9 @@ void pack_unit(const ActivationUnit& unit, bool scaled, PackedUnit& p) {
         transpose(p.weight_t[i], unit.weight[i], units, unit.units[i - 1], unit.units[i - 1]);
         if (p.weight_n[i])
             copy_rows(p.weight_n[i], unit.weight[i], units, unit.units[i - 1], unit.units[i - 1]);
+        if (!halves) continue;
+        pair_in_place(p.weight_t[i], unit.units[i - 1], padded(units));
+        if (p.weight_n[i]) pair_in_place(p.weight_n[i], units, padded(unit.units[i - 1]));
     }
     if (!unit.weight[unit.layers]) return;  // hidden layers alone
     int last = unit.units[unit.layers - 1];

@@ -18,7 +18,7 @@ struct Scratch {
 Scratch carve(const Pass& pass, bool backward, Arena& arena) {
     Scratch s{};
     int64_t wide = padded(pass.width);
-    s.fusion = carve_scratch(pass.fusion, backward, arena);
+    s.fusion = carve_scratch(pass.fusion, backward, {}, arena);
     s.group.targets = arena.take(GROUP * wide);
     s.tokens = arena.take(CHUNK * wide);
     if (backward) {

@@ -22,7 +22,7 @@ struct Scratch {
 Scratch carve(const Pass& pass, Arena& arena) {
     Scratch s{};
     const int64_t wide = padded(pass.width);
-    s.unit = carve_scratch(pass.unit, true, false, arena);
+    s.unit = carve_scratch(pass.unit, true, false, pass.halves, arena);
     s.group.targets = arena.take(GROUP * wide);
     s.grad_targets = arena.take(GROUP * wide);
     s.tokens = arena.take(CHUNK * wide);
@@ -155,9 +155,9 @@ void backward(const StatisticsBackward& a, PreActivations layers, SignalToFirst 
             if (span.first()) zero(s.unit.lost, hp);
             add_constants(span, span.begin, span.n);
         }
-        add_outer(outer, s.unit.signal[0], ld, hidden, chunk, s.rows, wide);
+        add_outer(outer, s.unit.signal[0], ld, hidden, chunk, s.rows, wide, s.unit.halves);
         point_rows(s.unit.rows, s.unit.signal[0], chunk.n, ld);
-        grad_rows(blocks, chunk, s.unit.rows, s.unit.table_n, s.grads);
+        grad_rows(blocks, chunk, s.unit.rows, s.unit.table_n, s.unit.halves, s.grads);
         for (int k = 0; k < chunk.count; k++) {
             const Span& span = chunk.spans[k];
             for (int i = span.begin; i < span.begin + span.n; i++) {

@@ -83,10 +83,11 @@ def mixed_polarity_attention(
         mask: [B, L]; nonzero positions are kept, on any side.
         sparse: give `item_table` a sparse gradient with sorted, unique ids instead of a dense one.
         return_weights: also return the attention weights; they have a gradient too.
-        backend: "auto", "cpu" (compiled; float32, or bfloat16 and float16 computed in float32), "triton" (on a GPU; the
-            sizes that both `polarity_fusion` and `target_attention` take there, ids outside their tables are clamped;
-            with a gate every candidate takes a pass of its own), "cuda" (compiled, forward only, float32) or
-            "reference" (plain PyTorch).
+        backend: "auto", "cpu" (compiled; float32, or bfloat16 and float16 computed in float32; with AVX512-BF16 the
+            operands of bfloat16's products are rounded to it, sums are float32), "triton" (on a GPU; the sizes that
+            both `polarity_fusion` and `target_attention` take there, ids outside their tables are clamped; with a gate
+            every candidate takes a pass of its own), "cuda" (compiled, forward only, float32) or "reference" (plain
+            PyTorch).
 
     Returns:
         pooled with the shape and dtype of `target`; an empty history gives zeros. With `return_weights`
