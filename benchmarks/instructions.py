@@ -5,8 +5,8 @@
 
 A time on a shared machine cannot show a loss of three percent; a count can. It does not see caches, memory or clock:
 `mixpol bench --compare` does. The levels are base and avx2: valgrind does not know AVX-512. Counts are those of a
-compiler, so that the file names it and is compared only with what the same compiler made. Built in build/instructions,
-with CMakeLists.txt's flags; a second run reuses what is there.
+compiler, so that the file names it and is compared only with what the same compiler made. Built with CMakeLists.txt's
+flags where the editable package was (build/Release), so that little is built twice, else in build/instructions.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT / "benchmarks" / "instructions.json"
-BUILD = ROOT / "build" / "instructions"
+BUILD, PACKAGE = ROOT / "build" / "instructions", ROOT / "build" / "Release"
 LEVELS = ("base", "avx2")
 TOLERANCE = 0.03
 REFRESH = "refresh it with `make instructions`"
@@ -80,8 +80,8 @@ def compare(counted: Counts, expected: Counts, tolerance: float = TOLERANCE) -> 
     return faults
 
 
-def count(sources: Path = ROOT, folder: Path = BUILD) -> Counts:
-    """Builds the kernels of `sources` in `folder` and counts.
+def count() -> Counts:
+    """Builds the kernels and counts.
 
     Raises:
         CannotCountError: valgrind, its headers, cmake or ninja is missing.
@@ -90,7 +90,7 @@ def count(sources: Path = ROOT, folder: Path = BUILD) -> Counts:
     missing = [name for name in ("valgrind", "cmake", "ninja") if not _tool(name)]
     if missing:
         raise CannotCountError(f"{missing[0]} was not found; counting instructions needs it")
-    program, compiler = _build(sources, folder)
+    program, compiler = _build()
     with tempfile.TemporaryDirectory(prefix="mixpol-instructions-") as scratch:
         options = ["--tool=callgrind", "--collect-atstart=no", f"--callgrind-out-file={scratch}/out"]
         _run("valgrind", *options, str(program))
@@ -106,16 +106,18 @@ def count(sources: Path = ROOT, folder: Path = BUILD) -> Counts:
     return Counts(compiler, found)
 
 
-def _build(sources: Path, folder: Path) -> tuple[Path, str]:
+def _build() -> tuple[Path, str]:
     """The program, and which compiler built it."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    folder = PACKAGE if (PACKAGE / "build.ninja").exists() else BUILD
     if not (folder / "build.ninja").exists():
-        configure = ("-S", str(sources), "-B", str(folder), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release")
+        configure = ("-S", str(ROOT), "-B", str(folder), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release")
         _run("cmake", *configure, f"-DPython_EXECUTABLE={sys.executable}", f"-DCMAKE_MAKE_PROGRAM={_tool('ninja')}")
     _run("cmake", "--build", str(folder), "--target", *(f"kernels_{level}" for level in LEVELS))
     cache = (folder / "CMakeCache.txt").read_text(encoding="utf-8")
     found = re.search(r"^CMAKE_CXX_COMPILER:\w+=(.+)$", cache, re.MULTILINE)
     assert found, "CMake always has a compiler"
-    compiler, program = found[1], folder / "instructions"
+    compiler, program = found[1], BUILD / "instructions"
     objects = [str(path) for level in LEVELS for path in (folder / f"CMakeFiles/kernels_{level}.dir").rglob("*.o")]
     driver = Path(__file__).with_suffix(".cpp")
     header = subprocess.run(
@@ -124,8 +126,8 @@ def _build(sources: Path, folder: Path) -> tuple[Path, str]:
     )  # fmt: skip
     if header.returncode:
         raise CannotCountError("valgrind/callgrind.h was not found; counting instructions needs valgrind's headers")
-    _run(compiler, "-std=c++20", "-O1", f"-I{sources / 'csrc'}", str(driver), *objects, "-o", str(program))
-    return program, _run(compiler, "--version").splitlines()[0]
+    _run(compiler, "-std=c++20", "-O1", f"-I{ROOT / 'csrc'}", str(driver), *objects, "-o", str(program))
+    return program, re.sub(r"^c\+\+ ", "g++ ", _run(compiler, "--version").splitlines()[0])  # the same by another name
 
 
 def _tool(name: str) -> str | None:
