@@ -128,6 +128,23 @@ def needs_grad(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
+def is_direct(requested: str, like: Tensor) -> bool:
+    """Whether a forward may go straight to the compiled CPU kernel: nothing but the forward itself is asked for.
+
+    Not with gradients, and not under autocast, in a transform, while a graph is made or `explain` asks.
+    """
+    return (
+        not torch.is_grad_enabled()
+        and like.is_cpu
+        and library.loaded
+        and (requested == "cpu" or (requested == "auto" and not os.environ.get("MIXPOL_BACKEND")))
+        and not torch.compiler.is_compiling()
+        and not torch._C._is_any_autocast_enabled()
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and not _explaining
+    )
+
+
 def choose(
     op: str,
     requested: str,

@@ -8,9 +8,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from mixpol_kernels.backend import is_direct
+from mixpol_kernels.nn import direct
 from mixpol_kernels.nn.polarity_fusion import PolarityFusion
 from mixpol_kernels.nn.target_attention import TargetAttention
 from mixpol_kernels.ops.mixed_polarity_attention.api import mixed_polarity_attention
+from mixpol_kernels.ops.mixed_polarity_attention.autograd import ops
 
 
 class MixedPolarityAttention(nn.Module):
@@ -109,6 +112,10 @@ class MixedPolarityAttention(nn.Module):
             )
         if not target.is_floating_point():
             target = self.item_embedding(target)
+        if not return_weights and rows is None and is_direct(self.backend, target):
+            found = self._direct(target, item_ids, polarity, extra_ids, direct.layout(offsets, lengths, mask))
+            if found is not None:
+                return found
         unit = self.attention.unit()
         if unit.needs_statistics:
             return self._with_batch_statistics(
@@ -124,6 +131,24 @@ class MixedPolarityAttention(nn.Module):
             slopes=slopes, offsets=offsets, lengths=lengths, mask=mask,
             sparse=rows is None and self.item_embedding.sparse,
             return_weights=return_weights, backend=self.backend, **unit.options(),
+        )  # fmt: skip
+
+    def _direct(
+        self,
+        target: Tensor,
+        item_ids: Tensor,
+        polarity: Tensor | None,
+        extra_ids: Tensor | None,
+        where: direct.Where | None,
+    ) -> Tensor | None:
+        """The compiled forward, unless the unit has to be made for it or it refuses."""
+        unit, fusion = self.attention.plain(), self.fusion
+        if unit is None or where is None:
+            return None
+        table = fusion.polarity_table
+        return direct.pooled(
+            ops(False)[0], target, item_ids, None if table is None else polarity, self.item_embedding.weight, table,
+            fusion.sign, fusion.gate_tensors() or None, extra_ids, fusion.extra_table, *where, *unit, False, False,
         )  # fmt: skip
 
     def _with_batch_statistics(

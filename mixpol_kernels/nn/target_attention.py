@@ -9,10 +9,13 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from mixpol_kernels.backend import is_direct
 from mixpol_kernels.checks import check_choice
+from mixpol_kernels.nn import direct
 from mixpol_kernels.nn.unit import Unit
+from mixpol_kernels.ops.target_attention import autograd
 from mixpol_kernels.ops.target_attention.api import BLOCKS, PUBLIC_ACTIVATIONS
-from mixpol_kernels.ops.target_attention.autograd import NORMALIZERS
+from mixpol_kernels.ops.target_attention.autograd import ACTIVATIONS, NORMALIZERS
 from mixpol_kernels.ops.target_attention.dropout import check_dropout
 
 
@@ -128,6 +131,29 @@ class TargetAttention(nn.Module):
             backend=self.backend,
         )
 
+    def plain(self) -> tuple[list[Tensor], list[Tensor], list[Tensor] | None, int, int, float, None] | None:
+        """Parameters and options as the compiled op takes them in evaluation; None unless they are that already."""
+        activation, modules = self.activation, self._modules  # attributes of nn.Module take a microsecond each
+        if (
+            activation not in ACTIVATIONS
+            or activation == "dice_row"
+            or modules["norms"]
+            or self.scale != 1.0
+            or self.blocks != BLOCKS
+            or (self.dropout and self.training)
+        ):
+            return None
+        weights, biases = [], []
+        for layer in modules["layers"]._modules.values():  # type: ignore[union-attr]
+            parameters = layer._parameters  # type: ignore[union-attr]
+            weight, bias = parameters.get("weight"), parameters.get("bias")
+            if weight is None or bias is None:  # parametrised, or without a bias
+                return None
+            weights.append(weight)
+            biases.append(bias)
+        slopes = list(self.slopes) if activation == "prelu" else None
+        return weights, biases, slopes, ACTIVATIONS.index(activation), NORMALIZERS.index(self.normalize), 0.0, None
+
     def forward(
         self,
         target: Tensor,
@@ -143,6 +169,12 @@ class TargetAttention(nn.Module):
 
         `pad_to`: with `pads_in_norm`, the padded length behind a jagged history; L by default for a padded one.
         """
+        if not return_weights and is_direct(self.backend, target):
+            unit, where = self.plain(), direct.layout(offsets, lengths, mask)
+            if unit is not None and where is not None:
+                found = direct.pooled(autograd.forward, target, history, *where, *unit, False, False)
+                if found is not None:
+                    return found
         layout = {"lengths": lengths, "mask": mask, "offsets": offsets}
         return self.unit().attend(target, history, layout, pad_to, return_weights)
 
