@@ -110,10 +110,12 @@ class MixedPolarityAttention(nn.Module):
                 f"{name} was {given.dtype} {list(given.shape)}, but the layer was made with num_items=None and has no "
                 "table; pass the rows that you looked up"
             )
+        embedding = self.item_embedding
         if not target.is_floating_point():
-            target = self.item_embedding(target)
+            target = embedding(target)
         if not return_weights and rows is None and is_direct(self.backend, target):
-            found = self._direct(target, item_ids, polarity, extra_ids, direct.layout(offsets, lengths, mask))
+            where = direct.layout(offsets, lengths, mask)
+            found = self._direct(target, item_ids, polarity, embedding.weight, extra_ids, where)
             if found is not None:
                 return found
         unit = self.attention.unit()
@@ -138,6 +140,7 @@ class MixedPolarityAttention(nn.Module):
         target: Tensor,
         item_ids: Tensor,
         polarity: Tensor | None,
+        item_table: Tensor,
         extra_ids: Tensor | None,
         where: direct.Where | None,
     ) -> Tensor | None:
@@ -147,7 +150,7 @@ class MixedPolarityAttention(nn.Module):
             return None
         table = fusion.polarity_table
         return direct.pooled(
-            ops(False)[0], target, item_ids, None if table is None else polarity, self.item_embedding.weight, table,
+            ops(False)[0], target, item_ids, None if table is None else polarity, item_table, table,
             fusion.sign, fusion.gate_tensors() or None, extra_ids, fusion.extra_table, *where, *unit, False, False,
         )  # fmt: skip
 

@@ -84,9 +84,10 @@ class PolarityFusion(nn.Module):
 
     def gate_tensors(self) -> tuple[Tensor, ...]:
         """(W_g, b_g, W_t) as the ops take them; empty unless "tapf"."""
-        if self.gate is None or self.target_projection is None:
+        gate, projection = self._modules.get("gate"), self._modules.get("target_projection")  # attributes are slow
+        if gate is None or projection is None:
             return ()
-        return self.gate.weight, self.gate.bias, self.target_projection.weight
+        return gate.weight, gate.bias, projection.weight  # type: ignore[return-value]
 
     def forward(
         self,
