@@ -46,13 +46,13 @@ def test_isa() -> None:
 @pytest.mark.parametrize("level", ISA_LEVELS)
 def test_every_level_is_within_the_budget(level: str) -> None:
     """MIXPOL_CPU_ISA lowers the level, never raises it; each one computes the same within the error budget."""
-    run = selfcheck("--cases", "12", MIXPOL_CPU_ISA=level)
-    assert run.returncode == 0, run.stdout + run.stderr
     expected = min(level, best_level(), key=ISA_LEVELS.index)
+    run = selfcheck("--cases", "12" if level == expected else "1", MIXPOL_CPU_ISA=level)
+    assert run.returncode == 0, run.stdout + run.stderr
     assert re.match(rf"isa {expected}, ", run.stdout), run.stdout
 
 
-@pytest.mark.parametrize("level", ISA_LEVELS)
+@pytest.mark.parametrize("level", ISA_LEVELS[: ISA_LEVELS.index(best_level())] or ("base",))
 def test_every_level_converts_16_bit_values_alike(level: str) -> None:
     """The exhaustive tests of bfloat16 and float16 conversion, which at the lowest level is done by hand."""
     file = Path(__file__).parent / "ops" / "test_low_precision.py"

@@ -1,0 +1,41 @@
+"""`benchmarks/precision.py`: both precisions are right before they are timed."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).parents[3] / "benchmarks" / "precision.py"
+
+
+@pytest.fixture(scope="module")
+def precision() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("precision", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_measures(precision: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "TOKENS", 100)
+    precision.check((9,), 5)
+    assert all(0 < quotient < 100 for quotient in precision.measure((9,), 20, seconds=0.01))
+
+
+def test_a_wrong_kernel_is_refused(precision: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = torch.ops.mixpol.target_attention_fwd.default
+
+    def off(*given: Any) -> Any:
+        pooled, *rest = real(*given)
+        return pooled * (1 + 8 * torch.finfo(pooled.dtype).eps), *rest
+
+    monkeypatch.setattr("mixpol_kernels.ops.target_attention.autograd.forward", off)
+    with pytest.raises(RuntimeError, match=r"out: mean error .* times the budget"):
+        precision.check((9,), 5)
