@@ -16,7 +16,7 @@ from mixpol_kernels.history import canonical
 Where = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
-def layout(offsets: Tensor | None, lengths: Tensor | None, mask: Tensor | None) -> Where | None:
+def layout(offsets: Tensor | None = None, lengths: Tensor | None = None, mask: Tensor | None = None) -> Where | None:
     """The layout as the compiled ops take it; None where they would take what the public functions refuse."""
     if (offsets is not None) + (lengths is not None) + (mask is not None) > 1:
         return None

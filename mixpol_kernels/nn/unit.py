@@ -9,8 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mixpol_kernels.backend import is_direct
+from mixpol_kernels.nn import direct
 from mixpol_kernels.ops.dice_attention.api import dice_attention
+from mixpol_kernels.ops.target_attention import autograd
 from mixpol_kernels.ops.target_attention.api import BLOCKS, target_attention
+from mixpol_kernels.ops.target_attention.autograd import ACTIVATIONS, NORMALIZERS
 from mixpol_kernels.ops.target_attention.dropout import draw_seed
 from mixpol_kernels.ops.unit_statistics.api import unit_statistics
 
@@ -67,11 +71,28 @@ class Unit:
             seed = draw_seed() if self.dropout else None  # one for the statistics and what they are for
             weights, biases, slopes = self._by_batch(target, history, layout, pad_to, seed)
         else:
-            weights, biases, slopes = self.by_running_statistics()
+            parameters = weights, biases, slopes = self.by_running_statistics()
+            if not return_weights and is_direct(self.backend, target):
+                found = self._direct(target, history, parameters, direct.layout(**layout))
+                if found is not None:
+                    return found
         where: dict[str, Any] = {**self.options(), **layout}
         return target_attention(
             target, history, weights, biases, slopes=slopes, seed=seed, return_weights=return_weights,
             backend=self.backend, **where,
+        )  # fmt: skip
+
+    def _direct(
+        self, target: Tensor, history: Tensor, parameters: Parameters, where: direct.Where | None
+    ) -> Tensor | None:
+        """The compiled forward, unless the parameters have to be made for it or it refuses."""
+        known = self.activation in ACTIVATIONS and self.scale == 1.0 and self.blocks == BLOCKS and not self.dropout
+        if where is None or not known:
+            return None
+        weights, biases, slopes = parameters
+        return direct.pooled(
+            autograd.forward, target, history, *where, weights, biases, slopes or None,
+            ACTIVATIONS.index(self.activation), NORMALIZERS.index(self.normalize), 0.0, None, False, False,
         )  # fmt: skip
 
     def with_normalize(self, normalize: str) -> Unit:

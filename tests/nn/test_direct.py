@@ -152,7 +152,7 @@ def test_so_is_what_ids_can_be_wrong_about(
 
 @pytest.mark.parametrize(
     "options",
-    [{"activation": "dice"}, {"activation": "dice_row"}, {"activation": "leaky_relu"}, {"scale": 0.5},
+    [{"activation": "dice"}, {"activation": "leaky_relu"}, {"scale": 0.5},
      {"blocks": ("x", "t*x")}, {"batch_norm": True}, {"dropout": 0.5}, {"backend": "reference"}],
     ids=str,
 )  # fmt: skip
@@ -163,7 +163,7 @@ def test_other_units_take_the_long_way(options: dict[str, Any], calls: list[bool
     assert not calls
 
 
-def test_layers_that_are_no_plain_linear_take_the_long_way(calls: list[bool], generator: torch.Generator) -> None:
+def test_layers_that_are_no_plain_linear(calls: list[bool], generator: torch.Generator) -> None:
     """A parametrised weight is computed when it is read; a layer without a bias has zeros for it."""
     target, history = torch.randn(USERS, WIDTH, generator=generator), tokens_of("full", generator)
     for change in (nn.utils.parametrizations.weight_norm, lambda linear: linear.register_parameter("bias", None)):
@@ -171,7 +171,17 @@ def test_layers_that_are_no_plain_linear_take_the_long_way(calls: list[bool], ge
         change(layer.layers[0])
         got, expected = both_ways(lambda layer=layer: layer(target, history))  # type: ignore[misc]
         assert torch.equal(got, expected)
-    assert not calls
+    assert calls == [True, True]
+
+
+@pytest.mark.parametrize("options", [{"activation": "dice"}, {"activation": "dice_row"}, {"batch_norm": True}], ids=str)
+def test_normalised_units_in_evaluation(options: dict[str, Any], calls: list[bool], generator: torch.Generator) -> None:
+    """Their parameters are made for the call, from the running statistics."""
+    layer = layers.TargetAttention(WIDTH, [16, 8], **options).eval()
+    target, history = torch.randn(USERS, WIDTH, generator=generator), tokens_of("full", generator)
+    got, expected = both_ways(lambda: layer(target, history))
+    assert torch.equal(got, expected)
+    assert calls == [True]
 
 
 def test_what_else_is_asked_for_goes_first(
