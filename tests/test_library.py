@@ -53,7 +53,7 @@ def test_every_level_is_within_the_budget(level: str) -> None:
 
 
 @pytest.mark.parametrize("level", ISA_LEVELS[: ISA_LEVELS.index(best_level())] or ("base",))
-def test_every_level_converts_16_bit_values_alike(level: str) -> None:
+def test_lower_levels_convert_16_bit_values_alike(level: str) -> None:
     """The exhaustive tests of bfloat16 and float16 conversion, which at the lowest level is done by hand."""
     file = Path(__file__).parent / "ops" / "test_low_precision.py"
     command = [sys.executable, "-m", "pytest", "-q", str(file), "-k", "exactly or nearest"]
