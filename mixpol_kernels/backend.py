@@ -136,6 +136,7 @@ def is_direct(requested: str, like: Tensor) -> bool:
     return (
         not torch.is_grad_enabled()
         and like.is_cpu
+        and like.dtype in STORED
         and library.loaded
         and (requested == "cpu" or (requested == "auto" and not os.environ.get("MIXPOL_BACKEND")))
         and not torch.compiler.is_compiling()

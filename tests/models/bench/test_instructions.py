@@ -2,28 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from dataclasses import replace
-from pathlib import Path
-from types import ModuleType
 
 import pytest
+from bench_scripts import load
 
-SCRIPT = Path(__file__).parents[3] / "benchmarks" / "instructions.py"
-
-
-def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("instructions", SCRIPT)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-instructions = _load()
+instructions = load("instructions")
 FILE = instructions.Counts.read()
 
 

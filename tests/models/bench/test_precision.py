@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-
-SCRIPT = Path(__file__).parents[3] / "benchmarks" / "precision.py"
+from bench_scripts import load
 
 
 @pytest.fixture(scope="module")
 def precision() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("precision", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("precision")
 
 
 def test_measures(precision: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
