@@ -1,4 +1,4 @@
-"""A fresh seed for every run, shown on failure; MIXPOL_TEST_SEED=<n> repeats a run."""
+"""A fresh seed for every run, shown on failure; MIXPOL_TEST_SEED=<n> repeats a run. One thread a process."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# Before torch and for child processes too: the cores are shared by several test processes, and OpenMP threads that
+# outnumber them wait for one another in loops (small models then train up to ten times as long).
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 
 # Triton's interpreter is chosen when kernels are imported: its tests run when they are asked for by name.
@@ -29,6 +34,15 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 @pytest.fixture(autouse=True)
 def _seeded(request: pytest.FixtureRequest) -> None:
     torch.manual_seed(_seed_of(request.node))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tests of several threads set their number, and need not set it back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

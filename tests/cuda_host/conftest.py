@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
 
 import pytest
-import torch
 from emulation import Emulation, build
 
 
@@ -17,14 +15,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "cuda_host" in str(item.path) and "test_cuda_compile" not in str(item.path):
             item.add_marker(pytest.mark.skip(reason="the emulation of CUDA threads needs an x86-64 CPU"))
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
