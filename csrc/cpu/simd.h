@@ -46,8 +46,11 @@ MIXPOL_INLINE vec broadcast(float x) { return x - vec{}; }
 
 MIXPOL_INLINE vec fma(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
 MIXPOL_INLINE float sum(vec v) { return _mm512_reduce_add_ps(v); }
-// Operand order: a NaN in x comes through.
+// Operand order, here and in clamp: a NaN in x comes through.
 MIXPOL_INLINE vec relu(vec x) { return _mm512_max_ps(_mm512_setzero_ps(), x); }
+MIXPOL_INLINE vec clamp(vec x, float low, float high) {
+    return _mm512_min_ps(_mm512_set1_ps(high), _mm512_max_ps(_mm512_set1_ps(low), x));
+}
 MIXPOL_INLINE uint32_t positive_bits(vec x) {
     return _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_NLE_UQ);
 }
@@ -64,6 +67,9 @@ MIXPOL_INLINE float sum(vec v) {
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
 }
 MIXPOL_INLINE vec relu(vec x) { return _mm256_max_ps(_mm256_setzero_ps(), x); }
+MIXPOL_INLINE vec clamp(vec x, float low, float high) {
+    return _mm256_min_ps(_mm256_set1_ps(high), _mm256_max_ps(_mm256_set1_ps(low), x));
+}
 MIXPOL_INLINE uint32_t positive_bits(vec x) {
     return _mm256_movemask_ps(_mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_NLE_UQ));
 }
@@ -73,6 +79,10 @@ MIXPOL_INLINE uint32_t positive_bits(vec x) {
 MIXPOL_INLINE vec fma(vec a, vec b, vec c) { return a * b + c; }
 MIXPOL_INLINE float sum(vec v) { return (v[0] + v[2]) + (v[1] + v[3]); }
 MIXPOL_INLINE vec relu(vec x) { return x <= vec{} ? vec{} : x; }
+MIXPOL_INLINE vec clamp(vec x, float low, float high) {
+    x = x < broadcast(low) ? broadcast(low) : x;
+    return x > broadcast(high) ? broadcast(high) : x;
+}
 MIXPOL_INLINE uint32_t positive_bits(vec x) {
     ivec low = x <= vec{};
     return 15u & ~((low[0] & 1) | (low[1] & 2) | (low[2] & 4) | (low[3] & 8));
@@ -165,8 +175,7 @@ MIXPOL_INLINE vec exp(vec x) {
 
 // exp for sums with 1: inf from exp(88.4) on, and 2^-126 below exp(-87.3). Half the work of the above.
 MIXPOL_INLINE vec exp_between(vec x) {
-    vec y = x < broadcast(-87.3f) ? broadcast(-87.3f) : x;
-    y = y > broadcast(89.0f) ? broadcast(89.0f) : y;
+    vec y = clamp(x, -87.3f, 89.0f);
     vec shifter = broadcast(12582912.0f);
     vec shifted = fma(y, broadcast(1.44269504088896f), shifter), n = shifted - shifter;
     vec r = fma(n, broadcast(-0.693359375f), y);
