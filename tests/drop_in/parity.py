@@ -92,7 +92,8 @@ def check_training(stock: nn.Module, case: Case, zero: Collection[str] = (), ste
     fused = copy.deepcopy(stock)
     drop_in.accelerate(fused)
     for layer in (stock, fused):
-        optimizer = torch.optim.Adam(layer.parameters(), lr=1e-3)
+        # Not 1e-8: a gradient of about 0 would become a step of ± lr with the sign that rounding gives it.
+        optimizer = torch.optim.Adam(layer.parameters(), lr=1e-3, eps=1e-4)
         for _ in range(steps):
             optimizer.zero_grad()
             out = case.call(layer, case.inputs)
