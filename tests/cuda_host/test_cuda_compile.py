@@ -76,6 +76,7 @@ def test_a_source_for_one_architecture(cuda_compile: ModuleType, source: random.
     needs_nvcc(cuda_compile)
     drawn = source.choice(cuda_compile.sources())
     compiled = cuda_compile.compile_one(drawn, (90,))
+    assert compiled, drawn
     assert not [fault for c in compiled for fault in c.faults()], drawn
     assert {c.kernel for c in compiled} <= {name for name, _ in table_rows(cuda_compile)}, drawn
 
