@@ -246,6 +246,44 @@ void heads(const Kernels& k, const Counter& count) {
     count("backward", [&] { k.dot_backward(backward, 0, USERS, scratch); });
 }
 
+void projected_heads(const Kernels& k, Counter count) {
+    constexpr int HEADS = 4, CANDIDATES = 30, EACH = D / HEADS;
+    Memory memory;
+    DotProjectedForward forward{};
+    forward.history.users = USERS;
+    forward.history.tokens = TOKENS;
+    forward.history.offsets = OFFSETS.data();
+    forward.tokens.base = memory.draws(TOKENS * D);
+    forward.tokens.row_stride = D;
+    forward.width = D;
+    forward.key_width = forward.value_width = EACH;
+    forward.candidates = CANDIDATES;
+    forward.heads = HEADS;
+    forward.queries = memory.draws(USERS * CANDIDATES * D, 0.2f);
+    forward.user_stride = CANDIDATES * D;
+    forward.candidate_stride = D;
+    forward.head_stride = EACH;
+    forward.keys_t = memory.draws(D * D, 0.2f);
+    forward.values_t = memory.draws(D * D, 0.2f);
+    forward.longest = 60;
+    forward.pooled = memory.zeros(USERS * CANDIDATES * D);
+    forward.stats = memory.zeros(USERS * CANDIDATES * HEADS * DOT_PROJECTED_STATS);
+    float* scratch = memory.zeros(k.dot_projected_scratch_floats(forward, false));
+    count("forward", [&] { k.dot_projected_forward(forward, 0, USERS * HEADS, scratch); });
+
+    DotProjectedBackward backward{};
+    static_cast<DotProjected&>(backward) = forward;
+    backward.w_k = memory.draws(D * D, 0.2f);
+    backward.w_v = memory.draws(D * D, 0.2f);
+    backward.grad_pooled = memory.draws(USERS * CANDIDATES * D);
+    backward.stats = forward.stats;
+    backward.grad_queries = memory.zeros(USERS * CANDIDATES * D);
+    backward.grad_tokens = memory.zeros(TOKENS * D);
+    float* sums = memory.zeros(2 * D * D);
+    scratch = memory.zeros(k.dot_projected_scratch_floats(backward, true));
+    count("backward", [&] { k.dot_projected_backward(backward, 0, USERS, scratch, sums); });
+}
+
 void level(const Kernels& k, const std::string& name) {
     Memory memory;
     const auto named = [&](const char* what) { return Counter(name + "/" + what + "/"); };
@@ -255,6 +293,7 @@ void level(const Kernels& k, const std::string& name) {
     attention(k, named("TAPF + ReLU [64] from ids"), unit_of(Activation::relu, {64}, memory), true, true);
     fusion(k, named("TAPF alone"));
     heads(k, named("softmax, 4 heads"));
+    projected_heads(k, named("softmax, 4 heads, 30 candidates"));
 }
 
 }  // namespace

@@ -352,8 +352,23 @@ struct DotProjected {
     const float* queries;                                // [B, M, H, key_width] at these strides, scaled
     int64_t user_stride, candidate_stride, head_stride;  // floats
     const float *keys_t, *values_t;                      // transposed projections [H][D][K] and [H][D][V]
-    float* pooled;                                       // [B, M, H, value_width]
     int64_t longest;                                     // tokens of the longest history
+};
+
+// What its forward keeps for a row: the first two of DOT_STATS.
+constexpr int DOT_PROJECTED_STATS = 2;
+
+struct DotProjectedForward : DotProjected {
+    float* pooled;  // [B, M, H, value_width]
+    float* stats;   // [B, M, H, DOT_PROJECTED_STATS]
+};
+
+struct DotProjectedBackward : DotProjected {
+    const float *w_k, *w_v;    // the projections [H * key_width][D p] and [H * value_width][D p]
+    const float* grad_pooled;  // [B, M, H, value_width]
+    const float* stats;
+    float* grad_queries;  // [B, M, H, key_width]
+    float* grad_tokens;   // [tokens, D]
 };
 
 // The kernels of one instruction set level. `sums` is the block's own part of a zeroed buffer.
@@ -381,9 +396,13 @@ struct Kernels {
     void (*unfold_fusion)(const PolarityFusion&, const FusionSums&, const FusionGradients&);
     int64_t (*dot_scratch_floats)(const DotPass&, bool backward);
     void (*dot_forward)(const DotForward&, int64_t part_begin, int64_t part_end, float* scratch);
-    int64_t (*dot_projected_scratch_floats)(const DotProjected&);
-    void (*dot_projected_forward)(const DotProjected&, int64_t head_begin, int64_t head_end, float* scratch);
     void (*dot_backward)(const DotBackward&, int64_t user_begin, int64_t user_end, float* scratch);
+    int64_t (*dot_projected_scratch_floats)(const DotProjected&, bool backward);
+    void (*dot_projected_forward)(const DotProjectedForward&, int64_t head_begin, int64_t head_end,
+                                  float* scratch);
+    // Adds to sums [H * (key_width + value_width)][D p]: the gradients of w_k, then those of w_v.
+    void (*dot_projected_backward)(const DotProjectedBackward&, int64_t user_begin, int64_t user_end,
+                                   float* scratch, float* sums);
     void (*add)(float* to, const float* from, int64_t floats);
     void (*gather_sum)(float* out, const float* a, const float* b, int width);         // out = a + b
     void (*sum_rows)(float* out, const float* const* rows, int64_t count, int width);  // in order

@@ -51,10 +51,10 @@ Inputs read(const Tensor& queries, const Tensor& history, const OptionalTensor& 
 }
 
 // Contiguous ranges of items, of which every user has `parts` of `rows` rows, of about equal cost.
-std::vector<int64_t> cut(const Layout& layout, int64_t parts, int64_t rows) {
+std::vector<int64_t> cut(const Layout& layout, int64_t parts, int64_t rows, int64_t max_blocks = BLOCKS) {
     int64_t total = 0;
     for (int64_t n : layout.counts) total += (n + ROW_COST) * parts;
-    const int64_t blocks = std::clamp<int64_t>(total * rows / MIN_BLOCK_COST, 1, BLOCKS);
+    const int64_t blocks = std::clamp<int64_t>(total * rows / MIN_BLOCK_COST, 1, max_blocks);
     std::vector<int64_t> bounds{0};
     int64_t cost = 0, item = 0;
     for (int64_t n : layout.counts)
@@ -76,6 +76,72 @@ Buffer transposed_heads(const Tensor& weight, int64_t heads) {
             for (int64_t j = 0; j < wide; j++) to[j] = j < each ? from[(h * each + j) * inputs + d] : 0;
         }
     return buffer;
+}
+
+// Rows with zeros behind them, [rows][padded width].
+Buffer padded_rows(const Tensor& weight) {
+    const int64_t rows = weight.size(0), width = weight.size(1), wide = padded_columns(int(width));
+    const float* from = static_cast<const float*>(weight.const_data_ptr());
+    Buffer buffer = allocate(rows * wide);
+    std::memset(buffer.get(), 0, sizeof(float) * rows * wide);
+    for (int64_t r = 0; r < rows; r++)
+        std::memcpy(buffer.get() + r * wide, from + r * width, sizeof(float) * width);
+    return buffer;
+}
+
+struct ProjectedInputs {
+    DotProjected pass{};
+    Layout layout;
+    Tensor keys, values;
+    std::vector<Tensor> alive;
+    Buffer keys_t, values_t;
+    std::vector<int64_t> row_shape, token_shape;
+
+    std::vector<int64_t> rows_of(int64_t width) const {
+        return {row_shape[0], row_shape[1], row_shape[2], width};
+    }
+};
+
+ProjectedInputs read_projected(const Tensor& queries, const Tensor& history, const OptionalTensor& offsets,
+                               const OptionalTensor& lengths, const OptionalTensor& mask, const Tensor& w_k,
+                               const Tensor& w_v) {
+    if (queries.dim() != 4) fail("queries has ", queries.dim(), " dimensions; expected [B, M, H, width]");
+    if (history.dim() < 2) fail("history has ", history.dim(), " dimensions; expected [N, D] or [B, L, D]");
+    const std::vector<int64_t> shape = sizes_of(queries);
+    const int64_t users = shape[0], heads = shape[2], width = history.size(history.dim() - 1);
+    Tensor rows = float_rows(queries, "queries", shape[3]);
+    Tensor tokens = float_rows(history, "history", width);
+    Tensor keys = floats(w_k, "w_k", {heads * shape[3], width}), values = floats(w_v, "w_v", {-1, width});
+    if (heads == 0 || values.size(0) % heads)
+        fail("w_v has ", values.size(0), " rows; expected a multiple of ", heads, " heads");
+    std::vector<int64_t> token_shape = sizes_of(tokens);
+    token_shape.pop_back();
+    ProjectedInputs in{{},
+                       read_layout(users, token_shape, offsets, lengths, mask),
+                       keys,
+                       values,
+                       {rows, tokens},
+                       {},
+                       {},
+                       shape,
+                       token_shape};
+    DotProjected& pass = in.pass;
+    pass.history = in.layout.history;
+    pass.tokens.base = static_cast<const float*>(tokens.const_data_ptr());
+    pass.tokens.row_stride = tokens.stride(tokens.dim() - 2);
+    pass.tokens.user_stride = tokens.dim() == 3 ? tokens.stride(0) : 0;
+    pass.width = static_cast<int>(width);
+    pass.key_width = static_cast<int>(shape[3]);
+    pass.value_width = static_cast<int>(values.size(0) / heads);
+    pass.candidates = static_cast<int>(shape[1]);
+    pass.heads = static_cast<int>(heads);
+    pass.queries = static_cast<const float*>(rows.const_data_ptr());
+    pass.user_stride = rows.stride(0), pass.candidate_stride = rows.stride(1),
+    pass.head_stride = rows.stride(2);
+    for (int64_t count : in.layout.counts) pass.longest = std::max(pass.longest, count);
+    in.keys_t = transposed_heads(keys, heads), in.values_t = transposed_heads(values, heads);
+    pass.keys_t = in.keys_t.get(), pass.values_t = in.values_t.get();
+    return in;
 }
 
 }  // namespace
@@ -135,48 +201,67 @@ std::tuple<Tensor, Tensor> dot_attention_bwd(Tensor grad_pooled, Tensor stats, T
     return {grad_queries, grad_tokens};
 }
 
-Tensor dot_attention_projected(Tensor queries, Tensor history, OptionalTensor offsets, OptionalTensor lengths,
-                               OptionalTensor mask, Tensor w_k, Tensor w_v) {
-    if (queries.dim() != 4) fail("queries has ", queries.dim(), " dimensions; expected [B, M, H, width]");
-    const std::vector<int64_t> shape = sizes_of(queries);
-    const int64_t users = shape[0], heads = shape[2];
-    Tensor rows = float_rows(queries, "queries", shape[3]);
-    if (history.dim() < 2) fail("history has ", history.dim(), " dimensions; expected [N, D] or [B, L, D]");
-    const int64_t width = history.size(history.dim() - 1);
-    Tensor tokens = float_rows(history, "history", width);
-    Tensor keys = floats(w_k, "w_k", {heads * shape[3], width}), values = floats(w_v, "w_v", {-1, width});
-    const int64_t outputs = values.size(0);
-    if (heads == 0 || outputs % heads)
-        fail("w_v has ", outputs, " rows; expected a multiple of ", heads, " heads");
-    std::vector<int64_t> token_shape = sizes_of(tokens);
-    token_shape.pop_back();
-    const Layout layout = read_layout(users, token_shape, offsets, lengths, mask);
-
-    DotProjected args{};
-    args.history = layout.history;
-    args.tokens.base = static_cast<const float*>(tokens.const_data_ptr());
-    args.tokens.row_stride = tokens.stride(tokens.dim() - 2);
-    args.tokens.user_stride = tokens.dim() == 3 ? tokens.stride(0) : 0;
-    args.width = static_cast<int>(width);
-    args.key_width = static_cast<int>(shape[3]);
-    args.value_width = static_cast<int>(outputs / heads);
-    args.candidates = static_cast<int>(shape[1]);
-    args.heads = static_cast<int>(heads);
-    args.queries = static_cast<const float*>(rows.const_data_ptr());
-    args.user_stride = rows.stride(0), args.candidate_stride = rows.stride(1),
-    args.head_stride = rows.stride(2);
-    for (int64_t count : layout.counts) args.longest = std::max(args.longest, count);
-    Buffer keys_t = transposed_heads(keys, heads), values_t = transposed_heads(values, heads);
-    args.keys_t = keys_t.get(), args.values_t = values_t.get();
-    Tensor pooled = new_floats({users, shape[1], heads, outputs / heads});
+std::tuple<Tensor, Tensor> dot_attention_projected_fwd(Tensor queries, Tensor history, OptionalTensor offsets,
+                                                       OptionalTensor lengths, OptionalTensor mask,
+                                                       Tensor w_k, Tensor w_v) {
+    ProjectedInputs in = read_projected(queries, history, offsets, lengths, mask, w_k, w_v);
+    DotProjectedForward args{in.pass, nullptr, nullptr};
+    Tensor pooled = new_floats(in.rows_of(args.value_width));
+    Tensor stats = new_floats(in.rows_of(DOT_PROJECTED_STATS));
     args.pooled = static_cast<float*>(pooled.mutable_data_ptr());
-    const std::vector<int64_t> bounds = cut(layout, heads, std::max<int64_t>(shape[1], 1));
+    args.stats = static_cast<float*>(stats.mutable_data_ptr());
+    const std::vector<int64_t> bounds = cut(in.layout, args.heads, std::max<int64_t>(args.candidates, 1));
     const Kernels& k = kernels();
-    run_blocks(static_cast<int64_t>(bounds.size()) - 1, k.dot_projected_scratch_floats(args),
+    run_blocks(static_cast<int64_t>(bounds.size()) - 1, k.dot_projected_scratch_floats(args, false),
                [&](int64_t block, float* scratch) {
                    k.dot_projected_forward(args, bounds[block], bounds[block + 1], scratch);
                });
-    return pooled;
+    return {pooled, stats};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> dot_attention_projected_bwd(
+    Tensor grad_pooled, Tensor stats, Tensor queries, Tensor history, OptionalTensor offsets,
+    OptionalTensor lengths, OptionalTensor mask, Tensor w_k, Tensor w_v) {
+    ProjectedInputs in = read_projected(queries, history, offsets, lengths, mask, w_k, w_v);
+    DotProjectedBackward args{in.pass, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+    const std::vector<int64_t>& rows = in.row_shape;
+    Tensor grad = floats(grad_pooled, "grad_pooled", {rows[0], rows[1], rows[2], args.value_width});
+    Tensor saved = floats(stats, "stats", {rows[0], rows[1], rows[2], DOT_PROJECTED_STATS});
+    Tensor grad_queries = new_floats(rows), grad_w_k = new_floats(sizes_of(in.keys)),
+           grad_w_v = new_floats(sizes_of(in.values));
+    std::vector<int64_t> shape = in.token_shape;
+    shape.push_back(args.width);
+    Tensor grad_tokens = new_floats(shape);
+    args.grad_pooled = static_cast<const float*>(grad.const_data_ptr());
+    args.stats = static_cast<const float*>(saved.const_data_ptr());
+    args.grad_queries = static_cast<float*>(grad_queries.mutable_data_ptr());
+    args.grad_tokens = static_cast<float*>(grad_tokens.mutable_data_ptr());
+    Buffer w_k_rows = padded_rows(in.keys), w_v_rows = padded_rows(in.values);
+    args.w_k = w_k_rows.get(), args.w_v = w_v_rows.get();
+
+    const bool nothing = args.candidates == 0;  // no kernel visits tokens without a query
+    if (nothing) std::memset(args.grad_tokens, 0, sizeof(float) * grad_tokens.numel());
+    const int64_t key_rows = in.keys.size(0), value_rows = in.values.size(0);
+    const int64_t wide = padded_columns(args.width), each = (key_rows + value_rows) * wide;
+    const std::vector<int64_t> bounds =
+        nothing ? std::vector<int64_t>{0}
+                : cut(in.layout, 1, int64_t{args.candidates} * args.heads, backward_blocks(each));
+    const int64_t blocks = static_cast<int64_t>(bounds.size()) - 1;
+    Buffer sums = allocate(each * std::max<int64_t>(blocks, 1));
+    std::memset(sums.get(), 0, sizeof(float) * each * std::max<int64_t>(blocks, 1));
+    const Kernels& k = kernels();
+    run_blocks(blocks, k.dot_projected_scratch_floats(args, true), [&](int64_t block, float* scratch) {
+        k.dot_projected_backward(args, bounds[block], bounds[block + 1], scratch, sums.get() + block * each);
+    });
+    add_blocks(sums.get(), blocks, each);
+    auto take = [&](Tensor& out, int64_t count, int64_t first) {
+        float* to = static_cast<float*>(out.mutable_data_ptr());
+        for (int64_t r = 0; r < count; r++)
+            std::memcpy(to + r * args.width, sums.get() + (first + r) * wide, sizeof(float) * args.width);
+    };
+    take(grad_w_k, key_rows, 0);
+    take(grad_w_v, value_rows, key_rows);
+    return {grad_queries, grad_tokens, grad_w_k, grad_w_v};
 }
 
 }  // namespace mixpol::cpu

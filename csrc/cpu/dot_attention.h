@@ -1,4 +1,4 @@
-// Softmax dot-product attention of query rows over raw tokens: the launchers.
+// Softmax dot-product attention of query rows over raw and over projected tokens: the launchers.
 #pragma once
 
 #include <tuple>
@@ -15,7 +15,12 @@ std::tuple<Tensor, Tensor> dot_attention_bwd(Tensor grad_pooled, Tensor stats, T
                                              OptionalTensor offsets, OptionalTensor lengths,
                                              OptionalTensor mask, bool sliced, int64_t top_k);
 
-Tensor dot_attention_projected(Tensor queries, Tensor history, OptionalTensor offsets, OptionalTensor lengths,
-                               OptionalTensor mask, Tensor w_k, Tensor w_v);
+std::tuple<Tensor, Tensor> dot_attention_projected_fwd(Tensor queries, Tensor history, OptionalTensor offsets,
+                                                       OptionalTensor lengths, OptionalTensor mask,
+                                                       Tensor w_k, Tensor w_v);
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> dot_attention_projected_bwd(
+    Tensor grad_pooled, Tensor stats, Tensor queries, Tensor history, OptionalTensor offsets,
+    OptionalTensor lengths, OptionalTensor mask, Tensor w_k, Tensor w_v);
 
 }  // namespace mixpol::cpu

@@ -421,9 +421,12 @@ static int64_t sum_floats(const Pass& pass, bool with_unit) {
     return arena.used();
 }
 
+int64_t backward_blocks(int64_t floats) {
+    return std::clamp<int64_t>(MAX_SUMS / std::max<int64_t>(floats, 1), 1, BACKWARD_BLOCKS);
+}
+
 int64_t backward_blocks(const Pass& pass, bool with_unit) {
-    return std::clamp<int64_t>(MAX_SUMS / std::max<int64_t>(sum_floats(pass, with_unit), 1), 1,
-                               BACKWARD_BLOCKS);
+    return backward_blocks(sum_floats(pass, with_unit));
 }
 
 BlockSums new_sums(const Pass& pass, bool with_unit, int64_t blocks) {

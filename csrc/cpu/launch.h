@@ -151,6 +151,7 @@ struct Packed {
 Packed pack(Pass& pass, bool with_unit, bool backward);
 
 // How many blocks a backward may have at most, since each has its own sums: a very large table means few.
+int64_t backward_blocks(int64_t floats);
 int64_t backward_blocks(const Pass& pass, bool with_unit);
 
 // The sums of each block of a backward, in one buffer.

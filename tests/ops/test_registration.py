@@ -31,7 +31,12 @@ VARIANTS = [
     Config(fusion="bias", n_extra=3, counts=(0, 0)),
 ]
 # tests/ops/dice_attention, dot_target_attention, interleave, unit_statistics
-CHECKED_IN_THEIR_FOLDER = {"dot_attention_fwd", "dot_attention_bwd", "dot_attention_projected"}
+CHECKED_IN_THEIR_FOLDER = {
+    "dot_attention_fwd",
+    "dot_attention_bwd",
+    "dot_attention_projected_fwd",
+    "dot_attention_projected_bwd",
+}
 CHECKED_IN_THEIR_FOLDER |= {
     "dice_attention_fwd",
     "dice_attention_bwd",

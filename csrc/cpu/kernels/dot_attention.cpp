@@ -1,16 +1,13 @@
 // Softmax dot-product attention over raw tokens. A part of a user's rows takes the history in chunks under a
 // running softmax; the forward leaves two numbers a row, from which the backward recomputes every weight.
-#include <cmath>
-
+#include "cpu/kernels/dot_rows.h"
 #include "cpu/kernels/level.h"
-#include "cpu/kernels/tokens.h"
 
 namespace mixpol::cpu::MIXPOL_ISA {
 
 namespace {
 
 constexpr int QUERY_TILE = MAX_COLUMNS;  // by four tokens: 4 x 4 of 32 registers, or 2 x 4 of 16
-static_assert(CHUNK % 4 == 0 && CHUNK % W == 0);
 
 // At most DOT_ROWS rows of one user that read the same columns.
 struct Part {
@@ -44,8 +41,8 @@ struct Scratch {
     int32_t* keys;           // top_k: of one row's scores
     int32_t last[DOT_ROWS];  // top_k: the key of the last score that is chosen,
     int64_t ties[DOT_ROWS];  // and how many with that key are still to be chosen
-    float highest[DOT_ROWS], totals[DOT_ROWS], kept[DOT_ROWS];
-    double total[DOT_ROWS], mean[DOT_ROWS];
+    float kept[DOT_ROWS];
+    Softmax softmax;
     int64_t positions[CHUNK];
     const float* rows[CHUNK];
     float* grads[CHUNK];
@@ -104,91 +101,6 @@ __attribute__((noinline)) void dots(const float* queries, int rows, const float*
     }
 }
 
-// out[rows][wide] += weights [rows][CHUNK] times the n tokens.
-__attribute__((noinline)) void pool(const float* weights, int rows, const float* const* tokens, int n,
-                                    int wide, float* out) {
-    for_rows(rows, [&]<int R>(int r) __attribute__((always_inline)) {
-        for_columns(wide, [&]<int V>(int c) __attribute__((always_inline)) {
-            Tile<R, V> acc;
-            clear(acc);
-            const float* w = weights + r * CHUNK;
-            for (int i = 0; i < n; i++, w++) {
-                vec column[V];
-#pragma GCC unroll 4
-                for (int v = 0; v < V; v++) column[v] = load(tokens[i] + c + v * W);
-#pragma GCC unroll 6
-                for (int k = 0; k < R; k++) {
-                    vec weight = broadcast(w[k * CHUNK]);
-#pragma GCC unroll 4
-                    for (int v = 0; v < V; v++) acc.at[k][v] = fma(weight, column[v], acc.at[k][v]);
-                }
-            }
-            add_tile(acc, out + r * int64_t{wide} + c, wide);
-            store_tile(acc, out + r * int64_t{wide} + c, wide);
-        });
-    });
-}
-
-// out[i] (+)= Σ_k a[k][i] · b[k], for n tokens i; a is [depth][CHUNK].
-__attribute__((noinline)) void combine(const float* a, int depth, const float* const* b, int n, int wide,
-                                       float* const* out, bool add) {
-    for_rows(n, [&]<int R>(int i) __attribute__((always_inline)) {
-        for_columns(wide, [&]<int V>(int c) __attribute__((always_inline)) {
-            Tile<R, V> acc;
-            clear(acc);
-            accumulate_tn(acc, a + i, CHUNK, b, c, depth);
-#pragma GCC unroll 6
-            for (int k = 0; k < R; k++)
-#pragma GCC unroll 4
-                for (int v = 0; v < V; v++) {
-                    float* at = out[i + k] + c + v * W;
-                    store(at, add ? load(at) + acc.at[k][v] : acc.at[k][v]);
-                }
-        });
-    });
-}
-
-MIXPOL_INLINE int whole_vectors(int n) { return (n + W - 1) & ~(W - 1); }
-
-// What a row's scores are shifted by: the largest, or 0 where all of them are -inf.
-MIXPOL_INLINE float shift_of(float highest) { return highest == -INFINITY ? 0.0f : highest; }
-
-// A chunk's scores [rows][CHUNK] to exp(score - largest so far), under a running softmax; rescales what was
-// pooled.
-__attribute__((noinline)) void weigh(Scratch& s, float* scores, int rows, int n, int wide) {
-    const int filled = whole_vectors(n);
-    for (int r = 0; r < rows; r++) {
-        float *p = scores + r * CHUNK, *pooled = s.sums + r * int64_t{wide};
-        for (int i = n; i < filled; i++) p[i] = -INFINITY;
-        vec largest = broadcast(s.highest[r]);
-        for (int i = 0; i < filled; i += W) {
-            vec score = load(p + i);
-            largest = score > largest ? score : largest;  // a NaN is passed over here, and stays in the sum
-        }
-        float now = largest[0];
-        for (int i = 1; i < W; i++) now = largest[i] > now ? largest[i] : now;
-        if (now > s.highest[r]) {
-            vec factor = exp(broadcast(s.highest[r] - now));
-            s.total[r] *= factor[0];
-            for (int c = 0; c < wide; c += W) store(pooled + c, load(pooled + c) * factor);
-            s.highest[r] = now;
-        }
-        vec shift = broadcast(shift_of(s.highest[r])), total{};
-        for (int i = 0; i < filled; i += W) {
-            vec weight = exp(load(p + i) - shift);
-            total += weight;
-            store(p + i, weight);
-        }
-        s.total[r] += sum(total);
-    }
-}
-
-// Scores to weights, with the finished statistics.
-MIXPOL_INLINE void normalise(float* p, int n, float highest, float total) {
-    vec shift = broadcast(shift_of(highest)), sum = broadcast(total);
-    for (int i = 0; i < n; i += W) store(p + i, exp(load(p + i) - shift) / sum);
-}
-
 // The scores that were written on the way, to weights.
 void finish(const DotForward& a, const Part& part, Scratch& s) {
     const int64_t stride = int64_t{a.candidates} * a.heads;
@@ -197,7 +109,7 @@ void finish(const DotForward& a, const Part& part, Scratch& s) {
         for (int r = 0; r < part.rows; r++) {
             float weights[CHUNK] = {}, *out = a.attention + part.row(r);
             for (int i = 0; i < n; i++) weights[i] = out[s.positions[i] * stride];
-            normalise(weights, n, s.highest[r], s.totals[r]);
+            normalise(weights, n, s.softmax.highest[r], s.softmax.totals[r]);
             for (int i = 0; i < n; i++) out[s.positions[i] * stride] = weights[i];
         }
 }
@@ -288,8 +200,8 @@ void forward_part(const DotForward& a, const Part& part, int64_t user_end, Scrat
     const TokenRows tokens = columns_of(a, part);
     for (int r = 0; r < rows; r++) {
         copy_padded(s.queries + r * wide, query_row(a, part, r), width, wide);
-        s.highest[r] = -INFINITY;
-        s.total[r] = 0;
+        s.softmax.highest[r] = -INFINITY;
+        s.softmax.total[r] = 0;
     }
     zero(s.sums, int64_t{rows} * wide);
     float* scores = s.scores;
@@ -308,42 +220,26 @@ void forward_part(const DotForward& a, const Part& part, int64_t user_end, Scrat
         for (int r = 0; a.attention && r < rows; r++)
             for (int i = 0; i < n; i++)
                 a.attention[s.positions[i] * stride + part.row(r)] = scores[r * CHUNK + i];
-        weigh(s, scores, rows, n, wide);
+        weigh(s.softmax, scores, rows, n, wide, s.sums);
         pool(scores, rows, s.rows, n, wide, s.sums);
         if (a.top_k) scores += rows * CHUNK;
         any = true;
     }
     for (int r = 0; r < rows; r++) {
         float* pooled = s.sums + r * int64_t{wide};
-        s.totals[r] = static_cast<float>(s.total[r]);
-        for (int c = 0; any && c < wide; c += W) store(pooled + c, load(pooled + c) / broadcast(s.totals[r]));
+        s.softmax.totals[r] = static_cast<float>(s.softmax.total[r]);
+        const vec total = broadcast(s.softmax.totals[r]);
+        for (int c = 0; any && c < wide; c += W) store(pooled + c, load(pooled + c) / total);
         const int64_t row = flat_row(a, part, r);
         std::memcpy(a.pooled + row * width, pooled, sizeof(float) * width);
         float* stats = a.stats + DOT_STATS * row;
-        stats[0] = s.highest[r], stats[1] = s.totals[r], stats[2] = stats[3] = 0;
+        stats[0] = s.softmax.highest[r], stats[1] = s.softmax.totals[r], stats[2] = stats[3] = 0;
         if (a.top_k) std::memcpy(stats + 2, &s.last[r], sizeof(float)), stats[3] = s.kept[r];
     }
     if (any && a.attention) finish(a, part, s);
 }
 
-double product(const float* a, const float* b, int n) {
-    double lane[4] = {};
-    int i = 0;
-    for (; i + 4 <= n; i += 4)
-        for (int l = 0; l < 4; l++) lane[l] += double{a[i + l]} * b[i + l];
-    for (; i < n; i++) lane[0] += double{a[i]} * b[i];
-    return (lane[0] + lane[1]) + (lane[2] + lane[3]);
-}
-
-double total(const float* a, int n) {
-    double sum = 0;
-    for (int i = 0; i < n; i++) sum += a[i];
-    return sum;
-}
-
 // The weights and their gradients dw = grad_pooled · x of all chunks stay in scratch until Σ w · dw is known.
-// That sum comes from the same products, not from the pooled vector, and is divided by Σ w, which rounding
-// keeps from 1: where one weight is nearly 1, dw minus it must cancel to the last bit.
 void backward_part(const DotBackward& a, const Part& part, int64_t user_end, bool add, Scratch& s) {
     const int width = a.query_width, wide = padded(width), rows = part.rows;
     const bool direct = wide == width;  // gradients can be written where they belong
@@ -354,10 +250,10 @@ void backward_part(const DotBackward& a, const Part& part, int64_t user_end, boo
         copy_padded(s.queries + r * wide, query_row(a, part, r), width, wide);
         copy_padded(s.grad_pooled + r * wide, a.grad_pooled + row * width, width, wide);
         const float* stats = a.stats + DOT_STATS * row;
-        s.highest[r] = stats[0], s.totals[r] = stats[1];
+        s.softmax.highest[r] = stats[0], s.softmax.totals[r] = stats[1];
         std::memcpy(&s.last[r], stats + 2, sizeof(float));
         s.ties[r] = static_cast<int64_t>(stats[3]);
-        s.mean[r] = s.total[r] = 0;
+        s.softmax.mean[r] = s.softmax.total[r] = 0;
     }
     for (int r = 0; r < 2 * rows; r++) s.pairs[r] = s.grad_pooled + r * wide;
     zero(s.sums, int64_t{rows} * wide);
@@ -372,13 +268,7 @@ void backward_part(const DotBackward& a, const Part& part, int64_t user_end, boo
         dots(s.queries, rows, s.rows, n, wide, weights);
         dots(s.grad_pooled, rows, s.rows, n, wide, grads);
         if (a.top_k) mask_rest(s, weights, rows, n);
-        for (int r = 0; r < rows; r++) {
-            float* w = weights + r * CHUNK;
-            for (int i = n; i < whole_vectors(n); i++) w[i] = grads[r * CHUNK + i] = 0;
-            normalise(w, n, s.highest[r], s.totals[r]);
-            s.mean[r] += product(w, grads + r * CHUNK, n);
-            s.total[r] += total(w, n);
-        }
+        weigh_again(s.softmax, weights, grads, rows, n);
         weights = grads + rows * CHUNK;
     }
 
@@ -387,14 +277,7 @@ void backward_part(const DotBackward& a, const Part& part, int64_t user_end, boo
     while (int n = cursor.fill(s.positions)) {
         stage_rows(tokens, a.history, part.user, s.positions, n, width, s.tokens, s.rows);
         float* grads = weights + rows * CHUNK;
-        for (int r = 0; r < rows; r++) {
-            // In two parts, since the double itself does not fit into a float.
-            const double mean = s.total[r] > 0 ? s.mean[r] / s.total[r] : 0;
-            const float high = static_cast<float>(mean);
-            const vec head = broadcast(high), tail = broadcast(static_cast<float>(mean - high));
-            for (int at = r * CHUNK; at < r * CHUNK + n; at += W)
-                store(grads + at, load(weights + at) * ((load(grads + at) - head) - tail));
-        }
+        to_score_grads(s.softmax, weights, grads, rows, n);
         pool(grads, rows, s.rows, n, wide, s.sums);
         for (int i = 0; i < n; i++)
             s.grads[i] =
@@ -410,95 +293,7 @@ void backward_part(const DotBackward& a, const Part& part, int64_t user_end, boo
         std::memcpy(a.grad_queries + flat_row(a, part, r) * width, s.sums + r * wide, sizeof(float) * width);
 }
 
-struct ProjectedScratch {
-    Scratch common;
-    float* keys;       // of each chunk, transposed [key_width][CHUNK]
-    float* values;     // [tokens][V]
-    float* projected;  // keys of one chunk [CHUNK][K]
-    const float* queries[DOT_ROWS];
-};
-
-ProjectedScratch carve(const DotProjected& a, Arena& arena) {
-    ProjectedScratch s{};
-    const int64_t chunks = (a.longest + CHUNK - 1) / CHUNK, wide = padded(a.value_width);
-    s.common.tokens = arena.take(CHUNK * padded(a.width));
-    s.common.scores = arena.take(DOT_ROWS * CHUNK);
-    s.common.sums = arena.take(DOT_ROWS * wide);
-    s.keys = arena.take(chunks * a.key_width * CHUNK);
-    s.values = arena.take(chunks * CHUNK * wide);
-    s.projected = arena.take(CHUNK * padded(a.key_width));
-    return s;
-}
-
-// Keys and values of one head, for all tokens of a user; returns how many there are.
-int64_t project(const DotProjected& a, int64_t user, int head, ProjectedScratch& s) {
-    const int key_wide = padded(a.key_width), wide = padded(a.value_width);
-    const float* keys_t = a.keys_t + head * int64_t{a.width} * key_wide;
-    const float* values_t = a.values_t + head * int64_t{a.width} * wide;
-    Scratch& c = s.common;
-    int64_t total = 0;
-    Cursor cursor(a.history, user);
-    while (int n = cursor.fill(c.positions)) {
-        stage_rows(a.tokens, a.history, user, c.positions, n, a.width, c.tokens, c.rows);
-        multiply(c.rows, n, a.width, keys_t, key_wide, key_wide, nullptr, 0, s.projected, key_wide);
-        float* keys = s.keys + total * a.key_width;
-        for (int j = 0; j < a.key_width; j++)
-            for (int i = 0; i < CHUNK; i++) keys[j * CHUNK + i] = i < n ? s.projected[i * key_wide + j] : 0;
-        multiply(c.rows, n, a.width, values_t, wide, wide, nullptr, 0, s.values + total * wide, wide);
-        total += n;
-    }
-    return total;
-}
-
-void projected_part(const DotProjected& a, int64_t user, int head, int first, int rows, int64_t total,
-                    ProjectedScratch& s) {
-    const int wide = padded(a.value_width);
-    Scratch& c = s.common;
-    for (int r = 0; r < rows; r++) {
-        s.queries[r] =
-            a.queries + user * a.user_stride + (first + r) * a.candidate_stride + head * a.head_stride;
-        c.highest[r] = -INFINITY;
-        c.total[r] = 0;
-    }
-    zero(c.sums, int64_t{rows} * wide);
-    for (int64_t at = 0; at < total; at += CHUNK) {
-        const int n = static_cast<int>(total - at < CHUNK ? total - at : CHUNK);
-        multiply(s.queries, rows, a.key_width, s.keys + at * a.key_width, CHUNK, CHUNK, nullptr, 0, c.scores,
-                 CHUNK);
-        weigh(c, c.scores, rows, n, wide);
-        for (int i = 0; i < n; i++) c.rows[i] = s.values + (at + i) * wide;
-        pool(c.scores, rows, c.rows, n, wide, c.sums);
-    }
-    for (int r = 0; r < rows; r++) {
-        float* pooled = c.sums + r * int64_t{wide};
-        const vec sum = broadcast(static_cast<float>(c.total[r]));
-        for (int i = 0; total && i < wide; i += W) store(pooled + i, load(pooled + i) / sum);
-        std::memcpy(a.pooled + ((user * a.candidates + first + r) * a.heads + head) * a.value_width, pooled,
-                    sizeof(float) * a.value_width);
-    }
-}
-
 }  // namespace
-
-int64_t dot_projected_scratch_floats(const DotProjected& a) {
-    Arena arena(nullptr);
-    carve(a, arena);
-    return arena.used();
-}
-
-void dot_projected_forward(const DotProjected& a, int64_t head_begin, int64_t head_end, float* memory) {
-    Arena arena(memory);
-    ProjectedScratch s = carve(a, arena);
-    for (int64_t at = head_begin; at < head_end; at++) {
-        const int64_t user = at / a.heads;
-        const int head = static_cast<int>(at % a.heads);
-        const int64_t total = project(a, user, head, s);
-        for (int first = 0; first < a.candidates; first += DOT_ROWS) {
-            const int left = a.candidates - first;
-            projected_part(a, user, head, first, left < DOT_ROWS ? left : DOT_ROWS, total, s);
-        }
-    }
-}
 
 int64_t dot_scratch_floats(const DotPass& a, bool backward) {
     Arena arena(nullptr);

@@ -26,9 +26,11 @@ void unfold_unit(const ActivationUnit&, const UnitSums&, bool scaled, const Unit
 void unfold_fusion(const PolarityFusion&, const FusionSums&, const FusionGradients&);
 int64_t dot_scratch_floats(const DotPass&, bool backward);
 void dot_forward(const DotForward&, int64_t part_begin, int64_t part_end, float* scratch);
-int64_t dot_projected_scratch_floats(const DotProjected&);
-void dot_projected_forward(const DotProjected&, int64_t head_begin, int64_t head_end, float* scratch);
 void dot_backward(const DotBackward&, int64_t user_begin, int64_t user_end, float* scratch);
+int64_t dot_projected_scratch_floats(const DotProjected&, bool backward);
+void dot_projected_forward(const DotProjectedForward&, int64_t head_begin, int64_t head_end, float* scratch);
+void dot_projected_backward(const DotProjectedBackward&, int64_t user_begin, int64_t user_end, float* scratch,
+                            float* sums);
 void add(float* to, const float* from, int64_t floats);
 void gather_sum(float* out, const float* a, const float* b, int width);
 void sum_rows(float* out, const float* const* rows, int64_t count, int width);

@@ -12,9 +12,11 @@ from mixpol_kernels.checks import check_float
 from mixpol_kernels.history import Layout, layout
 from mixpol_kernels.ops.dot_target_attention import reference
 from mixpol_kernels.ops.dot_target_attention.autograd import (
+    PROJECTED_STATS,
     STATS,
     TRITON_STATS,
     DotAttention,
+    ProjectedAttention,
     ops,
     projected_forward,
 )
@@ -50,9 +52,9 @@ def dot_target_attention(
     FuxiCTR's MultiHeadTargetAttention). A projection that is None is the identity. The fused form projects no token:
     W_k goes into the query, q · W_k x = (W_kᵀ q) · x, and W_v meets the pooled token, Σ w W_v x = W_v Σ w x. So an
     infinite entry of W_v can give inf where the projected tokens cancel to NaN. Only where so many candidates share a
-    history that projected tokens cost less, and nothing needs a gradient, it projects them, a user at a time. What the
-    projections add around the fused op are ordinary matrix products of PyTorch: whether their last bits depend on the
-    batch is up to its BLAS.
+    history that projected tokens cost less (see `projecting_is_less`) does the compiled form project them, a user at a
+    time, and again in the backward. What the projections add around the fused op are ordinary matrix products of
+    PyTorch: whether their last bits depend on the batch is up to its BLAS.
 
     Args:
         target: [B, D], or [B, M, D] when M candidates share each user's history.
@@ -107,7 +109,16 @@ def dot_target_attention(
         "dot_target_attention",
         backend,
         target,
-        lambda: saved_bytes(wide, num_heads, w_q, w_k, w_v, w_o, scale),
+        lambda: saved_bytes(
+            wide,
+            num_heads,
+            w_q,
+            w_k,
+            w_v,
+            w_o,
+            scale,
+            projected=projects(wide, num_heads, w_k, w_v, top_k, return_weights),
+        ),
         triton=lambda: support.refusal(target, row, top_k),
         triton_saved_bytes=lambda: saved_bytes(wide, num_heads, w_q, w_k, w_v, w_o, scale, TRITON_STATS),
     )
@@ -149,9 +160,12 @@ def _fused(
     queries = target if w_q is None else F.linear(target, w_q)
     queries = queries if scale == 1 else queries * scale
     rows = queries.unflatten(-1, (heads, queries.shape[-1] // heads))
-    bare = not (triton or top_k or return_weights or backends.needs_grad(rows, history, w_k, w_v))
-    if bare and projecting_is_less(target.shape[1], heads, history.shape[-1], w_k, w_v):
-        out = projected_forward(rows, history, *where.canonical(), w_k, w_v).flatten(2)
+    if not triton and projects(target, heads, w_k, w_v, top_k, return_weights):
+        if backends.needs_grad(rows, history, w_k, w_v):
+            pooled = ProjectedAttention.apply(rows, history, where.offsets, where.lengths, where.mask, w_k, w_v)
+        else:
+            pooled, _ = projected_forward(rows, history, *where.canonical(), w_k, w_v)
+        out = pooled.flatten(2)
         return out if w_o is None else F.linear(out, w_o), out
     if w_k is not None:  # [B, M, A] to [B, M, H, D]
         rows = _by_head(rows, w_k.unflatten(0, (heads, w_k.shape[0] // heads)))
@@ -175,10 +189,20 @@ def _by_head(rows: Tensor, weights: Tensor) -> Tensor:
     return product.view(heads, batch, candidates, weights.shape[2]).permute(1, 2, 0, 3)
 
 
+def projects(
+    target: Tensor, heads: int, w_k: Tensor | None, w_v: Tensor | None, top_k: int | None, return_weights: bool
+) -> bool:
+    """Whether the compiled form makes keys and values of the tokens for targets [B, M, D]."""
+    if top_k or return_weights:
+        return False
+    return projecting_is_less(target.shape[1], heads, target.shape[2], w_k, w_v)
+
+
 def projecting_is_less(candidates: int, heads: int, width: int, w_k: Tensor | None, w_v: Tensor | None) -> bool:
     """Whether M candidates take fewer multiplications a token with keys and values than without.
 
-    Absorbed, every row reads the raw token twice: 2 M H D. Projected: D (A + V) once, then M (A + V).
+    Absorbed, every row reads the raw token twice: 2 M H D. Projected: D (A + V) once, then M (A + V). With the backward
+    it is 7 M H D against 4 D (A + V) + 3.5 M (A + V), about the same question.
     """
     if w_k is None or w_v is None:
         return False
@@ -194,18 +218,24 @@ def saved_bytes(
     w_o: Tensor | None,
     scale: float,
     stats: int = STATS,
+    projected: bool = False,
 ) -> int:
     """Bytes kept for backward beyond the inputs, when all of them need a gradient: a few rows a target."""
     width = target.shape[-1]
+    keys, values = (width if w is None else w.shape[0] for w in (w_k, w_v))
     floats = 0
-    if w_k is not None:
-        floats += num_heads * width  # the query rows
-    if w_q is not None or scale != 1:
-        floats += width if w_k is None else w_k.shape[0]  # the queries before they meet W_k
-    if w_v is not None:
-        floats += num_heads * width  # the pooled rows
+    if projected:
+        stats = PROJECTED_STATS
+        floats += keys if w_q is not None or scale != 1 else 0  # the query rows
+    else:
+        if w_k is not None:
+            floats += num_heads * width  # the query rows
+        if w_q is not None or scale != 1:
+            floats += keys  # the queries before they meet W_k
+        if w_v is not None:
+            floats += num_heads * width  # the pooled rows
     if w_o is not None:
-        floats += w_o.shape[1]
+        floats += values  # what W_o is applied to
     row = 4 * stats * num_heads + target.element_size() * floats
     return row * target.shape[0] * target.shape[1]
 

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from mixpol_kernels.history import canonical
 from mixpol_kernels.library import INTERPRETING, NAMESPACE, TRITON, define
 
-STATS, TRITON_STATS = 4, 2  # float32 numbers that the forwards keep a row
+STATS, PROJECTED_STATS, TRITON_STATS = 4, 2, 2  # float32 numbers that the forwards keep a row
 
 _LAYOUT = "Tensor? offsets, Tensor? lengths, Tensor? mask"
 _INPUTS = f"Tensor queries, Tensor history, {_LAYOUT}, bool sliced, int top_k"
@@ -21,13 +21,16 @@ _SCHEMAS = {
 }
 for _name, _schema in _SCHEMAS.items():
     define(_name, _schema)
+_PROJECTED = f"Tensor queries, Tensor history, {_LAYOUT}, Tensor w_k, Tensor w_v"
+define("dot_attention_projected_fwd", f"({_PROJECTED}) -> (Tensor pooled, Tensor stats)")
 define(
-    "dot_attention_projected",
-    f"(Tensor queries, Tensor history, {_LAYOUT}, Tensor w_k, Tensor w_v) -> Tensor",
+    "dot_attention_projected_bwd",
+    f"(Tensor grad_pooled, Tensor stats, {_PROJECTED}) -> "
+    "(Tensor grad_queries, Tensor grad_history, Tensor grad_w_k, Tensor grad_w_v)",
 )
 
 
-@torch.library.register_fake("mixpol::dot_attention_projected")
+@torch.library.register_fake("mixpol::dot_attention_projected_fwd")
 def _(
     queries: Tensor,
     history: Tensor,
@@ -36,9 +39,25 @@ def _(
     mask: Tensor | None,
     w_k: Tensor,
     w_v: Tensor,
-) -> Tensor:
-    heads = queries.shape[2]
-    return queries.new_empty((*queries.shape[:3], w_v.shape[0] // heads))
+) -> tuple[Tensor, Tensor]:
+    rows = queries.shape[:3]
+    return queries.new_empty((*rows, w_v.shape[0] // rows[2])), queries.new_empty((*rows, PROJECTED_STATS))
+
+
+@torch.library.register_fake("mixpol::dot_attention_projected_bwd")
+def _(
+    grad_pooled: Tensor,
+    stats: Tensor,
+    queries: Tensor,
+    history: Tensor,
+    offsets: Tensor | None,
+    lengths: Tensor | None,
+    mask: Tensor | None,
+    w_k: Tensor,
+    w_v: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    inputs = queries, history, w_k, w_v
+    return tuple(t.new_empty(t.shape) for t in inputs)  # type: ignore[return-value]
 
 
 def _fake_forward(
@@ -99,7 +118,8 @@ for _name, (_fake, _fake_triton, _triton) in _IMPLEMENTATIONS.items():
     torch.library.impl(f"{TRITON}::{_name}", ("cuda", "cpu") if INTERPRETING else "cuda")(_triton)
 
 forward = torch.ops.mixpol.dot_attention_fwd.default
-projected_forward = torch.ops.mixpol.dot_attention_projected.default
+projected_forward = torch.ops.mixpol.dot_attention_projected_fwd.default
+_projected_bwd = torch.ops.mixpol.dot_attention_projected_bwd.default
 _bwd = torch.ops.mixpol.dot_attention_bwd.default
 
 
@@ -147,3 +167,36 @@ class DotAttention(torch.autograd.Function):
         layout = canonical(offsets, lengths, mask)
         grad_queries, grad_history = ops(ctx.triton)[1](grad_pooled, stats, queries, history, *layout, *ctx.config)
         return grad_queries, grad_history, *[None] * 7
+
+
+class ProjectedAttention(torch.autograd.Function):
+    """The same with keys W_k x and values W_v x, for candidates so many that it pays to make them.
+
+    Queries [B, M, H, A / H] to pooled [B, M, H, V / H]. A user's keys and values are made in the forward and again in
+    the backward and never leave the kernel: saves the inputs and two numbers a row.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        queries: Tensor,
+        history: Tensor,
+        offsets: Tensor | None,
+        lengths: Tensor | None,
+        mask: Tensor | None,
+        w_k: Tensor,
+        w_v: Tensor,
+    ) -> Tensor:
+        layout = canonical(offsets, lengths, mask)
+        pooled: Tensor
+        pooled, stats = projected_forward(queries, history, *layout, w_k, w_v)
+        ctx.save_for_backward(queries, history, offsets, lengths, mask, w_k, w_v, stats)
+        return pooled
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_pooled: Tensor) -> tuple[Tensor | None, ...]:
+        queries, history, offsets, lengths, mask, w_k, w_v, stats = ctx.saved_tensors
+        layout = canonical(offsets, lengths, mask)
+        grads = _projected_bwd(grad_pooled, stats, queries, history, *layout, w_k, w_v)
+        return grads[0], grads[1], None, None, None, grads[2], grads[3]

@@ -80,8 +80,8 @@ def minimal_work(shape: Shape) -> tuple[Work, Work]:
         forward, backward = _gate(shape)
         forward, backward = forward + Work(0, 2 * row), backward + Work(0, 3 * row)
     elif shape.op == "dot_target_attention":
-        rows = shape.candidates * shape.heads
-        forward, backward = Work(4 * width * rows, row), Work(10 * width * rows, 2 * row)
+        forward, backward = _dot(shape)
+        forward, backward = forward + Work(0, row), backward + Work(0, 2 * row)
     else:
         forward, backward = _unit(shape)
         forward, backward = forward + Work(0, row), backward + Work(0, 2 * row)
@@ -102,6 +102,16 @@ def _unit(shape: Shape) -> tuple[Work, Work]:
         return Work(2 * layers, 0), Work(4 * layers, 0)
     bits = shape.activation == "relu" and len(shape.hidden) == 1  # stand in for the first layer in the backward
     return Work(layers, 0), Work((2 if bits else 3) * layers, 0)
+
+
+def _dot(shape: Shape) -> tuple[Work, Work]:
+    """Projections absorbed, or keys and values of D columns made of each token: whichever takes less."""
+    width, candidates = shape.width, shape.candidates
+    rows, projected = width * candidates * shape.heads, 4 * width**2
+    return (
+        Work(min(4 * rows, projected + 4 * width * candidates), 0),
+        Work(min(10 * rows, 3 * projected + 10 * width * candidates), 0),
+    )
 
 
 def _gate(shape: Shape) -> tuple[Work, Work]:

@@ -48,15 +48,17 @@ def test_an_op_without_a_case_is_refused() -> None:
     ("case", "forward", "both"),
     [
         # 2 D H on a row of D floats; backward twice that, a row read and a row written
-        ("DIN ReLU", (8192, 256), (8192 + 16384, 256 + 512)),
+        ("DIN ReLU, L=50", (8192, 256), (8192 + 16384, 256 + 512)),
         # statistics and scores; four products in the backward
-        ("DIN Dice in training", (16384, 512), (16384 + 32768, 512 + 768)),
+        ("DIN Dice in training, L=50", (16384, 512), (16384 + 32768, 512 + 768)),
         # four heads: scores and sums; backward five products
-        ("softmax heads", (4 * 64 * 4, 256), (14 * 64 * 4, 256 + 512)),
+        ("softmax heads, L=50", (4 * 64 * 4, 256), (14 * 64 * 4, 256 + 512)),
+        # keys and values, then one narrow head after another; backward those again, and their gradients to x and W
+        ("100 candidates, L=1000", (41_984, 256), (41_984 + 113_152, 256 + 512)),
     ],
 )
 def test_minimal_work(case: str, forward: tuple[float, float], both: tuple[float, float]) -> None:
-    shape = SHAPES[f"{case}, L=50"]
+    shape = SHAPES[case]
     assert minimal_work(shape) == (Work(*forward), Work(*both))
 
 

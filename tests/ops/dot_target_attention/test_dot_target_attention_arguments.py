@@ -119,7 +119,17 @@ def test_the_op_checks_top_k() -> None:
 )
 def test_the_projecting_op_checks_for_itself(queries: Tensor, w_k: Tensor, w_v: Tensor, pattern: str) -> None:
     with pytest.raises(RuntimeError, match=pattern):
-        torch.ops.mixpol.dot_attention_projected(queries, torch.randn(2, 5, 6), None, None, None, w_k, w_v)
+        torch.ops.mixpol.dot_attention_projected_fwd(queries, torch.randn(2, 5, 6), None, None, None, w_k, w_v)
+
+
+def test_the_projecting_backward_checks_what_was_saved() -> None:
+    inputs = torch.randn(2, 3, 2, 4), torch.randn(2, 5, 6), None, None, None, torch.randn(8, 6), torch.randn(10, 6)
+    pooled, stats = torch.ops.mixpol.dot_attention_projected_fwd(*inputs)
+    op = torch.ops.mixpol.dot_attention_projected_bwd
+    with pytest.raises(RuntimeError, match=r"stats has shape \[2, 3, 2, 1\]; expected \[2, 3, 2, 2\]"):
+        op(pooled, stats[..., :1], *inputs)
+    with pytest.raises(RuntimeError, match=r"grad_pooled has shape \[2, 3, 2, 4\]; expected \[2, 3, 2, 5\]"):
+        op(inputs[0], stats, *inputs)
 
 
 def test_the_backward_op_checks_what_was_saved() -> None:
