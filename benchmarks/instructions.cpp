@@ -187,6 +187,7 @@ void attention(const Kernels& k, const Counter& count, const ActivationUnit& uni
         backward.pad_to = 60;
         backward.mean = statistics, backward.grad_mean = statistics + wide,
         backward.grad_square = statistics + 2 * wide;
+        backward.stash = hidden <= D;
         count("statistics' sums", [&] { k.normalised_sums(backward, 0, USERS, scratch, sums); });
     }
     count("backward", [&] { k.attention_backward(backward, 0, USERS, scratch, unit_sums, fusion_sums); });

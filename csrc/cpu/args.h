@@ -258,6 +258,8 @@ struct AttentionBackward : Pass {
     // in StatisticsBackward.
     int64_t pad_to;
     const float *mean, *grad_mean, *grad_square;
+    // Its pre-activations are needed twice: from the first time on they wait where the tokens' gradients go.
+    bool stash;
 };
 
 // Statistics of pre-activations: count, mean and Σ (x - mean)² of one block of users; [H_last p] floats.
@@ -377,7 +379,8 @@ struct Kernels {
     void (*pack_fusion)(const PolarityFusion&, bool backward, PackedFusion&);
     int64_t (*attention_scratch_floats)(const Pass&, bool backward);
     int64_t (*fusion_scratch_floats)(const Pass&, bool backward);
-    void (*attention_forward)(const AttentionForward&, int64_t user_begin, int64_t user_end, float* scratch);
+    void (*attention_forward)(const AttentionForward&, int64_t target_begin, int64_t target_end,
+                              float* scratch);
     void (*attention_backward)(const AttentionBackward&, int64_t user_begin, int64_t user_end, float* scratch,
                                const UnitSums&, const FusionSums&);
     // Of Dice by batch statistics, one layer: Σ dn (x - mean) and Σ dn of each unit, n(x) being what Dice's

@@ -123,7 +123,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Inputs& in, bool save_attention
     args.pooled = static_cast<float*>(pooled.mutable_data_ptr());
     args.attention = save_attention ? static_cast<float*>(attention.mutable_data_ptr()) : nullptr;
     args.bits = save_bits ? static_cast<uint8_t*>(bits.mutable_data_ptr()) : nullptr;
-    const std::vector<int64_t> bounds = cut_blocks(in.layout, in.candidates, FORWARD_BLOCKS);
+    const std::vector<int64_t> bounds = cut_targets(in.layout, in.candidates, FORWARD_BLOCKS);
     const Kernels& k = kernels();
     run_blocks(static_cast<int64_t>(bounds.size()) - 1, k.attention_scratch_floats(args, false),
                [&](int64_t block, float* scratch) {
@@ -152,6 +152,7 @@ void normalised_gradients(AttentionBackward& args, const Normalised& norm, const
     const int64_t blocks = static_cast<int64_t>(bounds.size()) - 1, units = args.unit.units[0],
                   wide = padded_columns(units);
     const float* scale = args.unit.slope[0] + units;
+    args.stash = args.candidates == 1 && units <= args.width && args.grad_element == Element::f32;
     Buffer sums = allocate(2 * wide * std::max<int64_t>(blocks, 1));
     std::memset(sums.get(), 0, sizeof(float) * 2 * wide * blocks);
     std::memset(memory, 0, sizeof(float) * 3 * wide);

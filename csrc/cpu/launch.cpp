@@ -257,16 +257,27 @@ Ids::Ids(const Tensor& ids, const char* name, int64_t rows, const Layout& layout
         check(b * history.length, b * history.length + history.lengths[b]);
 }
 
-std::vector<int64_t> cut_blocks(const Layout& layout, int64_t candidates, int64_t max_blocks) {
+// Contiguous ranges of items, of which each user has `items` with `each` targets.
+static std::vector<int64_t> cut(const Layout& layout, int64_t items, int64_t each, int64_t max_blocks) {
     int64_t total = 0;
-    for (int64_t n : layout.counts) total += (n + TARGET_COST) * candidates;
-    int64_t blocks = std::clamp<int64_t>(total / MIN_BLOCK_COST, 1, max_blocks), cost = 0;
+    for (int64_t n : layout.counts) total += (n + TARGET_COST) * items * each;
+    const int64_t blocks = std::clamp<int64_t>(total / MIN_BLOCK_COST, 1, max_blocks);
+    int64_t cost = 0, item = 0;
     std::vector<int64_t> bounds{0};
-    for (int64_t b = 0; b < layout.history.users; b++) {
-        cost += (layout.counts[b] + TARGET_COST) * candidates;
-        if (cost * blocks >= total * static_cast<int64_t>(bounds.size())) bounds.push_back(b + 1);
-    }
+    for (int64_t n : layout.counts)
+        for (int64_t i = 0; i < items; i++) {
+            cost += (n + TARGET_COST) * each, item++;
+            if (cost * blocks >= total * static_cast<int64_t>(bounds.size())) bounds.push_back(item);
+        }
     return bounds;
+}
+
+std::vector<int64_t> cut_blocks(const Layout& layout, int64_t candidates, int64_t max_blocks) {
+    return cut(layout, 1, candidates, max_blocks);
+}
+
+std::vector<int64_t> cut_targets(const Layout& layout, int64_t candidates, int64_t max_blocks) {
+    return cut(layout, candidates, 1, max_blocks);
 }
 
 void add_blocks(float* sums, int64_t blocks, int64_t floats) {

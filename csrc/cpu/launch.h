@@ -96,6 +96,9 @@ class Ids {
 // threads.
 std::vector<int64_t> cut_blocks(const Layout& layout, int64_t candidates, int64_t max_blocks);
 
+// The same of targets, row user * candidates + candidate: the threads share a single user's.
+std::vector<int64_t> cut_targets(const Layout& layout, int64_t candidates, int64_t max_blocks);
+
 // Runs work(block, scratch) for each of `blocks` blocks; free threads take the next one.
 template <class Work>
 void run_blocks(int64_t blocks, int64_t scratch_floats, const Work& work) {

@@ -24,6 +24,9 @@ VARIANTS = [
     *[Config(op=op, hidden=(80, 40), activation="silu", normalize="softmax", **LARGE) for op in UNITS],
     *[Config(op=op, hidden=(36,), activation="prelu", candidates=3, layout="lengths", **LARGE) for op in UNITS],
     *[Config(op=op, hidden=(36,), counts=(3, 5000, 0, 2), activation="sigmoid") for op in UNITS],
+    # One user's candidates are shared out in the forward.
+    *[Config(op=op, hidden=(36,), counts=(0, 300), candidates=50, normalize="softmax") for op in UNITS],
+    Config(op="target_attention", hidden=(24, 8), counts=(70,), candidates=50, layout="mask_holes"),
 ]
 IDS = [f"{i}-{c.op}-{c.layout}" for i, c in enumerate(VARIANTS)]
 

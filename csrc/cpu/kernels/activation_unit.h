@@ -449,6 +449,27 @@ template <Activation A>
     }
 }
 
+// Pre-activations of a chunk's tokens, [n][H p], to and from rows as wide as the tokens.
+MIXPOL_INLINE void put_away(const float* before, int units, const int64_t* positions, int n, float* rows,
+                            int width) {
+    for (int i = 0; i < n; i++)
+        std::memcpy(rows + positions[i] * width, before + i * int64_t{padded(units)}, sizeof(float) * units);
+}
+
+MIXPOL_INLINE void take_back(const float* rows, int width, const int64_t* positions, int n, int units,
+                             float* before) {
+    for (int i = 0; i < n; i++)
+        copy_padded(before + i * int64_t{padded(units)}, rows + positions[i] * width, units, padded(units));
+}
+
+// The signal of one Dice layer whose pre-activations are in s.before.
+[[maybe_unused]] static __attribute__((noinline)) void dice_signal(const ActivationUnit& unit,
+                                                                   const PackedUnit& packed, int n,
+                                                                   const float* grad_scores, UnitScratch& s,
+                                                                   const UnitSums& sums) {
+    last_signal_at_once<Activation::dice>(unit, packed, n, grad_scores, s, sums);
+}
+
 // Σ_h z_h G(t)_h of each token, and where `blocks` has an extra row, that times the signal's last column.
 [[maybe_unused]] static __attribute__((noinline)) void grad_rows(const Blocks& blocks, const Chunk& chunk,
                                                                  const float* const* signal, float* table,

@@ -87,8 +87,7 @@ struct Softmax {
 using ForwardUnit = decltype(&unit_forward<Activation::relu>);
 using RecomputeSignal = decltype(&signal_by_recomputing<Activation::relu>);
 
-void forward(const AttentionForward& a, ForwardUnit score, int64_t user_begin, int64_t user_end,
-             float* memory) {
+void forward(const AttentionForward& a, ForwardUnit score, int64_t begin, int64_t end, float* memory) {
     Arena arena(memory);
     Scratch s = carve(a, false, arena);
     const int wide = padded(a.width), bytes = (a.unit.units[0] + 7) / 8;
@@ -137,7 +136,7 @@ void forward(const AttentionForward& a, ForwardUnit score, int64_t user_begin, i
             for (int i = 0; i < chunk.n; i += W) store(s.scores + i, math::sigmoid<Simd>(load(s.scores + i)));
         for (int i = 0; i < chunk.count; i++) pool(chunk, chunk.spans[i]);
     };
-    for_chunks(a, user_begin, user_end, s.group, group, work, [](int64_t, int) {});
+    for_chunks(a, begin, end, s.group, group, work, [](int64_t, int) {});
 }
 
 // dw of one token: through the pooled vector, and through the weights if they were returned.
@@ -274,6 +273,9 @@ void backward(const AttentionBackward& a, RecomputeSignal recompute, int64_t use
                               bytes);
             }
             signal_from_bits(s.bits, s.grad_scores, chunk.n, hp, ld, signal);
+        } else if (a.stash) {
+            take_back(grad_floats, a.width, chunk.positions, chunk.n, hidden, s.unit.before[0]);
+            dice_signal(a.unit, a.packed_unit, chunk.n, s.grad_scores, s.unit, sums);
         } else {
             drop_keys(a.unit, a.candidates, chunk, s.unit);
             recompute(a.unit, a.packed_unit, chunk, s.rows, s.grad_scores, s.unit, sums);
@@ -310,7 +312,7 @@ void backward(const AttentionBackward& a, RecomputeSignal recompute, int64_t use
             std::memcpy(a.grad_target + (row0 + i) * a.width, s.grad_targets + i * wide,
                         sizeof(float) * a.width);
     };
-    for_chunks(a, user_begin, user_end, s.group, group, work, finish);
+    for_user_chunks(a, user_begin, user_end, s.group, group, work, finish);
     sums.output_bias[0] = static_cast<float>(output_bias);
 }
 
@@ -322,12 +324,12 @@ int64_t attention_scratch_floats(const Pass& pass, bool backward) {
     return arena.used();
 }
 
-void attention_forward(const AttentionForward& a, int64_t user_begin, int64_t user_end, float* memory) {
+void attention_forward(const AttentionForward& a, int64_t begin, int64_t end, float* memory) {
     static constexpr ForwardUnit score[ACTIVATION_COUNT] = {
         unit_forward<Activation::relu>, unit_forward<Activation::prelu>,   unit_forward<Activation::sigmoid>,
         unit_forward<Activation::silu>, unit_forward<Activation::tanh>,    unit_forward<Activation::gelu>,
         unit_forward<Activation::dice>, unit_forward<Activation::dice_row>};
-    forward(a, score[static_cast<int>(a.unit.activation)], user_begin, user_end, memory);
+    forward(a, score[static_cast<int>(a.unit.activation)], begin, end, memory);
 }
 
 void attention_backward(const AttentionBackward& a, int64_t user_begin, int64_t user_end, float* memory,
@@ -354,8 +356,11 @@ void normalised_sums(const AttentionBackward& a, int64_t user_begin, int64_t use
     auto work = [&](const Chunk& chunk) {
         score_gradients(a, chunk, average, s);
         add_normalised(a.unit, a.packed_unit, chunk, s.rows, s.grad_scores, a.mean, s.unit, sums);
+        if (a.stash)
+            put_away(s.unit.before[0], a.unit.units[0], chunk.positions, chunk.n,
+                     static_cast<float*>(a.grad_tokens), a.width);
     };
-    for_chunks(a, user_begin, user_end, s.group, group, work, [](int64_t, int) {});
+    for_user_chunks(a, user_begin, user_end, s.group, group, work, [](int64_t, int) {});
 }
 
 }  // namespace mixpol::cpu::MIXPOL_ISA

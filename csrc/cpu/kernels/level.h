@@ -9,7 +9,7 @@ void pack_unit(const ActivationUnit&, bool scaled, bool halves, PackedUnit&);
 void pack_fusion(const PolarityFusion&, bool backward, PackedFusion&);
 int64_t attention_scratch_floats(const Pass&, bool backward);
 int64_t fusion_scratch_floats(const Pass&, bool backward);
-void attention_forward(const AttentionForward&, int64_t user_begin, int64_t user_end, float* scratch);
+void attention_forward(const AttentionForward&, int64_t target_begin, int64_t target_end, float* scratch);
 void attention_backward(const AttentionBackward&, int64_t user_begin, int64_t user_end, float* scratch,
                         const UnitSums&, const FusionSums&);
 void normalised_sums(const AttentionBackward&, int64_t user_begin, int64_t user_end, float* scratch,

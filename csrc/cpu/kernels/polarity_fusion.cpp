@@ -47,7 +47,7 @@ void fusion_forward(const FusionForward& a, int64_t user_begin, int64_t user_end
         for (int i = 0; i < chunk.n; i++)
             std::memcpy(a.fused + chunk.positions[i] * a.width, s.rows[i], sizeof(float) * a.width);
     };
-    for_chunks(a, user_begin, user_end, s.group, group, work, [](int64_t, int) {});
+    for_user_chunks(a, user_begin, user_end, s.group, group, work, [](int64_t, int) {});
 }
 
 void fusion_backward(const FusionBackward& a, int64_t user_begin, int64_t user_end, float* memory,
@@ -81,7 +81,7 @@ void fusion_backward(const FusionBackward& a, int64_t user_begin, int64_t user_e
             std::memcpy(a.grad_target + (row0 + i) * a.width, s.grad_targets + i * wide,
                         sizeof(float) * a.width);
     };
-    for_chunks(a, user_begin, user_end, s.group, group, work, finish);
+    for_user_chunks(a, user_begin, user_end, s.group, group, work, finish);
 }
 
 }  // namespace mixpol::cpu::MIXPOL_ISA

@@ -171,13 +171,14 @@ MIXPOL_INLINE void stage_rows(const TokenRows& tokens, const History& history, c
     }
 }
 
-// Calls work(chunk) for the targets of a range of users, after before(first row, n) for each group of
-// them, and then after(first row, n).
+// Calls work(chunk) for a range of targets, row user * candidates + candidate, after before(first row, n) for
+// each group of them, and then after(first row, n).
 template <class Before, class Work, class After>
-MIXPOL_INLINE void for_chunks(const Pass& pass, int64_t user_begin, int64_t user_end, Group& group,
-                              Before&& before, Work&& work, After&& after) {
+MIXPOL_INLINE void for_chunks(const Pass& pass, int64_t begin, int64_t end, Group& group, Before&& before,
+                              Work&& work, After&& after) {
+    if (begin >= end) return;
     const int wide = padded(pass.width), candidates = pass.candidates;
-    const int64_t end = user_end * candidates;
+    const int64_t user_end = (end + candidates - 1) / candidates;
     Chunk chunk;
     auto flush = [&](const Cursor& next, int64_t user) {
         const int64_t soon = user + GROUP < user_end ? user + GROUP : user_end;  // many may be empty
@@ -186,7 +187,7 @@ MIXPOL_INLINE void for_chunks(const Pass& pass, int64_t user_begin, int64_t user
         work(chunk);
         chunk.n = chunk.count = 0;
     };
-    for (int64_t row0 = user_begin * candidates; row0 < end; row0 += GROUP) {
+    for (int64_t row0 = begin; row0 < end; row0 += GROUP) {
         const int n = static_cast<int>(end - row0 < GROUP ? end - row0 : GROUP);
         for (int i = 0; i < n; i++) {
             copy_padded(group.targets + i * wide, pass.target + (row0 + i) * pass.width, pass.width, wide);
@@ -216,6 +217,13 @@ MIXPOL_INLINE void for_chunks(const Pass& pass, int64_t user_begin, int64_t user
         }
         after(row0, n);
     }
+}
+
+// The same for all targets of a range of users.
+template <class Before, class Work, class After>
+MIXPOL_INLINE void for_user_chunks(const Pass& pass, int64_t user_begin, int64_t user_end, Group& group,
+                                   Before&& before, Work&& work, After&& after) {
+    for_chunks(pass, user_begin * pass.candidates, user_end * pass.candidates, group, before, work, after);
 }
 
 // How many zero tokens bring a user's history to the length `pad_to`; 0 where that is negative.

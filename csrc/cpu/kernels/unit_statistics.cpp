@@ -111,7 +111,7 @@ void forward(const StatisticsPass& a, PreActivations layers, int64_t user_begin,
             add_moments(moments, s.unit.before[last], 1, out, static_cast<double>(pads));
         }
     };
-    for_chunks(a, user_begin, user_end, s.group, group, work, [](int64_t, int) {});
+    for_user_chunks(a, user_begin, user_end, s.group, group, work, [](int64_t, int) {});
 }
 
 void backward(const StatisticsBackward& a, PreActivations layers, SignalToFirst down, int64_t user_begin,
@@ -186,7 +186,7 @@ void backward(const StatisticsBackward& a, PreActivations layers, SignalToFirst 
             std::memcpy(a.grad_target + (row0 + i) * a.width, s.grad_targets + i * wide,
                         sizeof(float) * a.width);
     };
-    for_chunks(a, user_begin, user_end, s.group, group, work, finish);
+    for_user_chunks(a, user_begin, user_end, s.group, group, work, finish);
 }
 
 constexpr PreActivations LAYERS[ACTIVATION_COUNT] = {

@@ -87,6 +87,8 @@ def minimal_work(shape: Shape) -> tuple[Work, Work]:
         forward, backward = forward + Work(0, row), backward + Work(0, 2 * row)
         if shape.activation == "dice":
             forward, backward = forward + Work(0, row), backward + Work(0, row)
+            if _stashes(shape):
+                backward += Work(0, 2 * _FLOAT * shape.hidden[0])
         if shape.op == "mixed_polarity_attention":
             gate_forward, gate_backward = _gate(shape)
             # Gradients of tokens are written, read again and written into the table's.
@@ -99,9 +101,14 @@ def _unit(shape: Shape) -> tuple[Work, Work]:
     layers = 2.0 * sum(a * b for a, b in pairwise((shape.width, *shape.hidden)))
     if shape.activation == "dice":
         # Once for the statistics and once for the scores; backward once more for their gradient.
-        return Work(2 * layers, 0), Work(4 * layers, 0)
+        return Work(2 * layers, 0), Work((3 if _stashes(shape) else 4) * layers, 0)
     bits = shape.activation == "relu" and len(shape.hidden) == 1  # stand in for the first layer in the backward
     return Work(layers, 0), Work((2 if bits else 3) * layers, 0)
+
+
+def _stashes(shape: Shape) -> bool:
+    """Whether Dice's pre-activations fit where the tokens' gradients go, so that the backward makes them once."""
+    return len(shape.hidden) == 1 and shape.hidden[0] <= shape.width
 
 
 def _dot(shape: Shape) -> tuple[Work, Work]:

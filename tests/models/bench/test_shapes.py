@@ -49,8 +49,8 @@ def test_an_op_without_a_case_is_refused() -> None:
     [
         # 2 D H on a row of D floats; backward twice that, a row read and a row written
         ("DIN ReLU, L=50", (8192, 256), (8192 + 16384, 256 + 512)),
-        # statistics and scores; four products in the backward
-        ("DIN Dice in training, L=50", (16384, 512), (16384 + 32768, 512 + 768)),
+        # statistics and scores; three products in the backward, which writes the pre-activations and reads them again
+        ("DIN Dice in training, L=50", (16384, 512), (16384 + 24576, 512 + 768 + 512)),
         # four heads: scores and sums; backward five products
         ("softmax heads, L=50", (4 * 64 * 4, 256), (14 * 64 * 4, 256 + 512)),
         # keys and values, then one narrow head after another; backward those again, and their gradients to x and W

@@ -59,7 +59,8 @@ def offsets_of(counts: tuple[int, ...]) -> Tensor:
 @pytest.mark.parametrize("normalize", ["none", "softmax", "sigmoid"])
 @pytest.mark.parametrize("pad_to", [None, 110])
 @pytest.mark.parametrize(
-    ("width", "units", "candidates", "affine"), [(10, 13, None, True), (64, 64, None, False), (5, 36, 3, True)]
+    ("width", "units", "candidates", "affine"),
+    [(10, 13, None, True), (10, 7, None, True), (64, 64, None, False), (5, 36, 3, True)],
 )
 def test_values_and_gradients(
     width: int, units: int, candidates: int | None, affine: bool, pad_to: int | None, normalize: str,
@@ -124,10 +125,11 @@ def test_is_statistics_and_attention(generator: torch.Generator) -> None:
         torch.testing.assert_close(one[name].grad, want_grad, rtol=1e-4, atol=1e-4 * size, msg=name)
 
 
+@pytest.mark.parametrize("units", [7, 13])  # narrower than the tokens and wider
 @pytest.mark.parametrize("layout", ["lengths", "mask"])
-def test_layouts_agree(layout: str, generator: torch.Generator) -> None:
+def test_layouts_agree(layout: str, units: int, generator: torch.Generator) -> None:
     counts = (3, 0, 60)
-    given = inputs(generator, counts)
+    given = inputs(generator, counts, units=units)
     history, keep = torch.full((3, 60, 10), torch.nan), torch.zeros(3, 60, dtype=torch.bool)
     for b, n in enumerate(counts):
         history[b, :n] = given["history"][sum(counts[:b]) :][:n]
@@ -147,9 +149,10 @@ def test_layouts_agree(layout: str, generator: torch.Generator) -> None:
     assert all(torch.equal(jagged[name].grad, grads[name]) for name in given)  # type: ignore[arg-type]
 
 
-def test_same_bits_with_any_number_of_threads(generator: torch.Generator) -> None:
+@pytest.mark.parametrize("units", [7, 13])
+def test_same_bits_with_any_number_of_threads(units: int, generator: torch.Generator) -> None:
     counts = tuple(int(n) for n in torch.randint(0, 90, (200,), generator=generator))
-    given, found = inputs(generator, counts), []
+    given, found = inputs(generator, counts, units=units), []
     for n in (1, 2, 3):
         torch.set_num_threads(n)
         leaf = leaves(given, torch.float32)
