@@ -128,7 +128,7 @@ float* carved(Memory& memory, const Carve& carve) {
 void pack(const Kernels& k, Pass& pass, bool with_unit, bool backward, Memory& memory) {
     carved(memory, [&](Arena& arena) {
         if (with_unit)
-            pass.packed_unit = carve_packed(pass.unit, !(backward && pass.keep_bits), backward, arena);
+            pass.packed_unit = carve_packed(pass.unit, !backward || layers_again(pass) > 0, backward, arena);
         pass.packed_fusion = carve_packed(pass.fusion, backward, arena);
     });
     if (with_unit) k.pack_unit(pass.unit, pass.keep_bits, pass.halves, pass.packed_unit);
@@ -160,7 +160,9 @@ void attention(const Kernels& k, const Counter& count, const ActivationUnit& uni
     }
     forward.pooled = memory.zeros(USERS * D);
     forward.attention = memory.zeros(TOKENS);
-    if (bits) forward.bits = reinterpret_cast<uint8_t*>(memory.zeros(TOKENS * ((hidden + 7) / 8)));
+    if (bits)
+        forward.bits =
+            reinterpret_cast<uint8_t*>(memory.zeros(TOKENS * ((unit.units[unit.layers - 1] + 7) / 8)));
     pack(k, forward, true, false, memory);
     float* scratch = memory.zeros(k.attention_scratch_floats(forward, false));
     count("forward", [&] { k.attention_forward(forward, 0, USERS, scratch); });
@@ -289,6 +291,7 @@ void level(const Kernels& k, const std::string& name) {
     Memory memory;
     const auto named = [&](const char* what) { return Counter(name + "/" + what + "/"); };
     attention(k, named("ReLU [64]"), unit_of(Activation::relu, {64}, memory), false, true);
+    attention(k, named("ReLU [80, 40]"), unit_of(Activation::relu, {80, 40}, memory), false, true);
     attention(k, named("sigmoid [80, 40]"), unit_of(Activation::sigmoid, {80, 40}, memory), false, false);
     attention(k, named("Dice [64] in training"), unit_of(Activation::dice, {64}, memory), false, false);
     attention(k, named("TAPF + ReLU [64] from ids"), unit_of(Activation::relu, {64}, memory), true, true);

@@ -96,10 +96,11 @@ class Arena {
 };
 
 // Parameters in the layouts that the register tiles read: _t is [inputs][padded units], _n is [units][padded
-// inputs]; token and product lie in panels (cpu/gemm.h).
+// inputs]; token and product lie in panels (cpu/gemm.h). When bits are kept, row h of the last hidden layer's
+// _n is times w_o[h].
 struct PackedUnit {
     float *token_t, *product_t, *target_t;  // Wk - Wd, Wp, Wq + Wd, each [D][H1p]
-    float *token_n, *product_n, *target_n;  // the same, [H1][Dp]; row h times w_o[h] when bits are kept
+    float *token_n, *product_n, *target_n;  // the same, [H1][Dp]
     float* weight_t[MAX_HIDDEN];            // layers 1 ...: [H_(i-1)][H_i p], or half as many rows of pairs
     float* weight_n[MAX_HIDDEN];            // layers 1 ...: [H_i][H_(i-1) p], so too
     float* bias[MAX_HIDDEN];                // [H_i p]
@@ -236,14 +237,17 @@ struct Pass {
     const float* target;  // contiguous [B * M, D]
     PackedUnit packed_unit;
     PackedFusion packed_fusion;
-    bool keep_bits;  // a bit per hidden unit stands in for the first layer in the backward
+    bool keep_bits;  // a bit per unit of the last hidden layer stands in for that layer in the backward
     bool halves;     // products with a target's table in bfloat16 pairs (cpu/kernels/pairs.h)
 };
+
+// How many layers a backward computes again.
+static inline int layers_again(const Pass& pass) { return pass.unit.layers - pass.keep_bits; }
 
 struct AttentionForward : Pass {
     float* pooled;     // [B * M, D]
     float* attention;  // weights [tokens, M] or null
-    uint8_t* bits;     // [tokens, M, ceil(H / 8)] or null
+    uint8_t* bits;     // [tokens, M, ceil(H_last / 8)] or null
 };
 
 struct AttentionBackward : Pass {

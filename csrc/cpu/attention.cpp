@@ -106,12 +106,12 @@ Inputs read_ids(const Tensor& target, const Tensor& item_ids, const OptionalTens
 std::tuple<Tensor, Tensor, Tensor> forward(const Inputs& in, bool save_attention, bool save_bits) {
     AttentionForward args{};
     in.fill(args);
-    const int64_t hidden = in.unit.args.units[0];
-    if (save_bits && (in.unit.args.layers > 1 || hidden > 64 || in.unit.args.activation != Activation::relu ||
-                      in.unit.args.dropout.on))
+    const int64_t hidden = in.unit.args.units[in.unit.args.layers - 1];
+    if (save_bits && (hidden > 64 || in.unit.args.activation != Activation::relu || in.unit.args.dropout.on))
         fail(
-            "save_bits was true; expected false unless the unit is one ReLU layer of at most 64 units "
-            "without dropout");
+            "save_bits was true; expected false unless the unit's layers are of ReLU without dropout, the "
+            "last "
+            "of at most 64 units");
     Packed packed = pack(args, true, false);
     Tensor pooled = new_floats(in.target_shape);
     std::vector<int64_t> shape = in.token_shape;
@@ -202,7 +202,7 @@ Gradients backward(const Inputs& in, const Tensor& grad_pooled, const OptionalTe
         weight_grad = as_contiguous(float_rows(*grad_attention, "grad_attention", in.candidates));
         args.grad_attention = static_cast<const float*>(weight_grad->const_data_ptr());
     }
-    if (args.keep_bits && bits.numel() != expected * ((in.unit.args.units[0] + 7) / 8))
+    if (args.keep_bits && bits.numel() != expected * ((in.unit.args.units[args.unit.layers - 1] + 7) / 8))
         fail("bits has ", bits.numel(), " bytes; expected those that the forward saved");
     args.grad_pooled = static_cast<const float*>(grad.const_data_ptr());
     args.attention = static_cast<const float*>(saved.const_data_ptr());

@@ -414,7 +414,7 @@ Packed pack(Pass& pass, bool with_unit, bool backward) {
     auto carve = [&](float* base) {
         Arena arena(base);
         if (with_unit)
-            pass.packed_unit = carve_packed(pass.unit, !(backward && pass.keep_bits), backward, arena);
+            pass.packed_unit = carve_packed(pass.unit, !backward || layers_again(pass) > 0, backward, arena);
         pass.packed_fusion = carve_packed(pass.fusion, backward, arena);
         return arena.used();
     };

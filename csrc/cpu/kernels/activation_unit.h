@@ -16,8 +16,7 @@ MIXPOL_INLINE int signal_width(const ActivationUnit& unit, int layer) {
 
 struct UnitScratch {
     float* table;               // G(t) [D][H1p] in panels, of histories of several chunks
-    float* table_n;             // Gᵀ [H1 + 1][Dp] in panels, rows scaled by w_o when bits stand in for the
-                                // first layer
+    float* table_n;             // Gᵀ [H1 + 1][Dp] in panels
     float* constants;           // c(t) for a group of targets [GROUP][H1p]
     float* before[MAX_HIDDEN];  // a layer's input to the activation [CHUNK][H_i p]; below the last layer, of
                                 // activations without parameters, their derivative there
@@ -39,20 +38,20 @@ MIXPOL_INLINE bool fuses_score(const ActivationUnit& unit) {
     return unit.activation == Activation::relu && !unit.dropout.on;
 }
 
-static inline UnitScratch carve_scratch(const ActivationUnit& unit, bool backward, bool bits, bool halves,
+// `again`: layers that a backward computes again.
+static inline UnitScratch carve_scratch(const ActivationUnit& unit, bool backward, int again, bool halves,
                                         Arena& arena) {
     UnitScratch s{};
     int64_t d = unit.width, dp = padded(unit.width), h = unit.units[0], hp = padded(unit.units[0]);
-    bool recompute = backward && !bits;
-    if (!backward || recompute) {
+    if (!backward || again > 0) {
         s.table = arena.take(d * hp);
         s.constants = arena.take(GROUP * hp);
     }
     for (int i = 0; i < unit.layers; i++) {
         int64_t size = int64_t{CHUNK} * padded(unit.units[i]);
-        if (recompute) s.before[i] = arena.take(size);
+        if (backward && i < again) s.before[i] = arena.take(size);
         bool fused = fuses_score(unit) && i + 1 == unit.layers;
-        if (recompute || (!backward && !fused)) s.after[i] = arena.take(size);
+        if (backward ? i < again : !fused) s.after[i] = arena.take(size);
         if (backward) s.signal[i] = arena.take(int64_t{CHUNK} * signal_width(unit, i));
     }
     if (backward) {
@@ -67,7 +66,7 @@ static inline UnitScratch carve_scratch(const ActivationUnit& unit, bool backwar
             if (signal_width(unit, i) > widest) widest = signal_width(unit, i);
         s.halves = carve_halves(widest, backward, arena);
     }
-    if (recompute && row_wise(unit.activation)) {
+    if (backward && row_wise(unit.activation)) {
         int64_t widest = hp;
         for (int i = 1; i < unit.layers; i++)
             if (padded(unit.units[i]) > widest) widest = padded(unit.units[i]);
@@ -126,8 +125,9 @@ MIXPOL_INLINE void score_tile(Tile<R, V>& acc, const float* constant, const floa
 [[maybe_unused]] static __attribute__((noinline)) void score_relu(const float* const* rows, int n, int depth,
                                                                   const float* table, const float* bias,
                                                                   const float* output, float output_bias,
-                                                                  int hp, const Halves& halves,
-                                                                  float* scores) {
+                                                                  int hp, const Halves& halves, float* scores,
+                                                                  uint64_t* bits) {
+    for (int i = 0; bits && i < n; i++) bits[i] = 0;
     const bool low = halves.on();
     const uint32_t* narrow[CHUNK];
     if (low) narrow_rows(rows, n, depth, narrow, halves.rows, halves.widest / 2);
@@ -143,7 +143,7 @@ MIXPOL_INLINE void score_tile(Tile<R, V>& acc, const float* constant, const floa
             } else {
                 accumulate_nn(acc, rows + r, depth, table + c, hp);
             }
-            score_tile(acc, bias, output, c, partial, nullptr);
+            score_tile(acc, bias, output, c, partial, bits ? bits + r : nullptr);
         });
         for (int i = 0; i < R; i++) scores[r + i] = sum(partial[i]) + output_bias;
     });
@@ -302,7 +302,7 @@ template <Activation A>
                               packed.output_bias, s.halves, scores, bits);
         hidden_layers<A>(unit, packed, chunk, tokens, last, true, s);
         return score_relu(s.rows, chunk.n, unit.units[last - 1], packed.weight_t[last], packed.bias[last],
-                          packed.output, packed.output_bias, hp, s.halves, scores);
+                          packed.output, packed.output_bias, hp, s.halves, scores, bits);
     }
     hidden_layers<A>(unit, packed, chunk, tokens, last + 1, true, s);
     for (int r = 0; r < chunk.n; r++)
@@ -342,13 +342,27 @@ MIXPOL_INLINE void signal_below(const ActivationUnit& unit, const PackedUnit& pa
     }
 }
 
-// The signal z of the first layer, [n][H1p], from the gradient of the scores: from the saved bits ...
+// The signal z of the last layer, [n][H p], from the gradient of the scores and the saved bits.
 MIXPOL_INLINE void signal_from_bits(const uint64_t* bits, const float* grad_scores, int n, int hp, int ld,
                                     float* signal) {
     for (int r = 0; r < n; r++)
         for (int c = 0; c < hp; c += W)
             store(signal + r * ld + c,
                   spread(static_cast<uint32_t>(bits[r] >> c) & ((1ull << W) - 1), grad_scores[r]));
+}
+
+// The signal z of the first layer, [n][H1p], from the gradient of the scores: from bits and what is computed
+// again of the layers below; adds to the sums of everything behind the first layer's weight ...
+[[maybe_unused]] static __attribute__((noinline)) void signal_by_bits(
+    const ActivationUnit& unit, const PackedUnit& packed, const Chunk& chunk, const float* const* tokens,
+    const uint64_t* bits, const float* grad_scores, UnitScratch& s, const UnitSums& sums) {
+    constexpr Activation A = Activation::relu;
+    const int last = unit.layers - 1;
+    signal_from_bits(bits, grad_scores, chunk.n, padded(unit.units[last]), signal_width(unit, last),
+                     s.signal[last]);
+    if (last == 0) return;
+    hidden_layers<A>(unit, packed, chunk, tokens, last, true, s);
+    signal_below<A>(unit, packed, last, chunk.n, s, sums);
 }
 
 // The last layer's signal from its pre-activations, value and derivative at once; adds to the sums of the
@@ -412,7 +426,7 @@ MIXPOL_INLINE void last_signal(const ActivationUnit& unit, const PackedUnit& pac
     }
 }
 
-// ... or by recomputing the layers; adds to the sums of everything behind the first layer's weight.
+// ... or by recomputing all layers.
 template <Activation A>
 [[maybe_unused]] static __attribute__((noinline)) void signal_by_recomputing(
     const ActivationUnit& unit, const PackedUnit& packed, const Chunk& chunk, const float* const* tokens,

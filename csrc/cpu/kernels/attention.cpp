@@ -28,7 +28,7 @@ struct Scratch {
 Scratch carve(const Pass& pass, bool backward, Arena& arena) {
     Scratch s{};
     int64_t wide = padded(pass.width);
-    s.unit = carve_scratch(pass.unit, backward, pass.keep_bits, pass.halves, arena);
+    s.unit = carve_scratch(pass.unit, backward, layers_again(pass), pass.halves, arena);
     s.fusion = carve_scratch(pass.fusion, backward, s.unit.halves, arena);
     s.group.targets = arena.take(GROUP * wide);
     if (!backward) s.pooled = arena.take(wide);
@@ -90,7 +90,7 @@ using RecomputeSignal = decltype(&signal_by_recomputing<Activation::relu>);
 void forward(const AttentionForward& a, ForwardUnit score, int64_t begin, int64_t end, float* memory) {
     Arena arena(memory);
     Scratch s = carve(a, false, arena);
-    const int wide = padded(a.width), bytes = (a.unit.units[0] + 7) / 8;
+    const int wide = padded(a.width), bytes = (a.unit.units[a.unit.layers - 1] + 7) / 8;
     const int64_t candidates = a.candidates;
     const bool softmax = a.unit.normalize == Normalize::softmax;
     for (float& value : s.scores) value = 0;
@@ -210,8 +210,8 @@ void backward(const AttentionBackward& a, RecomputeSignal recompute, int64_t use
               float* memory, const UnitSums& sums, const FusionSums& fusion_sums) {
     Arena arena(memory);
     Scratch s = carve(a, true, arena);
-    const int wide = padded(a.width), hp = padded(a.unit.units[0]), bytes = (a.unit.units[0] + 7) / 8;
-    const int hidden = a.unit.units[0], ld = signal_width(a.unit, 0);
+    const int wide = padded(a.width), hidden = a.unit.units[0], hp = padded(hidden);
+    const int bytes = (a.unit.units[a.unit.layers - 1] + 7) / 8, ld = signal_width(a.unit, 0);
     const bool low = a.grad_element != Element::f32;
     const bool direct = wide == a.width && !low;  // a chunk's gradient can be written where it belongs
     float* const grad_floats = static_cast<float*>(a.grad_tokens);
@@ -227,7 +227,7 @@ void backward(const AttentionBackward& a, RecomputeSignal recompute, int64_t use
     double average = 0;
 
     auto group = [&](int64_t row0, int n) {
-        if (!bits) unit_group(a.unit, a.packed_unit, s.group.rows, n, s.unit);
+        if (layers_again(a) > 0) unit_group(a.unit, a.packed_unit, s.group.rows, n, s.unit);
         fusion_group(a.fusion, a.packed_fusion, s.group.rows, n, s.fusion);
         group_gradients(a, row0, n, s);
         zero(s.grad_targets, GROUP * wide);
@@ -272,7 +272,7 @@ void backward(const AttentionBackward& a, RecomputeSignal recompute, int64_t use
                     copy_bits(&s.bits[i], a.bits + (chunk.positions[i] * candidates + span.candidate) * bytes,
                               bytes);
             }
-            signal_from_bits(s.bits, s.grad_scores, chunk.n, hp, ld, signal);
+            signal_by_bits(a.unit, a.packed_unit, chunk, s.rows, s.bits, s.grad_scores, s.unit, sums);
         } else if (a.stash) {
             take_back(grad_floats, a.width, chunk.positions, chunk.n, hidden, s.unit.before[0]);
             dice_signal(a.unit, a.packed_unit, chunk.n, s.grad_scores, s.unit, sums);

@@ -91,7 +91,7 @@ void pack_unit(const ActivationUnit& unit, bool scaled, bool halves, PackedUnit&
             float* __restrict__ token = p.token_n + at;
             float* __restrict__ product = p.product_n + at;
             float* __restrict__ target = p.target_n + j * int64_t{wide} + c;
-            const float scale = scaled ? unit.weight[1][j] : 1.0f;
+            const float scale = scaled && unit.layers == 1 ? unit.weight[1][j] : 1.0f;
             for (int k = 0; k < columns; k++) {
                 token[k] = scale * (row[d + k] - row[2 * d + k]);
                 product[k] = scale * row[3 * d + k];
@@ -106,8 +106,13 @@ void pack_unit(const ActivationUnit& unit, bool scaled, bool halves, PackedUnit&
             copy_rows(p.slope[i], unit.slope[i], parameter_rows(unit.activation), units, units);
         if (i == 0) continue;
         transpose(p.weight_t[i], unit.weight[i], units, unit.units[i - 1], unit.units[i - 1]);
-        if (p.weight_n[i])
-            copy_rows(p.weight_n[i], unit.weight[i], units, unit.units[i - 1], unit.units[i - 1]);
+        if (p.weight_n[i]) {
+            const int below = unit.units[i - 1];
+            copy_rows(p.weight_n[i], unit.weight[i], units, below, below);
+            for (int j = 0; scaled && i + 1 == unit.layers && j < units; j++)
+                for (int k = 0; k < below; k++)
+                    p.weight_n[i][j * int64_t{padded(below)} + k] *= unit.weight[i + 1][j];
+        }
         if (!halves) continue;
         pair_in_place(p.weight_t[i], unit.units[i - 1], padded(units));
         if (p.weight_n[i]) pair_in_place(p.weight_n[i], units, padded(unit.units[i - 1]));
@@ -159,12 +164,14 @@ float dot_sum(Where&& a, const float* b, const float* addend, float sign, int d)
 
 }  // namespace
 
-// Scaled sums lack the factor w_o per hidden unit (bits stood in for the first layer); its own gradient
-// follows from them: Σ ds · h = Σ z (x · G + c), with the sums of z x, z (t * x), z t and z.
+// Scaled sums of the last hidden layer lack the factor w_o per unit (bits stood in for the layer); its own
+// gradient follows from them. Of the first layer: Σ ds · h = Σ z (x · G + c), with the sums of z x, z (t *
+// x), z t and z; of a later one: Σ z (W h' + b), with those of z h' and z.
 void unfold_unit(const ActivationUnit& unit, const UnitSums& sums, bool scaled, const UnitGradients& grads) {
     const int d = unit.width, h = unit.units[0], wide = padded(d), last = unit.layers - 1;
+    const bool first_scaled = scaled && last == 0;
     for (int j = 0; j < h; j++) {
-        const float scale = scaled ? unit.weight[1][j] : 1.0f, *w = unit.weight[0] + j * int64_t{4} * d;
+        const float scale = first_scaled ? unit.weight[1][j] : 1.0f, *w = unit.weight[0] + j * int64_t{4} * d;
         for (int c = 0; c < d; c += PANEL) {
             const int columns = columns_there(d, c, PANEL);
             float* __restrict__ out = grads.weight[0] + j * int64_t{4} * d + c;
@@ -179,7 +186,7 @@ void unfold_unit(const ActivationUnit& unit, const UnitSums& sums, bool scaled, 
             }
         }
         grads.bias[0][j] = scale * sums.bias[0][j];
-        if (!scaled) continue;
+        if (!first_scaled) continue;
         auto token = [&](int k) { return sums.token + in_panels(h, wide, j, k); };
         auto product = [&](int k) { return sums.product + in_panels(h, wide, j, k); };
         auto target = [&](int k) { return sums.target + j * int64_t{wide} + k; };
@@ -188,11 +195,16 @@ void unfold_unit(const ActivationUnit& unit, const UnitSums& sums, bool scaled, 
                              dot_sum(target, w, w + 2 * d, 1, d) + unit.bias[0][j] * sums.bias[0][j];
     }
     for (int i = 1; i <= last; i++) {
-        int below = unit.units[i - 1], ld = padded(below);
-        for (int j = 0; j < unit.units[i]; j++)
-            std::memcpy(grads.weight[i] + j * int64_t{below}, sums.weight[i] + j * int64_t{ld},
-                        sizeof(float) * below);
-        std::memcpy(grads.bias[i], sums.bias[i], sizeof(float) * unit.units[i]);
+        const int64_t below = unit.units[i - 1], ld = padded(unit.units[i - 1]);
+        for (int j = 0; j < unit.units[i]; j++) {
+            const float scale = scaled && i == last ? unit.weight[i + 1][j] : 1.0f;
+            const float *sum = sums.weight[i] + j * ld, *w = unit.weight[i] + j * below;
+            for (int k = 0; k < below; k++) grads.weight[i][j * below + k] = scale * sum[k];
+            grads.bias[i][j] = scale * sums.bias[i][j];
+            if (!scaled || i < last) continue;
+            grads.weight[i + 1][j] = dot_sum([&](int k) { return sum + k; }, w, nullptr, 0, below) +
+                                     unit.bias[i][j] * sums.bias[i][j];
+        }
     }
     if (unit.weight[last + 1]) {
         if (!scaled) std::memcpy(grads.weight[last + 1], sums.output, sizeof(float) * unit.units[last]);

@@ -22,7 +22,7 @@ struct Scratch {
 Scratch carve(const Pass& pass, Arena& arena) {
     Scratch s{};
     const int64_t wide = padded(pass.width);
-    s.unit = carve_scratch(pass.unit, true, false, pass.halves, arena);
+    s.unit = carve_scratch(pass.unit, true, layers_again(pass), pass.halves, arena);
     s.group.targets = arena.take(GROUP * wide);
     s.grad_targets = arena.take(GROUP * wide);
     s.tokens = arena.take(CHUNK * wide);

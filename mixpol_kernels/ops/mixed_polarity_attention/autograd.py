@@ -54,7 +54,7 @@ def _fake_forward(
     save_attention: bool,
     save_bits: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return fake_outputs(target, item_ids.shape, weights[0].shape[0], save_attention, save_bits)
+    return fake_outputs(target, item_ids.shape, weights[-2].shape[0], save_attention, save_bits)
 
 
 def _fake_backward(

@@ -220,7 +220,7 @@ def saved_bytes(
     seed: Tensor | int | None,
 ) -> int:
     """Bytes that the fused form keeps for backward beyond its inputs and its output."""
-    bits = (weights[0].shape[0] + 7) // 8 if keeps_bits(activation, weights, dropout) else 0
+    bits = (weights[-2].shape[0] + 7) // 8 if keeps_bits(activation, weights, dropout) else 0
     return math.prod(token_shape) * candidates * (4 + bits) + (8 if dropout and seed is None else 0)
 
 

@@ -30,12 +30,11 @@ for _name, _schema in _SCHEMAS.items():
 
 
 def keeps_bits(activation: int, weights: Sequence[Tensor], dropout: float = 0.0) -> bool:
-    """Whether the forward keeps a bit per hidden unit, which spares the backward the first layer.
+    """Whether the forward keeps a bit per unit of the last hidden layer, which spares the backward that layer.
 
     Up to 64 units, so that attention weights and bits stay within 12 bytes a token.
     """
-    fits = activation == ACTIVATIONS.index("relu") and len(weights) == 2 and weights[0].shape[0] <= 64
-    return fits and not dropout
+    return activation == ACTIVATIONS.index("relu") and weights[-2].shape[0] <= 64 and not dropout
 
 
 def fake_outputs(
@@ -71,7 +70,7 @@ def _fake_forward(
     save_attention: bool,
     save_bits: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return fake_outputs(target, history.shape[:-1], weights[0].shape[0], save_attention, save_bits)
+    return fake_outputs(target, history.shape[:-1], weights[-2].shape[0], save_attention, save_bits)
 
 
 def _fake_backward(

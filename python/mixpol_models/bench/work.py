@@ -98,12 +98,13 @@ def minimal_work(shape: Shape) -> tuple[Work, Work]:
 
 def _unit(shape: Shape) -> tuple[Work, Work]:
     """Forward and backward of the activation unit's layers."""
-    layers = 2.0 * sum(a * b for a, b in pairwise((shape.width, *shape.hidden)))
+    each = [2.0 * a * b for a, b in pairwise((shape.width, *shape.hidden))]
+    layers = sum(each)
     if shape.activation == "dice":
         # Once for the statistics and once for the scores; backward once more for their gradient.
         return Work(2 * layers, 0), Work((3 if _stashes(shape) else 4) * layers, 0)
-    bits = shape.activation == "relu" and len(shape.hidden) == 1  # stand in for the first layer in the backward
-    return Work(layers, 0), Work((2 if bits else 3) * layers, 0)
+    bits = shape.activation == "relu" and shape.hidden[-1] <= 64  # stand in for the last layer in the backward
+    return Work(layers, 0), Work(3 * layers - bits * each[-1], 0)
 
 
 def _stashes(shape: Shape) -> bool:

@@ -62,10 +62,12 @@ def test_minimal_work(case: str, forward: tuple[float, float], both: tuple[float
     assert minimal_work(shape) == (Work(*forward), Work(*both))
 
 
-def test_only_one_relu_layer_has_bits() -> None:
-    deep = replace(SHAPES["DIN ReLU, L=50"], hidden=(64, 32))
-    layers = 2 * (64 * 64 + 64 * 32)
-    assert [work.operations for work in minimal_work(deep)] == [layers, 4 * layers]
+@pytest.mark.parametrize("last", [32, 80])
+def test_bits_stand_in_for_a_last_layer_of_up_to_64_units(last: int) -> None:
+    deep = replace(SHAPES["DIN ReLU, L=50"], hidden=(64, last))
+    layers = 2 * (64 * 64 + 64 * last)
+    saved = 2 * 64 * last if last <= 64 else 0
+    assert [work.operations for work in minimal_work(deep)] == [layers, 4 * layers - saved]
 
 
 def test_share_of_the_roof() -> None:
