@@ -101,11 +101,11 @@ class Arena {
 struct PackedUnit {
     float *token_t, *product_t, *target_t;  // Wk - Wd, Wp, Wq + Wd, each [D][H1p]
     float *token_n, *product_n, *target_n;  // the same, [H1][Dp]
-    float* weight_t[MAX_HIDDEN];            // layers 1 ...: [H_(i-1)][H_i p], or half as many rows of pairs
-    float* weight_n[MAX_HIDDEN];            // layers 1 ...: [H_i][H_(i-1) p], so too
-    float* bias[MAX_HIDDEN];                // [H_i p]
-    float* slope[MAX_HIDDEN];               // [parameter_rows][H_i p]
-    float* output;                          // w_o [H_last p]
+    float* weight_t[MAX_HIDDEN];  // layers 1 ...: [H_(i-1)][H_i p] in panels, of rows or of pairs of rows
+    float* weight_n[MAX_HIDDEN];  // layers 1 ...: [H_i][H_(i-1) p], so too
+    float* bias[MAX_HIDDEN];      // [H_i p]
+    float* slope[MAX_HIDDEN];     // [parameter_rows][H_i p]
+    float* output;                // w_o [H_last p]
     float output_bias;
 };
 
@@ -126,7 +126,7 @@ struct PackedFusion {
 // token: Σ z xᵀ, product: Σ z (t * x)ᵀ, target: Σ z tᵀ, and the weight gradient is unfolded once, at the end.
 struct UnitSums {
     float *token, *product, *target;  // [H1][Dp], the first two in panels
-    float* weight[MAX_HIDDEN];        // layers 1 ...: [H_i][H_(i-1) p]
+    float* weight[MAX_HIDDEN];        // layers 1 ...: [H_i][H_(i-1) p] in panels
     float* bias[MAX_HIDDEN];          // [H_i p]
     float* slope[MAX_HIDDEN];         // [parameter_rows][H_i p]
     float* output;                    // [H_last p]

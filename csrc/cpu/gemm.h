@@ -3,6 +3,7 @@
 // depend on how many rows are computed together.
 #pragma once
 
+#include "cpu/args.h"
 #include "cpu/simd.h"
 
 namespace mixpol::cpu::MIXPOL_ISA {
@@ -82,8 +83,8 @@ MIXPOL_INLINE void accumulate_tn(Tile<R, V>& acc, const float* a, int lda, const
     }
 }
 
-// Where a panel begins: matrices that are made per target lie as their tiles read them, [depth][PANEL] for
-// each PANEL columns; the last panel is as narrow as what is left.
+// Where a panel begins: matrices that are read more than once lie as their tiles read them, [depth][PANEL]
+// for each PANEL columns; the last panel is as narrow as what is left.
 constexpr int PANEL = MAX_COLUMNS * W;
 constexpr int64_t panel_at(int depth, int column) { return int64_t{depth} * (column / PANEL * PANEL); }
 constexpr int panel_width(int columns, int column) {
@@ -144,6 +145,71 @@ MIXPOL_INLINE void for_rows(int rows, Body&& body) {
         }
         r += size < MAX_ROWS ? size : MAX_ROWS;
     }
+}
+
+// Calls body.template operator()<R, V>(row, column) for the tiles of a product whose other operand, of so
+// many floats, lies in panels: row after row, or panel after panel where it does not stay in L1.
+constexpr int64_t STAYS_IN_L1 =
+    16384;  // half of it, but each row of tiles reads it from one end to the other
+template <class Body>
+MIXPOL_INLINE void for_tiles(int rows, int columns, int64_t floats, Body&& body) {
+    if (floats > STAYS_IN_L1) {
+        for_columns(columns, [&]<int V>(int c) __attribute__((always_inline)) {
+            for_rows(rows, [&]<int R>(int r)
+                               __attribute__((always_inline)) { body.template operator()<R, V>(r, c); });
+        });
+    } else {
+        for_rows(rows, [&]<int R>(int r) __attribute__((always_inline)) {
+            for_columns(columns, [&]<int V>(int c) __attribute__((always_inline)) {
+                body.template operator()<R, V>(r, c);
+            });
+        });
+    }
+}
+
+// out[rows][ldo] = a · b + init, with b [depth][columns] in panels and one row `init` for all (null: zeros).
+[[maybe_unused]] static __attribute__((noinline)) void multiply_panels(const float* const* a, int rows,
+                                                                       int depth, const float* b, int columns,
+                                                                       const float* init, float* out,
+                                                                       int64_t ldo) {
+    for_tiles(rows, columns, int64_t{depth} * columns,
+              [&]<int R, int V>(int r, int c) __attribute__((always_inline)) {
+                  Tile<R, V> acc;
+                  clear(acc);
+                  accumulate_nn(acc, a + r, depth, b + panel_at(depth, c), V * W);
+                  if (init) add_tile(acc, init + c, 0);
+                  store_tile(acc, out + r * ldo + c, ldo);
+              });
+}
+
+// out[rows][columns], in panels, += aᵀ · b, with a [depth][lda] and rows of b by pointer. Of a large product
+// a panel of b is copied to where its rows do not push each other out of L1.
+[[maybe_unused]] static __attribute__((noinline)) void add_transposed_panels(const float* a, int lda,
+                                                                             int rows, const float* const* b,
+                                                                             int depth, int columns,
+                                                                             float* out) {
+    const bool large = int64_t{rows} * columns > STAYS_IN_L1;
+    float packed[CHUNK * PANEL];
+    const float* packed_rows[CHUNK];
+    int there = -1;
+    for_tiles(rows, columns, int64_t{rows} * columns,
+              [&]<int R, int V>(int r, int c) __attribute__((always_inline)) {
+                  constexpr int WIDTH = V * W;
+                  if (large && there != c) {
+                      for (int i = 0; i < depth; i++) {
+                          for (int v = 0; v < WIDTH; v += W)
+                              store(packed + i * WIDTH + v, load(b[i] + c + v));
+                          packed_rows[i] = packed + i * WIDTH;
+                      }
+                      there = c;
+                  }
+                  Tile<R, V> acc;
+                  clear(acc);
+                  accumulate_tn(acc, a + r, lda, large ? packed_rows : b, large ? 0 : c, depth);
+                  float* to = out + panel_at(rows, c) + r * int64_t{WIDTH};
+                  add_tile(acc, to, WIDTH);
+                  store_tile(acc, to, WIDTH);
+              });
 }
 
 // out[rows][ldo] = a · b + init, with init [rows][ldi] (ldi 0: one row for all; null: zeros). Columns are

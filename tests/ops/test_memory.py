@@ -134,7 +134,8 @@ def test_poison_reaches_the_library(op: str, generator: torch.Generator) -> None
     assert call.cpu_memory_usage > 0
     with poisoned():
         torch.utils.deterministic.fill_uninitialized_memory = False
-        assert (torch.empty(64, dtype=torch.uint8) == 0x7F).all()
+        # Up to 1 KiB may come from a thread's own list, which is handed out as it is.
+        assert (torch.empty(4096, dtype=torch.uint8) == 0x7F).all()
 
 
 def test_scratch_memory_is_written() -> None:

@@ -121,32 +121,31 @@ MIXPOL_INLINE void score_tile(Tile<R, V>& acc, const float* constant, const floa
     for (int i = 0; i < chunk.n; i++) scores[i] = sum(partial[i]) + output_bias;
 }
 
-// The same behind other layers: one table [depth][hp] for all tokens.
+// The same behind other layers: one table [depth][hp] in panels for all tokens.
 [[maybe_unused]] static __attribute__((noinline)) void score_relu(const float* const* rows, int n, int depth,
                                                                   const float* table, const float* bias,
                                                                   const float* output, float output_bias,
                                                                   int hp, const Halves& halves, float* scores,
                                                                   uint64_t* bits) {
-    for (int i = 0; bits && i < n; i++) bits[i] = 0;
     const bool low = halves.on();
     const uint32_t* narrow[CHUNK];
     if (low) narrow_rows(rows, n, depth, narrow, halves.rows, halves.widest / 2);
-    for_rows(n, [&]<int R>(int r) __attribute__((always_inline)) {
-        vec partial[R];
-        for (int i = 0; i < R; i++) partial[i] = vec{};
-        for_columns(hp, [&]<int V>(int c) __attribute__((always_inline)) {
-            Tile<R, V> acc;
-            clear(acc);
-            if (low) {
-                accumulate_pairs(acc, narrow + r, (depth + 1) / 2,
-                                 reinterpret_cast<const uint32_t*>(table) + c, hp);
-            } else {
-                accumulate_nn(acc, rows + r, depth, table + c, hp);
-            }
-            score_tile(acc, bias, output, c, partial, bits ? bits + r : nullptr);
-        });
-        for (int i = 0; i < R; i++) scores[r + i] = sum(partial[i]) + output_bias;
+    vec partial[CHUNK];
+    for (int i = 0; i < n; i++) partial[i] = vec{};
+    for (int i = 0; bits && i < n; i++) bits[i] = 0;
+    for_tiles(n, hp, int64_t{depth} * hp, [&]<int R, int V>(int r, int c) __attribute__((always_inline)) {
+        Tile<R, V> acc;
+        clear(acc);
+        const float* panel = table + panel_at(depth, c);
+        if (low) {
+            accumulate_pairs(acc, narrow + r, (depth + 1) / 2, reinterpret_cast<const uint32_t*>(panel),
+                             V * W);
+        } else {
+            accumulate_nn(acc, rows + r, depth, panel, V * W);
+        }
+        score_tile(acc, bias, output, c, partial + r, bits ? bits + r : nullptr);
     });
+    for (int i = 0; i < n; i++) scores[i] = sum(partial[i]) + output_bias;
 }
 
 // The parameters of units c ... c + W - 1, from [parameter_rows][hp].
@@ -281,7 +280,7 @@ MIXPOL_INLINE void hidden_layers(const ActivationUnit& unit, const PackedUnit& p
             multiply(s.rows, n, unit.units[i - 1], reinterpret_cast<const uint32_t*>(packed.weight_t[i]), hp,
                      packed.bias[i], before, hp, s.halves);
         } else {
-            multiply(s.rows, n, unit.units[i - 1], packed.weight_t[i], hp, hp, packed.bias[i], 0, before, hp);
+            multiply_panels(s.rows, n, unit.units[i - 1], packed.weight_t[i], hp, packed.bias[i], before, hp);
         }
         if (i + 1 == layers && !activated) break;
         activate_rows<A>(before, packed.slope[i], n, unit.units[i], s.after[i]);
@@ -315,20 +314,20 @@ MIXPOL_INLINE void signal_below(const ActivationUnit& unit, const PackedUnit& pa
                                 UnitScratch& s, const UnitSums& sums) {
     for (int i = last; i > 0; i--) {
         const int h = unit.units[i], below = padded(unit.units[i - 1]);
-        const int64_t wide = padded(h);
-        add_rows(sums.bias[i], s.signal[i], wide, n, static_cast<int>(wide));
+        const int ld = signal_width(unit, i);
+        add_rows(sums.bias[i], s.signal[i], ld, n, padded(h));
         const float* after[CHUNK];
         point_rows(after, s.after[i - 1], n, below);
-        point_rows(s.rows, s.signal[i], n, wide);
+        point_rows(s.rows, s.signal[i], n, ld);
         float* signal = s.signal[i - 1];
         const int64_t out = signal_width(unit, i - 1);
         if (s.halves.on()) {
-            add_transposed(s.rows, h, after, n, below, sums.weight[i], below, s.halves);
+            add_transposed(s.rows, h, after, n, below, sums.weight[i], s.halves);
             multiply(s.rows, n, h, reinterpret_cast<const uint32_t*>(packed.weight_n[i]), below, nullptr,
                      signal, out, s.halves);
         } else {
-            add_transposed(s.signal[i], wide, h, after, n, below, sums.weight[i], below);
-            multiply(s.rows, n, h, packed.weight_n[i], below, below, nullptr, 0, signal, out);
+            add_transposed_panels(s.signal[i], ld, h, after, n, below, sums.weight[i]);
+            multiply_panels(s.rows, n, h, packed.weight_n[i], below, nullptr, signal, out);
         }
         if (unit.dropout.on) drop(unit.dropout, s.keys, i - 1, n, below, signal, out);
         if constexpr (row_wise(A)) {

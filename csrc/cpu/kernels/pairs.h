@@ -125,16 +125,20 @@ MIXPOL_INLINE void pair_rows(const float* const* rows, int n, int columns, uint3
             store_pairs(to + c, pack_pairs(load(rows[i] + c), i + 1 < n ? load(rows[i + 1] + c) : vec{}));
 }
 
-// Rows of a packed matrix [depth][columns], in place to rows of pairs.
+// Rows of a packed matrix [depth][columns] in panels, in place to rows of pairs; panels begin where they did.
 MIXPOL_INLINE void pair_in_place(float* matrix, int depth, int columns) {
-    uint32_t* to = reinterpret_cast<uint32_t*>(matrix);
-    for (int k = 0; k < depth; k += 2, to += columns) {
-        const float* rows[] = {matrix + k * int64_t{columns}, matrix + (k + 1) * int64_t{columns}};
-        pair_rows(rows, depth - k < 2 ? 1 : 2, columns, to, columns);
+    for (int c = 0; c < columns; c += PANEL) {
+        const int width = panel_width(columns, c);
+        const float* from = matrix + panel_at(depth, c);
+        uint32_t* to = reinterpret_cast<uint32_t*>(matrix + panel_at(depth, c));
+        for (int k = 0; k < depth; k += 2, to += width) {
+            const float* rows[] = {from + k * int64_t{width}, from + (k + 1) * int64_t{width}};
+            pair_rows(rows, depth - k < 2 ? 1 : 2, width, to, width);
+        }
     }
 }
 
-// gemm.h's multiply with b [depth / 2][ldb] of pairs.
+// gemm.h's multiply_panels with panels of pairs of rows.
 [[maybe_unused]] static __attribute__((noinline)) void multiply(const float* const* a, int rows, int depth,
                                                                 const uint32_t* b, int columns,
                                                                 const float* init, float* out, int64_t ldo,
@@ -145,17 +149,17 @@ MIXPOL_INLINE void pair_in_place(float* matrix, int depth, int columns) {
         for_columns(columns, [&]<int V>(int c) __attribute__((always_inline)) {
             Tile<R, V> acc;
             clear(acc);
-            accumulate_pairs(acc, narrow + r, (depth + 1) / 2, b + c, columns);
+            accumulate_pairs(acc, narrow + r, (depth + 1) / 2, b + panel_at(depth, c), V * W);
             if (init) add_tile(acc, init + c, 0);
             store_tile(acc, out + r * ldo + c, ldo);
         });
     });
 }
 
-// gemm.h's add_transposed over pairs of tokens.
+// gemm.h's add_transposed_panels over pairs of tokens.
 [[maybe_unused]] static __attribute__((noinline)) void add_transposed(const float* const* a, int rows,
                                                                       const float* const* b, int tokens,
-                                                                      int columns, float* out, int64_t ldo,
+                                                                      int columns, float* out,
                                                                       const Halves& halves) {
     const Halves low = halves;
     pair_rows(a, tokens, padded(rows), low.left, low.widest);
@@ -165,8 +169,9 @@ MIXPOL_INLINE void pair_in_place(float* matrix, int depth, int columns) {
             Tile<R, V> acc;
             clear(acc);
             accumulate_token_pairs(acc, low.left + r, low.right + c, low.widest, (tokens + 1) / 2);
-            add_tile(acc, out + r * ldo + c, ldo);
-            store_tile(acc, out + r * ldo + c, ldo);
+            float* to = out + panel_at(rows, c) + r * int64_t{V * W};
+            add_tile(acc, to, V * W);
+            store_tile(acc, to, V * W);
         });
     });
 }

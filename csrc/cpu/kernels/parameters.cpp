@@ -7,6 +7,12 @@ namespace mixpol::cpu::MIXPOL_ISA {
 
 namespace {
 
+// How many of `width` columns from c on are there, of d.
+int columns_there(int d, int c, int width) {
+    const int rest = d > c ? d - c : 0;
+    return rest < width ? rest : width;
+}
+
 // to[columns][padded(rows)] = fromᵀ, with from [rows][ld].
 void transpose(float* to, const float* from, int rows, int columns, int64_t ld) {
     int wide = padded(rows);
@@ -48,15 +54,13 @@ void transpose_blocks(const float* w, int d, int h, int hp, int j, int k, Packed
 // to[columns][padded(rows)] = fromᵀ in panels.
 void transpose_panels(float* to, const float* from, int rows, int columns, int64_t ld) {
     const int wide = padded(rows);
-    for (int r = 0; r < wide; r++)
-        for (int c = 0; c < columns; c++)
-            to[in_panels(columns, wide, c, r)] = r < rows ? from[r * ld + c] : 0;
-}
-
-// How many of `width` columns from c on are there, of d.
-int columns_there(int d, int c, int width) {
-    const int rest = d > c ? d - c : 0;
-    return rest < width ? rest : width;
+    for (int r0 = 0; r0 < wide; r0 += PANEL) {
+        const int width = panel_width(wide, r0), there = columns_there(rows, r0, width);
+        for (int c = 0; c < columns; c++, to += width) {
+            for (int r = 0; r < there; r++) to[r] = from[(r0 + r) * ld + c];
+            for (int r = there; r < width; r++) to[r] = 0;
+        }
+    }
 }
 
 // to[rows][padded(columns)] in panels.
@@ -105,13 +109,13 @@ void pack_unit(const ActivationUnit& unit, bool scaled, bool halves, PackedUnit&
         if (unit.slope[i])
             copy_rows(p.slope[i], unit.slope[i], parameter_rows(unit.activation), units, units);
         if (i == 0) continue;
-        transpose(p.weight_t[i], unit.weight[i], units, unit.units[i - 1], unit.units[i - 1]);
+        transpose_panels(p.weight_t[i], unit.weight[i], units, unit.units[i - 1], unit.units[i - 1]);
         if (p.weight_n[i]) {
             const int below = unit.units[i - 1];
-            copy_rows(p.weight_n[i], unit.weight[i], units, below, below);
+            copy_panels(p.weight_n[i], unit.weight[i], units, below, below);
             for (int j = 0; scaled && i + 1 == unit.layers && j < units; j++)
                 for (int k = 0; k < below; k++)
-                    p.weight_n[i][j * int64_t{padded(below)} + k] *= unit.weight[i + 1][j];
+                    p.weight_n[i][in_panels(units, padded(below), j, k)] *= unit.weight[i + 1][j];
         }
         if (!halves) continue;
         pair_in_place(p.weight_t[i], unit.units[i - 1], padded(units));
@@ -195,15 +199,16 @@ void unfold_unit(const ActivationUnit& unit, const UnitSums& sums, bool scaled, 
                              dot_sum(target, w, w + 2 * d, 1, d) + unit.bias[0][j] * sums.bias[0][j];
     }
     for (int i = 1; i <= last; i++) {
-        const int64_t below = unit.units[i - 1], ld = padded(unit.units[i - 1]);
+        const int below = unit.units[i - 1], ld = padded(below), units = unit.units[i];
         for (int j = 0; j < unit.units[i]; j++) {
             const float scale = scaled && i == last ? unit.weight[i + 1][j] : 1.0f;
-            const float *sum = sums.weight[i] + j * ld, *w = unit.weight[i] + j * below;
-            for (int k = 0; k < below; k++) grads.weight[i][j * below + k] = scale * sum[k];
+            const int64_t row = j * int64_t{below};
+            auto sum = [&](int k) { return sums.weight[i] + in_panels(units, ld, j, k); };
+            for (int k = 0; k < below; k++) grads.weight[i][row + k] = scale * *sum(k);
             grads.bias[i][j] = scale * sums.bias[i][j];
             if (!scaled || i < last) continue;
-            grads.weight[i + 1][j] = dot_sum([&](int k) { return sum + k; }, w, nullptr, 0, below) +
-                                     unit.bias[i][j] * sums.bias[i][j];
+            grads.weight[i + 1][j] =
+                dot_sum(sum, unit.weight[i] + row, nullptr, 0, below) + unit.bias[i][j] * sums.bias[i][j];
         }
     }
     if (unit.weight[last + 1]) {
