@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
+from poison import poisoned
 from torch import Tensor
 
 import mixpol_kernels as mk
@@ -161,6 +163,23 @@ def test_same_bits_with_any_number_of_threads(units: int, generator: torch.Gener
         found.append([got.pooled, got.mean, got.variance, *(t.grad for t in leaf.values())])
     for others in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], others, strict=True))
+
+
+@pytest.mark.parametrize("units", [7, 13])  # narrower than the tokens: pre-activations wait in the gradient's memory
+@pytest.mark.parametrize("candidates", [None, 2])
+def test_what_memory_held_does_not_show(candidates: int | None, units: int, generator: torch.Generator) -> None:
+    counts = (3, 0, 60, 48)
+    given, found = inputs(generator, counts, units=units, candidates=candidates), []
+    history = torch.full((4, 64, 10), torch.nan)
+    for b, n in enumerate(counts):
+        history[b, :n] = given["history"][sum(counts[:b]) :][:n]
+    for memory in (nullcontext, poisoned):
+        leaf = leaves({**given, "history": history}, torch.float32)
+        with memory():
+            pooled = call(leaf, pad_to=64, lengths=torch.tensor(counts), backend="cpu").pooled
+            pooled.square().sum().backward()
+        found.append([pooled, *(t.grad for t in leaf.values())])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
