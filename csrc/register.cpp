@@ -43,6 +43,7 @@ STABLE_TORCH_LIBRARY_IMPL(mixpol, CPU, m) {
     m.impl("mixed_polarity_attention_bwd", TORCH_BOX(&mixpol::cpu::mixed_polarity_attention_bwd));
     m.impl("dot_attention_fwd", TORCH_BOX(&mixpol::cpu::dot_attention_fwd));
     m.impl("dot_attention_bwd", TORCH_BOX(&mixpol::cpu::dot_attention_bwd));
+    m.impl("dot_attention_infer", TORCH_BOX(&mixpol::cpu::dot_attention_infer));
     m.impl("dot_attention_projected_fwd", TORCH_BOX(&mixpol::cpu::dot_attention_projected_fwd));
     m.impl("dot_attention_projected_bwd", TORCH_BOX(&mixpol::cpu::dot_attention_projected_bwd));
 }

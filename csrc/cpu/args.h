@@ -410,6 +410,12 @@ struct Kernels {
     // Adds to sums [H * (key_width + value_width)][D p]: the gradients of w_k, then those of w_v.
     void (*dot_projected_backward)(const DotProjectedBackward&, int64_t user_begin, int64_t user_end,
                                    float* scratch, float* sums);
+    // out[n][j] = rows[n] · weight[j], with weight [outputs][width] ...
+    void (*project_rows)(const float* rows, int64_t count, int64_t ld, const float* weight, int outputs,
+                         int width, float* out, int64_t ldo);
+    // ... and out[n] = Σ_k rows[n][k] weight[k], with weight [depth][width].
+    void (*absorb_rows)(const float* rows, int64_t count, int64_t ld, const float* weight, int depth,
+                        int width, float* out, int64_t ldo);
     void (*add)(float* to, const float* from, int64_t floats);
     void (*gather_sum)(float* out, const float* a, const float* b, int width);         // out = a + b
     void (*sum_rows)(float* out, const float* const* rows, int64_t count, int width);  // in order

@@ -7,9 +7,10 @@ namespace mixpol::cpu {
 
 namespace {
 
-constexpr int64_t BLOCKS = 128;           // for load balance only: no result depends on its block
-constexpr int64_t MIN_BLOCK_COST = 4096;  // tokens times rows
-constexpr int64_t ROW_COST = 6;           // what a row costs beyond its tokens, in tokens
+constexpr int64_t BLOCKS = 128;            // for load balance only: no result depends on its block
+constexpr int64_t MIN_BLOCK_COST = 4096;   // tokens times rows
+constexpr int64_t ROW_COST = 6;            // what a row costs beyond its tokens, in tokens
+constexpr int64_t MIN_PRODUCTS = 1 << 17;  // multiplications that are worth a thread
 
 struct Inputs {
     DotPass pass{};
@@ -199,6 +200,83 @@ std::tuple<Tensor, Tensor> dot_attention_bwd(Tensor grad_pooled, Tensor stats, T
                    k.dot_backward(args, bounds[block], bounds[block + 1], scratch);
                });
     return {grad_queries, grad_tokens};
+}
+
+Tensor dot_attention_infer(Tensor target, Tensor history, OptionalTensor offsets, OptionalTensor lengths,
+                           OptionalTensor mask, OptionalTensor w_q, OptionalTensor w_k, OptionalTensor w_v,
+                           OptionalTensor w_o, int64_t num_heads, double scale, int64_t top_k) {
+    std::vector<int64_t> shape = sizes_of(target);
+    if (shape.size() != 2 && shape.size() != 3)
+        fail("target has ", shape.size(), " dimensions; expected [B, D] or [B, M, D]");
+    const int64_t users = shape[0], candidates = shape.size() == 3 ? shape[1] : 1, width = shape.back(),
+                  rows = users * candidates, heads = num_heads;
+    auto projection = [](const OptionalTensor& weight, const char* name, int64_t inputs) {
+        return weight ? OptionalTensor(floats(*weight, name, {-1, inputs})) : OptionalTensor();
+    };
+    const OptionalTensor query_weight = projection(w_q, "w_q", width), keys = projection(w_k, "w_k", width),
+                         values = projection(w_v, "w_v", width);
+    const int64_t inner = keys ? keys->size(0) : width, outer = values ? values->size(0) : width;
+    if ((query_weight ? query_weight->size(0) : width) != inner)
+        fail("queries are ", query_weight ? query_weight->size(0) : width, " wide and keys ", inner,
+             "; expected the same");
+    if (heads < 1 || inner % heads || outer % heads || (heads > 1 && !keys != !values))
+        fail("num_heads was ", heads, "; expected a divisor of ", inner, " and ", outer,
+             ", with both w_k and w_v or neither");
+    const OptionalTensor outputs = projection(w_o, "w_o", outer);
+    Tensor given = shape.size() == 3 ? floats(target, "target", {users, candidates, width})
+                                     : floats(target, "target", {users, width});
+    const Kernels& k = kernels();
+    const auto read = [](const Tensor& tensor) { return static_cast<const float*>(tensor.const_data_ptr()); };
+    // Threads share rows, of which no result depends on its neighbours.
+    const auto for_rows = [&](int64_t cost, auto&& work) {
+        torch::stable::parallel_for(0, rows, std::max<int64_t>(1, MIN_PRODUCTS / std::max<int64_t>(cost, 1)),
+                                    work);
+    };
+
+    const bool sliced = heads > 1 && !keys;
+    const int64_t query_width = keys ? width : inner / heads, each = inner / heads;
+    Tensor queries = new_floats({users, candidates, heads, query_width});
+    float* to = static_cast<float*>(queries.mutable_data_ptr());
+    Buffer projected = allocate(keys ? std::max<int64_t>(rows * inner, 1) : 1);
+    float* first = keys ? projected.get() : to;
+    for_rows(inner * width * 2, [&](int64_t begin, int64_t end) {
+        const float* x = read(given) + begin * width;
+        float* q = first + begin * inner;
+        if (query_weight) {
+            k.project_rows(x, end - begin, width, read(*query_weight), int(inner), int(width), q, inner);
+        } else {
+            std::memcpy(q, x, sizeof(float) * (end - begin) * width);
+        }
+        const float factor = static_cast<float>(scale);
+        for (int64_t i = 0; i < (end - begin) * inner; i++) q[i] *= factor;
+        for (int64_t h = 0; keys && h < heads; h++)
+            k.absorb_rows(q + h * each, end - begin, inner, read(*keys) + h * each * width, int(each),
+                          int(width), to + (begin * heads + h) * width, heads * width);
+    });
+    Tensor pooled =
+        std::get<0>(dot_attention_fwd(queries, history, offsets, lengths, mask, sliced, top_k, false));
+    shape.back() = outputs ? outputs->size(0) : outer;
+    Tensor out = new_floats(shape);
+    float* result = static_cast<float*>(out.mutable_data_ptr());
+    Buffer between = allocate(values && outputs ? std::max<int64_t>(rows * outer, 1) : 1);
+    const int64_t head_outer = outer / heads;
+    for_rows(outer * (width + shape.back()), [&](int64_t begin, int64_t end) {
+        const float* x = read(pooled) + begin * heads * query_width;
+        if (values) {
+            float* v = (outputs ? between.get() : result) + begin * outer;
+            for (int64_t h = 0; h < heads; h++)
+                k.project_rows(x + h * query_width, end - begin, heads * query_width,
+                               read(*values) + h * head_outer * width, int(head_outer), int(width),
+                               v + h * head_outer, outer);
+            x = v;
+        }
+        if (!values && !outputs)
+            std::memcpy(result + begin * outer, x, sizeof(float) * (end - begin) * outer);
+        if (outputs)
+            k.project_rows(x, end - begin, outer, read(*outputs), int(shape.back()), int(outer),
+                           result + begin * shape.back(), shape.back());
+    });
+    return out;
 }
 
 std::tuple<Tensor, Tensor> dot_attention_projected_fwd(Tensor queries, Tensor history, OptionalTensor offsets,

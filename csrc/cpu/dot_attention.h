@@ -15,6 +15,11 @@ std::tuple<Tensor, Tensor> dot_attention_bwd(Tensor grad_pooled, Tensor stats, T
                                              OptionalTensor offsets, OptionalTensor lengths,
                                              OptionalTensor mask, bool sliced, int64_t top_k);
 
+// Projections and all, for targets [B, D] or [B, M, D]; nothing is kept for a backward.
+Tensor dot_attention_infer(Tensor target, Tensor history, OptionalTensor offsets, OptionalTensor lengths,
+                           OptionalTensor mask, OptionalTensor w_q, OptionalTensor w_k, OptionalTensor w_v,
+                           OptionalTensor w_o, int64_t num_heads, double scale, int64_t top_k);
+
 std::tuple<Tensor, Tensor> dot_attention_projected_fwd(Tensor queries, Tensor history, OptionalTensor offsets,
                                                        OptionalTensor lengths, OptionalTensor mask,
                                                        Tensor w_k, Tensor w_v);

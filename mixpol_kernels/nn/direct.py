@@ -27,9 +27,10 @@ def layout(offsets: Tensor | None = None, lengths: Tensor | None = None, mask: T
 
 
 def pooled(op: Any, *inputs: Any) -> Tensor | None:
-    """The first result of a compiled forward; None where it refuses its inputs."""
+    """The only or first result of a compiled forward; None where it refuses its inputs."""
     try:
-        found: Tensor = op(*inputs)[0]
+        found = op(*inputs)
     except (RuntimeError, TypeError):
         return None
-    return found
+    first: Tensor = found if isinstance(found, Tensor) else found[0]
+    return first

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mixpol_kernels.ops.dot_target_attention.api import dot_target_attention
+from mixpol_kernels.backend import is_direct
+from mixpol_kernels.nn import direct
+from mixpol_kernels.ops.dot_target_attention.api import dot_target_attention, projects
+from mixpol_kernels.ops.dot_target_attention.autograd import infer
 
 
 class MultiHeadTargetAttention(nn.Module):
@@ -84,6 +87,15 @@ class MultiHeadTargetAttention(nn.Module):
         w_q, w_k, w_v, w_o = (
             None if layer is None else layer.weight for layer in (self.W_q, self.W_k, self.W_v, self.W_o)
         )
+        if not return_weights and is_direct(self.backend, target):
+            where = direct.layout(offsets, lengths, mask)
+            many = target.dim() == 3 and projects(target, self.num_heads, w_k, w_v, self.top_k, False)
+            if where is not None and not many:
+                scale = (self.attention_dim // self.num_heads) ** -0.5 if self.use_scale else 1.0
+                weights = w_q, w_k, w_v, w_o
+                found = direct.pooled(infer, target, history, *where, *weights, self.num_heads, scale, self.top_k or 0)
+                if found is not None:
+                    return found
         return dot_target_attention(
             target, history, num_heads=self.num_heads, w_q=w_q, w_k=w_k, w_v=w_v, w_o=w_o,
             scale=None if self.use_scale else 1.0, top_k=self.top_k, offsets=offsets, lengths=lengths, mask=mask,

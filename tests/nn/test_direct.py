@@ -86,6 +86,34 @@ def test_mixed_polarity_attention(
     assert calls == [True, True]
 
 
+@pytest.mark.parametrize("layout", ["full", "int32 lengths", "float mask", "offsets"])
+@pytest.mark.parametrize("candidates", [(), (3,)], ids=["one", "several"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"num_heads": 3}, {"use_projections": False, "num_heads": 2}, {"top_k": 2, "use_scale": False}],
+    ids=str,
+)
+def test_multi_head_target_attention(
+    options: dict[str, Any], candidates: tuple[int, ...], layout: str, calls: list[bool], generator: torch.Generator
+) -> None:
+    """Its projections are PyTorch's where a gradient is asked for, so that last bits differ."""
+    layer = layers.MultiHeadTargetAttention(WIDTH, **options)
+    target, history = torch.randn(USERS, *candidates, WIDTH, generator=generator), tokens_of(layout, generator)
+    where = layouts(generator)[layout]
+    got, expected = both_ways(lambda: layer(target, history, **where))
+    torch.testing.assert_close(got, expected)
+    assert got.shape == target.shape
+    assert calls == [True]
+
+
+def test_many_candidates_of_several_heads_take_the_long_way(calls: list[bool], generator: torch.Generator) -> None:
+    layer = layers.MultiHeadTargetAttention(WIDTH, num_heads=4)
+    target, history = torch.randn(USERS, 60, WIDTH, generator=generator), tokens_of("full", generator)
+    got, expected = both_ways(lambda: layer(target, history))
+    torch.testing.assert_close(got, expected)
+    assert not calls
+
+
 BAD: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "width": lambda a: {"history": a["history"][..., :-1]},
     "dtype": lambda a: {"history": a["history"].double()},
@@ -106,11 +134,14 @@ def refusal(layer: nn.Module, given: dict[str, Any], with_grad: bool) -> tuple[t
     return raised.type, str(raised.value)
 
 
+@pytest.mark.parametrize("heads", [None, 3])
 @pytest.mark.parametrize("change", BAD.values(), ids=BAD)
 def test_what_is_refused_is_refused_in_the_same_words(
-    change: Callable[[dict[str, Any]], dict[str, Any]], generator: torch.Generator
+    change: Callable[[dict[str, Any]], dict[str, Any]], heads: int | None, generator: torch.Generator
 ) -> None:
-    layer = layers.TargetAttention(WIDTH, [16])
+    layer: nn.Module = layers.TargetAttention(WIDTH, [16])
+    if heads:
+        layer = layers.MultiHeadTargetAttention(WIDTH, num_heads=heads)
     given = {
         "target": torch.randn(USERS, WIDTH, generator=generator),
         "history": torch.randn(USERS, LENGTH, WIDTH, generator=generator),

@@ -34,6 +34,7 @@ VARIANTS = [
 CHECKED_IN_THEIR_FOLDER = {
     "dot_attention_fwd",
     "dot_attention_bwd",
+    "dot_attention_infer",
     "dot_attention_projected_fwd",
     "dot_attention_projected_bwd",
 }

@@ -29,6 +29,8 @@ const Kernels MIXPOL_JOIN(kernels_, MIXPOL_ISA) = {
     MIXPOL_ISA::dot_projected_scratch_floats,
     MIXPOL_ISA::dot_projected_forward,
     MIXPOL_ISA::dot_projected_backward,
+    MIXPOL_ISA::project_rows,
+    MIXPOL_ISA::absorb_rows,
     MIXPOL_ISA::add,
     MIXPOL_ISA::gather_sum,
     MIXPOL_ISA::sum_rows,

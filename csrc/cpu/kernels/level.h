@@ -31,6 +31,10 @@ int64_t dot_projected_scratch_floats(const DotProjected&, bool backward);
 void dot_projected_forward(const DotProjectedForward&, int64_t head_begin, int64_t head_end, float* scratch);
 void dot_projected_backward(const DotProjectedBackward&, int64_t user_begin, int64_t user_end, float* scratch,
                             float* sums);
+void project_rows(const float* rows, int64_t count, int64_t ld, const float* weight, int outputs, int width,
+                  float* out, int64_t ldo);
+void absorb_rows(const float* rows, int64_t count, int64_t ld, const float* weight, int depth, int width,
+                 float* out, int64_t ldo);
 void add(float* to, const float* from, int64_t floats);
 void gather_sum(float* out, const float* a, const float* b, int width);
 void sum_rows(float* out, const float* const* rows, int64_t count, int width);

@@ -17,6 +17,7 @@ from mixpol_kernels.ops.dot_target_attention.autograd import (
     TRITON_STATS,
     DotAttention,
     ProjectedAttention,
+    infer,
     ops,
     projected_forward,
 )
@@ -53,8 +54,8 @@ def dot_target_attention(
     W_k goes into the query, q · W_k x = (W_kᵀ q) · x, and W_v meets the pooled token, Σ w W_v x = W_v Σ w x. So an
     infinite entry of W_v can give inf where the projected tokens cancel to NaN. Only where so many candidates share a
     history that projected tokens cost less (see `projecting_is_less`) does the compiled form project them, a user at a
-    time, and again in the backward. What the projections add around the fused op are ordinary matrix products of
-    PyTorch: whether their last bits depend on the batch is up to its BLAS.
+    time, and again in the backward. Without gradients one compiled op does it all; else what the projections add around
+    the fused op are ordinary matrix products of PyTorch: whether their last bits depend on the batch is up to its BLAS.
 
     Args:
         target: [B, D], or [B, M, D] when M candidates share each user's history.
@@ -157,10 +158,14 @@ def _fused(
     triton: bool,
 ) -> tuple[Tensor, Tensor]:
     """The fused op between projections that touch no token: target [B, M, D] to [B, M, O]."""
+    projecting = not triton and projects(target, heads, w_k, w_v, top_k, return_weights)
+    if not (triton or projecting or return_weights or backends.needs_grad(target, history, w_q, w_k, w_v, w_o)):
+        out = infer(target, history, *where.canonical(), w_q, w_k, w_v, w_o, heads, scale, top_k)
+        return out, out
     queries = target if w_q is None else F.linear(target, w_q)
     queries = queries if scale == 1 else queries * scale
     rows = queries.unflatten(-1, (heads, queries.shape[-1] // heads))
-    if not triton and projects(target, heads, w_k, w_v, top_k, return_weights):
+    if projecting:
         if backends.needs_grad(rows, history, w_k, w_v):
             pooled = ProjectedAttention.apply(rows, history, where.offsets, where.lengths, where.mask, w_k, w_v)
         else:

@@ -21,6 +21,11 @@ _SCHEMAS = {
 }
 for _name, _schema in _SCHEMAS.items():
     define(_name, _schema)
+_WEIGHTS = "Tensor? w_q, Tensor? w_k, Tensor? w_v, Tensor? w_o"
+define(
+    "dot_attention_infer",
+    f"(Tensor target, Tensor history, {_LAYOUT}, {_WEIGHTS}, int num_heads, float scale, int top_k) -> Tensor",
+)
 _PROJECTED = f"Tensor queries, Tensor history, {_LAYOUT}, Tensor w_k, Tensor w_v"
 define("dot_attention_projected_fwd", f"({_PROJECTED}) -> (Tensor pooled, Tensor stats)")
 define(
@@ -28,6 +33,25 @@ define(
     f"(Tensor grad_pooled, Tensor stats, {_PROJECTED}) -> "
     "(Tensor grad_queries, Tensor grad_history, Tensor grad_w_k, Tensor grad_w_v)",
 )
+
+
+@torch.library.register_fake("mixpol::dot_attention_infer")
+def _(
+    target: Tensor,
+    history: Tensor,
+    offsets: Tensor | None,
+    lengths: Tensor | None,
+    mask: Tensor | None,
+    w_q: Tensor | None,
+    w_k: Tensor | None,
+    w_v: Tensor | None,
+    w_o: Tensor | None,
+    num_heads: int,
+    scale: float,
+    top_k: int,
+) -> Tensor:
+    last = next((w.shape[0] for w in (w_o, w_v) if w is not None), target.shape[-1])
+    return target.new_empty((*target.shape[:-1], last))
 
 
 @torch.library.register_fake("mixpol::dot_attention_projected_fwd")
@@ -118,6 +142,7 @@ for _name, (_fake, _fake_triton, _triton) in _IMPLEMENTATIONS.items():
     torch.library.impl(f"{TRITON}::{_name}", ("cuda", "cpu") if INTERPRETING else "cuda")(_triton)
 
 forward = torch.ops.mixpol.dot_attention_fwd.default
+infer = torch.ops.mixpol.dot_attention_infer.default
 projected_forward = torch.ops.mixpol.dot_attention_projected_fwd.default
 _projected_bwd = torch.ops.mixpol.dot_attention_projected_bwd.default
 _bwd = torch.ops.mixpol.dot_attention_bwd.default
