@@ -100,6 +100,30 @@ MIXPOL_INLINE vec spread(uint32_t bits, float x) {
 }
 #endif
 
+// Zeros past the caches. Others see such stores in no order before `settle`.
+MIXPOL_INLINE void stream_zeros(void* to, int64_t bytes) {
+#if defined(MIXPOL_ISA_avx512) || defined(MIXPOL_ISA_avx2)
+    char *p = static_cast<char*>(to), *const end = p + bytes;
+    const int64_t head = -reinterpret_cast<intptr_t>(p) & 31;
+    if (bytes < head + 32) {
+        std::memset(p, 0, bytes);
+        return;
+    }
+    std::memset(p, 0, head);
+    for (p += head; p + 32 <= end; p += 32)
+        _mm256_stream_si256(reinterpret_cast<__m256i*>(p), _mm256_setzero_si256());
+    std::memset(p, 0, end - p);
+#else
+    std::memset(to, 0, bytes);
+#endif
+}
+
+MIXPOL_INLINE void settle() {
+#if defined(MIXPOL_ISA_avx512) || defined(MIXPOL_ISA_avx2)
+    _mm_sfence();
+#endif
+}
+
 MIXPOL_INLINE quad load_quad(const float* p) {
     quad v;
     std::memcpy(&v, p, sizeof v);

@@ -111,6 +111,32 @@ def test_every_output_element_is_written(op: str, generator: torch.Generator) ->
             assert torch.equal(got[name], value), f"{name} at {case.config}"
 
 
+@pytest.mark.parametrize("layout", ["lengths", "mask_holes"])
+@pytest.mark.parametrize("width", [64, 37])
+@pytest.mark.parametrize(
+    ("op", "dtype"),
+    [
+        ("target_attention", torch.float32),
+        ("target_attention", torch.bfloat16),
+        ("polarity_fusion", torch.float32),
+    ],
+)
+def test_pads_of_large_tensors_are_zero(
+    op: str, width: int, layout: str, dtype: torch.dtype, generator: torch.Generator
+) -> None:
+    """Zeros for tensors of 2 MiB and more go past the caches, whatever the rows' alignment."""
+    case = make(Config(op=op, layout=layout, batch=130, length=230, width=width), generator)
+    where = case.place(generator)
+    arguments = case.arguments(where, dtype, requires_grad=True)
+    history = arguments["history" if op == "target_attention" else "tokens"]
+    assert history.nbytes > 2 << 20
+    with poisoned():
+        case.call(arguments, "cpu").sum().backward()
+    pads = where.pads(history.grad)
+    assert pads.numel() > 0
+    assert (pads == 0).all()
+
+
 @pytest.mark.parametrize("layout", ["jagged", "lengths", "mask_holes"])
 @pytest.mark.parametrize("normalize", ["none", "softmax"])
 @pytest.mark.parametrize("op", UNITS)

@@ -89,10 +89,12 @@ MIXPOL_INLINE void score_tile(Tile<R, V>& acc, const float* constant, const floa
     add_tile(acc, constant + c, 0);
     if (bits) {
 #pragma GCC unroll 6
-        for (int i = 0; i < R; i++)
+        for (int i = 0; i < R; i++) {
+            uint64_t on = 0;
 #pragma GCC unroll 4
-            for (int v = 0; v < V; v++)
-                bits[i] |= static_cast<uint64_t>(positive_bits(acc.at[i][v])) << (c + v * W);
+            for (int v = 0; v < V; v++) on |= static_cast<uint64_t>(positive_bits(acc.at[i][v])) << v * W;
+            std::memcpy(reinterpret_cast<char*>(bits + i) + c / 8, &on, V * W / 8);
+        }
     }
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) {
@@ -100,6 +102,15 @@ MIXPOL_INLINE void score_tile(Tile<R, V>& acc, const float* constant, const floa
 #pragma GCC unroll 6
         for (int i = 0; i < R; i++) partial[i] = fma(relu(acc.at[i][v]), weight, partial[i]);
     }
+}
+
+MIXPOL_INLINE void finish_scores(const vec* partial, int n, float bias, float* scores) {
+    int i = 0;
+    for (; i + 4 <= n; i += 4) {
+        const quad four = sums(partial[i], partial[i + 1], partial[i + 2], partial[i + 3]) + bias;
+        std::memcpy(scores + i, &four, sizeof four);
+    }
+    for (; i < n; i++) scores[i] = sum(partial[i]) + bias;
 }
 
 // One hidden ReLU layer and the output layer, fused in registers: scores[n], and where `bits` is set, up to
@@ -111,14 +122,13 @@ MIXPOL_INLINE void score_tile(Tile<R, V>& acc, const float* constant, const floa
                                                                   float* scores, uint64_t* bits) {
     vec partial[CHUNK];
     for (int i = 0; i < chunk.n; i++) partial[i] = vec{};
-    for (int i = 0; bits && i < chunk.n; i++) bits[i] = 0;
     conditioned(blocks, chunk, rows, table, halves,
                 [&]<int R, int V>(Tile<R, V>& acc, const Span& span, int i, int c)
                     __attribute__((always_inline)) {
                         score_tile(acc, constants + span.in_group * int64_t{blocks.columns}, output, c,
                                    partial + i, bits ? bits + i : nullptr);
                     });
-    for (int i = 0; i < chunk.n; i++) scores[i] = sum(partial[i]) + output_bias;
+    finish_scores(partial, chunk.n, output_bias, scores);
 }
 
 // The same behind other layers: one table [depth][hp] in panels for all tokens.
@@ -132,7 +142,6 @@ MIXPOL_INLINE void score_tile(Tile<R, V>& acc, const float* constant, const floa
     if (low) narrow_rows(rows, n, depth, narrow, halves.rows, halves.widest / 2);
     vec partial[CHUNK];
     for (int i = 0; i < n; i++) partial[i] = vec{};
-    for (int i = 0; bits && i < n; i++) bits[i] = 0;
     for_tiles(n, hp, int64_t{depth} * hp, [&]<int R, int V>(int r, int c) __attribute__((always_inline)) {
         Tile<R, V> acc;
         clear(acc);
@@ -145,7 +154,7 @@ MIXPOL_INLINE void score_tile(Tile<R, V>& acc, const float* constant, const floa
         }
         score_tile(acc, bias, output, c, partial + r, bits ? bits + r : nullptr);
     });
-    for (int i = 0; i < n; i++) scores[i] = sum(partial[i]) + output_bias;
+    finish_scores(partial, n, output_bias, scores);
 }
 
 // The parameters of units c ... c + W - 1, from [parameter_rows][hp].

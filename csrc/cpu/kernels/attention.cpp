@@ -41,11 +41,22 @@ Scratch carve(const Pass& pass, bool backward, Arena& arena) {
     return s;
 }
 
-MIXPOL_INLINE void copy_bits(void* to, const void* from, int bytes) {
+// Which units of n tokens are on, to and from rows of `bytes`, `stride` apart.
+MIXPOL_INLINE void put_bits(uint8_t* to, int64_t stride, int bytes, const int64_t* positions, int n,
+                            const uint64_t* bits) {
     if (bytes == 8) {  // the usual 64 units: one move instead of a call
-        std::memcpy(to, from, 8);
+        for (int i = 0; i < n; i++) std::memcpy(to + positions[i] * stride, bits + i, 8);
     } else {
-        std::memcpy(to, from, bytes);
+        for (int i = 0; i < n; i++) std::memcpy(to + positions[i] * stride, bits + i, bytes);
+    }
+}
+
+MIXPOL_INLINE void take_bits(const uint8_t* from, int64_t stride, int bytes, const int64_t* positions, int n,
+                             uint64_t* bits) {
+    if (bytes == 8) {
+        for (int i = 0; i < n; i++) std::memcpy(bits + i, from + positions[i] * stride, 8);
+    } else {
+        for (int i = 0; i < n; i++) std::memcpy(bits + i, from + positions[i] * stride, bytes);
     }
 }
 
@@ -111,11 +122,13 @@ void forward(const AttentionForward& a, ForwardUnit score, int64_t begin, int64_
             running.weigh(s.weights, weights, span.n, s.pooled, wide);
             weights = s.weights;
         }
-        if (span.n > 0) add_transposed(weights, 1, 1, s.rows + span.begin, span.n, wide, s.pooled, 0);
-        for (int i = span.begin; a.attention && i < span.begin + span.n; i++)
-            a.attention[chunk.positions[i] * candidates + span.candidate] = s.scores[i];
-        for (int i = span.begin; a.bits && i < span.begin + span.n; i++)
-            copy_bits(a.bits + (chunk.positions[i] * candidates + span.candidate) * bytes, &s.bits[i], bytes);
+        add_weighted(s.pooled, weights, s.rows + span.begin, span.n, wide);
+        const int64_t* const positions = chunk.positions + span.begin;
+        if (float* const attention = a.attention ? a.attention + span.candidate : nullptr)
+            for (int i = 0; i < span.n; i++) attention[positions[i] * candidates] = s.scores[span.begin + i];
+        if (a.bits)
+            put_bits(a.bits + span.candidate * bytes, candidates * bytes, bytes, positions, span.n,
+                     s.bits + span.begin);
         if (!span.last) return;
         if (softmax && span.seen + span.n > 0) {
             for (int c = 0; c < wide; c += W)
@@ -126,8 +139,8 @@ void forward(const AttentionForward& a, ForwardUnit score, int64_t begin, int64_
         std::memcpy(a.pooled + row * a.width, s.pooled, sizeof(float) * a.width);
     };
     auto work = [&](const Chunk& chunk) {
-        if (a.attention) fill_pads(a.history, chunk, a.attention, candidates, 0.0f);
-        if (a.bits) fill_pads(a.history, chunk, a.bits, candidates * bytes, uint8_t{0});
+        if (a.attention) zero_pads(a.history, chunk, a.attention, candidates);
+        if (a.bits) zero_pads(a.history, chunk, a.bits, candidates * bytes);
         stage_rows(a.tokens, a.history, chunk, a.width, s.tokens, s.rows);
         fuse(a.fusion, a.packed_fusion, chunk, s.fusion, s.rows);
         drop_keys(a.unit, a.candidates, chunk, s.unit);
@@ -139,11 +152,21 @@ void forward(const AttentionForward& a, ForwardUnit score, int64_t begin, int64_
     for_chunks(a, begin, end, s.group, group, work, [](int64_t, int) {});
 }
 
-// dw of one token: through the pooled vector, and through the weights if they were returned.
-MIXPOL_INLINE float weight_gradient(const AttentionBackward& a, int64_t at, const float* token,
-                                    const float* grad_pooled, int wide) {
-    float through_pooled = dot(token, grad_pooled, wide);
-    return a.grad_attention ? through_pooled + a.grad_attention[at] : through_pooled;
+// w and dw of a target's tokens in a chunk, dw through the pooled vector and through the weights if they were
+// returned.
+MIXPOL_INLINE void weight_gradients(const AttentionBackward& a, const Chunk& chunk, const Span& span,
+                                    const float* const* rows, const float* grad_pooled, float* weights,
+                                    float* grads) {
+    const int n = span.n;
+    const int64_t candidates = a.candidates;
+    const int64_t* const positions = chunk.positions + span.begin;
+    const float* const attention = a.attention + span.candidate;
+    weights += span.begin, grads += span.begin;
+    rows_dot(rows + span.begin, n, grad_pooled, padded(a.width), grads);
+    for (int i = 0; i < n; i++) weights[i] = attention[positions[i] * candidates];
+    if (!a.grad_attention) return;
+    const float* const grad_attention = a.grad_attention + span.candidate;
+    for (int i = 0; i < n; i++) grads[i] += grad_attention[positions[i] * candidates];
 }
 
 // Σ w · dw over a history of several chunks. Not the pooled vector times its gradient, which is the same but
@@ -160,11 +183,9 @@ double mean_gradient(const AttentionBackward& a, const Span& of, Scratch& s) {
         span.n = chunk.n;
         stage_rows(a.tokens, a.history, chunk, a.width, s.tokens, s.rows);
         fuse(a.fusion, a.packed_fusion, chunk, s.fusion, s.rows);
-        for (int i = 0; i < chunk.n; i++) {
-            const int64_t at = chunk.positions[i] * a.candidates + span.candidate;
-            total += double{a.attention[at]} *
-                     weight_gradient(a, at, s.rows[i], s.grad_pooled + span.in_group * wide, wide);
-        }
+        weight_gradients(a, chunk, span, s.rows, s.grad_pooled + span.in_group * wide, s.weights,
+                         s.grad_scores);
+        for (int i = 0; i < chunk.n; i++) total += double{s.weights[i]} * s.grad_scores[i];
     }
     return total;
 }
@@ -182,12 +203,8 @@ MIXPOL_INLINE void score_gradients(const AttentionBackward& a, const Chunk& chun
     for (int k = 0; k < chunk.count; k++) {
         const Span& span = chunk.spans[k];
         const int end = span.begin + span.n;
-        const float* grad_pooled = s.grad_pooled + span.in_group * wide;
-        for (int i = span.begin; i < end; i++) {
-            const int64_t at = chunk.positions[i] * a.candidates + span.candidate;
-            s.weights[i] = a.attention[at];
-            s.grad_scores[i] = weight_gradient(a, at, s.rows[i], grad_pooled, wide);
-        }
+        weight_gradients(a, chunk, span, s.rows, s.grad_pooled + span.in_group * wide, s.weights,
+                         s.grad_scores);
         if (a.unit.normalize == Normalize::sigmoid)
             for (int i = span.begin; i < end; i++) s.grad_scores[i] *= s.weights[i] * (1.0f - s.weights[i]);
         if (!softmax) continue;
@@ -259,18 +276,17 @@ void backward(const AttentionBackward& a, RecomputeSignal recompute, int64_t use
     };
     auto work = [&](const Chunk& chunk) {
         if (low) {
-            fill_pads(a.history, chunk, grad_halves, a.width, uint16_t{0});
+            zero_pads(a.history, chunk, grad_halves, a.width);
         } else {
-            fill_pads(a.history, chunk, grad_floats, a.width, 0.0f);
+            zero_pads(a.history, chunk, grad_floats, a.width);
         }
         score_gradients(a, chunk, average, s);
         for (int i = 0; i < chunk.n; i++) output_bias += s.grad_scores[i];
         if (bits) {
             for (int k = 0; k < chunk.count; k++) {
                 const Span& span = chunk.spans[k];
-                for (int i = span.begin; i < span.begin + span.n; i++)
-                    copy_bits(&s.bits[i], a.bits + (chunk.positions[i] * candidates + span.candidate) * bytes,
-                              bytes);
+                take_bits(a.bits + span.candidate * bytes, candidates * bytes, bytes,
+                          chunk.positions + span.begin, span.n, s.bits + span.begin);
             }
             signal_by_bits(a.unit, a.packed_unit, chunk, s.rows, s.bits, s.grad_scores, s.unit, sums);
         } else if (a.stash) {

@@ -92,7 +92,10 @@ template <class Emit>
 MIXPOL_INLINE void conditioned(const Blocks& blocks, const Chunk& chunk, const float* const* rows,
                                float* table, const Halves& halves, Emit&& emit) {
     const Blocks b = blocks;  // a copy that no store can change
-    const int count = chunk.count;
+    const int count = chunk.count, coming = chunk.next.n;
+    const char* const* const next = chunk.next.rows;
+    const int64_t row_bytes = chunk.next.bytes;
+    if (coming) chunk.next.ask_from(0, b.columns * int64_t{4});  // what no tile lies over
     const bool low = halves.on();
     const uint32_t* narrow[CHUNK];
     if (low) narrow_rows(rows, chunk.n, b.rows(), narrow, halves.rows, halves.widest / 2);
@@ -110,6 +113,8 @@ MIXPOL_INLINE void conditioned(const Blocks& blocks, const Chunk& chunk, const f
             }
             for_rows(span.n, [&]<int R>(int r) __attribute__((always_inline)) {
                 const float* const* x = rows + span.begin + r;
+                if (span.begin + r < coming)
+                    ask_under<R, V>(next + span.begin + r, c * int64_t{4}, row_bytes);
                 Tile<R, V> acc;
                 clear(acc);
                 if (build && low) {

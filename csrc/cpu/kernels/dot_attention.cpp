@@ -208,9 +208,11 @@ void forward_part(const DotForward& a, const Part& part, int64_t user_end, Scrat
     if (a.top_k) choose_all(a, part, tokens, s);
     const int64_t soon = part.user + 2 < user_end ? part.user + 2 : user_end;
     Cursor cursor(a.history, part.user);
+    Ahead next;
     bool any = false;
     while (int n = cursor.fill(s.positions)) {
-        prefetch_next(tokens, a.history, cursor, part.user, soon, width);
+        next.find(tokens, a.history, cursor, part.user, soon, width);
+        next.ask_from(0, 0);
         stage_rows(tokens, a.history, part.user, s.positions, n, width, s.tokens, s.rows);
         if (a.top_k) {
             mask_rest(s, scores, rows, n);
@@ -260,9 +262,11 @@ void backward_part(const DotBackward& a, const Part& part, int64_t user_end, boo
 
     const int64_t soon = part.user + 2 < user_end ? part.user + 2 : user_end;
     Cursor first(a.history, part.user);
+    Ahead next;
     float* weights = s.scores;
     while (int n = first.fill(s.positions)) {
-        prefetch_next(tokens, a.history, first, part.user, soon, width);
+        next.find(tokens, a.history, first, part.user, soon, width);
+        next.ask_from(0, 0);
         stage_rows(tokens, a.history, part.user, s.positions, n, width, s.tokens, s.rows);
         float* grads = weights + rows * CHUNK;
         dots(s.queries, rows, s.rows, n, wide, weights);
@@ -308,7 +312,7 @@ void dot_forward(const DotForward& a, int64_t part_begin, int64_t part_end, floa
     for (int64_t at = part_begin; at < part_end; at++) {
         const int64_t user = at / parts, index = at % parts;
         if (index == 0 && a.attention)
-            fill_pads(a.history, user, a.attention, int64_t{a.candidates} * a.heads, 0.0f);
+            zero_pads(a.history, user, a.attention, int64_t{a.candidates} * a.heads);
         forward_part(a, part_of(a, user, index), user_end, s);
     }
 }
@@ -318,7 +322,7 @@ void dot_backward(const DotBackward& a, int64_t user_begin, int64_t user_end, fl
     Scratch s = carve(a, true, arena);
     const int64_t parts = user_parts(a), each = group_parts(a);
     for (int64_t user = user_begin; user < user_end; user++) {
-        fill_pads(a.history, user, a.grad_tokens, a.width, 0.0f);
+        zero_pads(a.history, user, a.grad_tokens, a.width);
         for (int64_t index = 0; index < parts; index++)
             backward_part(a, part_of(a, user, index), user_end, index % each != 0, s);
     }

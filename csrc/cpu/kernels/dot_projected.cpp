@@ -219,7 +219,7 @@ void dot_projected_backward(const DotProjectedBackward& a, int64_t user_begin, i
     Arena arena(memory);
     Scratch s = carve(a, true, arena);
     for (int64_t user = user_begin; user < user_end; user++) {
-        fill_pads(a.history, user, a.grad_tokens, a.width, 0.0f);
+        zero_pads(a.history, user, a.grad_tokens, a.width);
         for (int head = 0; head < a.heads; head++) {
             const int64_t total = project(a, user, head, true, s);
             for_parts(a, user, head, [&](const Part& part) { backward_part(a, part, total, s); });

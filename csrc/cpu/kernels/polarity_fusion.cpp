@@ -41,8 +41,9 @@ void fusion_forward(const FusionForward& a, int64_t user_begin, int64_t user_end
     Scratch s = carve(a, false, arena);
     auto group = [&](int64_t, int n) { fusion_group(a.fusion, a.packed_fusion, s.group.rows, n, s.fusion); };
     auto work = [&](const Chunk& chunk) {
-        fill_pads(a.history, chunk, a.fused, a.width, 0.0f);
+        zero_pads(a.history, chunk, a.fused, a.width);
         stage_rows(a.tokens, a.history, chunk, a.width, s.tokens, s.rows);
+        if (a.fusion.kind != Fusion::tapf) chunk.next.ask_from(0, 0);  // no tiles to ask among
         fuse(a.fusion, a.packed_fusion, chunk, s.fusion, s.rows);
         for (int i = 0; i < chunk.n; i++)
             std::memcpy(a.fused + chunk.positions[i] * a.width, s.rows[i], sizeof(float) * a.width);
@@ -62,14 +63,15 @@ void fusion_backward(const FusionBackward& a, int64_t user_begin, int64_t user_e
         zero(s.grad_targets, GROUP * wide);
     };
     auto work = [&](const Chunk& chunk) {
-        fill_pads(a.history, chunk, a.grad_tokens, a.width, 0.0f);
+        zero_pads(a.history, chunk, a.grad_tokens, a.width);
         stage_rows(a.tokens, a.history, chunk, a.width, s.tokens, s.rows);
+        if (a.fusion.kind != Fusion::tapf) chunk.next.ask_from(0, 0);  // no tiles to ask among
         fuse(a.fusion, a.packed_fusion, chunk, s.fusion, s.rows);
         for (int k = 0; k < chunk.count; k++) {
             const Span& span = chunk.spans[k];
+            const UserRows rows(a.grad_fused, a.history, span.user);
             for (int i = span.begin; i < span.begin + span.n; i++)
-                copy_padded(grads[i], token_row(a.grad_fused, a.history, span.user, chunk.positions[i]),
-                            a.width, wide);
+                copy_padded(grads[i], rows.floats(chunk.positions[i]), a.width, wide);
         }
         fuse_backward(a.fusion, a.packed_fusion, chunk, grads, s.grad_targets, s.fusion, sums);
         for (int i = 0; i < chunk.n; i++)

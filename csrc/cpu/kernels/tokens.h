@@ -25,7 +25,10 @@ class Cursor {
     inline __attribute__((always_inline)) int fill(int64_t* positions, int room = CHUNK) {
         int n = 0;
         if (!mask_) {
-            while (next_ < end_ && n < room) positions[n++] = next_++;
+            const int64_t rest = end_ - next_;
+            n = rest < room ? static_cast<int>(rest) : room;
+            for (int i = 0; i < n; i++) positions[i] = next_ + i;
+            next_ += n;
             return n;
         }
         for (; next_ < end_ && n < room; next_++)
@@ -45,49 +48,88 @@ class Cursor {
     const uint8_t* mask_;
 };
 
-// Where a token's row begins, in elements.
-MIXPOL_INLINE int64_t token_offset(const TokenRows& tokens, const History& history, int64_t user,
-                                   int64_t position) {
-    if (tokens.ids) return tokens.ids[position] * tokens.row_stride;
-    if (history.offsets) return position * tokens.row_stride;
-    return user * tokens.user_stride + (position - user * history.length) * tokens.row_stride;
-}
+// Where the rows of a user's tokens begin.
+class UserRows {
+ public:
+    inline __attribute__((always_inline)) UserRows(const TokenRows& tokens, const History& history,
+                                                   int64_t user)
+        : base_(static_cast<const char*>(tokens.base)), ids_(tokens.ids) {
+        const int64_t size = element_bytes(tokens.element);
+        stride_ = tokens.row_stride * size;
+        if (!ids_ && !history.offsets) start_ = user * (tokens.user_stride * size - history.length * stride_);
+    }
 
-// The row itself, of tokens in float32.
-MIXPOL_INLINE const float* token_row(const TokenRows& tokens, const History& history, int64_t user,
-                                     int64_t position) {
-    return static_cast<const float*>(tokens.base) + token_offset(tokens, history, user, position);
-}
+    inline __attribute__((always_inline)) const char* at(int64_t position) const {
+        return base_ + (start_ + (ids_ ? ids_[position] : position) * stride_);
+    }
+    inline __attribute__((always_inline)) const float* floats(int64_t position) const {
+        return reinterpret_cast<const float*>(at(position));
+    }
+
+ private:
+    const char* base_;
+    const int64_t* ids_;
+    int64_t start_ = 0, stride_;  // in bytes
+};
 
 MIXPOL_INLINE void copy_padded(float* to, const float* from, int width, int padded_width) {
     std::memcpy(to, from, sizeof(float) * width);
     for (int i = width; i < padded_width; i++) to[i] = 0;
 }
 
-// Asks for the rows behind `cursor`, as many as a chunk holds: histories start at scattered places, and the
-// hardware sees a stream only once it is under way.
-MIXPOL_INLINE void prefetch_next(const TokenRows& tokens, const History& history, Cursor cursor, int64_t user,
-                                 int64_t user_end, int width) {
-    const int64_t size = element_bytes(tokens.element);
-    for (int room = CHUNK; room > 0; cursor = Cursor(history, user)) {
-        int64_t positions[CHUNK];
-        const int n = cursor.fill(positions, room);
-        for (int i = 0; i < n; i++) {
-            const char* row = static_cast<const char*>(tokens.base) +
-                              token_offset(tokens, history, user, positions[i]) * size;
-            for (int64_t c = 0; c < width * size; c += 64) __builtin_prefetch(row + c, 0, 2);
+// Rows that will be needed soon: histories start at scattered places, and the hardware sees a stream only
+// once it is under way.
+struct Ahead {
+    int n = 0;
+    int64_t bytes = 0;                   // of a row
+    const char* rows[CHUNK + MAX_ROWS];  // the last one repeated, so that a tile need not look where they end
+
+    // Those behind `cursor`, as many as a chunk holds.
+    inline __attribute__((always_inline)) void find(const TokenRows& tokens, const History& history,
+                                                    Cursor cursor, int64_t user, int64_t user_end,
+                                                    int width) {
+        bytes = width * element_bytes(tokens.element);
+        for (n = 0;; cursor = Cursor(history, user)) {
+            int64_t positions[CHUNK];
+            const int found = cursor.fill(positions, CHUNK - n);
+            const UserRows at(tokens, history, user);
+            for (int i = 0; i < found; i++) rows[n + i] = at.at(positions[i]);
+            n += found;
+            if (n == CHUNK || ++user >= user_end) break;
         }
-        room -= n;
-        if (++user >= user_end) return;
+        for (int i = 0; n > 0 && i < MAX_ROWS; i++) rows[n + i] = rows[n - 1];
+    }
+
+    // All from a row on and from a byte of the rows on, at once: more than can be under way, the core waits.
+    inline __attribute__((always_inline)) void ask_from(int row, int64_t byte) const {
+        for (int i = row; i < n; i++)
+            for (int64_t at = byte; at < bytes; at += 64) __builtin_prefetch(rows[i] + at, 0, 2);
+    }
+};
+
+// A tile's share of them: R rows, and of those what lies under V vectors.
+template <int R, int V>
+MIXPOL_INLINE void ask_under(const char* const* rows, int64_t byte, int64_t bytes) {
+#pragma GCC unroll 4
+    for (int64_t at = byte; at < byte + V * W * 4; at += 64) {
+        if (at >= bytes) return;
+#pragma GCC unroll 6
+        for (int r = 0; r < R; r++) __builtin_prefetch(rows[r] + at, 0, 2);
     }
 }
 
-// Writes `value` to the `width` elements of every position that is no token of the user.
+// From how many bytes of a tensor and of a run on zeros go past the caches: what does not stay in L2 need not
+// push others out, or be read first.
+constexpr int64_t PAST_CACHES = int64_t{2} << 20, PAST_CACHES_RUN = 1024;
+
+// Zeros for the `width` elements of every position that is no token of the user.
 template <class T>
-MIXPOL_INLINE void fill_pads(const History& history, int64_t user, T* out, int64_t width, T value) {
+MIXPOL_INLINE void zero_pads(const History& history, int64_t user, T* out, int64_t width) {
     if (history.offsets || !(history.lengths || history.mask)) return;
     int64_t begin = user * history.length, end = begin + history.length;
     if (history.lengths) begin += history.lengths[user];
+    const int64_t bytes = width * static_cast<int64_t>(sizeof(T));
+    const bool past = history.tokens * bytes >= PAST_CACHES;
     while (begin < end) {
         if (history.mask && history.mask[begin]) {
             begin++;
@@ -95,9 +137,14 @@ MIXPOL_INLINE void fill_pads(const History& history, int64_t user, T* out, int64
         }
         int64_t stop = begin + 1;
         while (stop < end && !(history.mask && history.mask[stop])) stop++;
-        for (int64_t i = begin * width; i < stop * width; i++) out[i] = value;
+        if (past && (stop - begin) * bytes >= PAST_CACHES_RUN) {
+            stream_zeros(out + begin * width, (stop - begin) * bytes);
+        } else {
+            std::memset(out + begin * width, 0, (stop - begin) * bytes);
+        }
         begin = stop;
     }
+    if (past) settle();
 }
 
 // Padded copies of the targets that are worked on together.
@@ -124,14 +171,15 @@ struct Chunk {
     int n = 0, count = 0;
     Span spans[GROUP];
     int64_t positions[CHUNK];
+    Ahead next;  // asked for among the tiles of the chunk's products
 };
 
 // The same for the users that the chunk begins.
 template <class T>
-MIXPOL_INLINE void fill_pads(const History& history, const Chunk& chunk, T* out, int64_t width, T value) {
+MIXPOL_INLINE void zero_pads(const History& history, const Chunk& chunk, T* out, int64_t width) {
     for (int i = 0; i < chunk.count; i++) {
         const Span& span = chunk.spans[i];
-        if (span.candidate == 0 && span.first()) fill_pads(history, span.user, out, width, value);
+        if (span.candidate == 0 && span.first()) zero_pads(history, span.user, out, width);
     }
 }
 
@@ -140,20 +188,18 @@ MIXPOL_INLINE void fill_pads(const History& history, const Chunk& chunk, T* out,
 MIXPOL_INLINE void stage_rows(const TokenRows& tokens, const History& history, int64_t user,
                               const int64_t* positions, int n, int width, float* stage, const float** rows) {
     int wide = padded(width);
+    const UserRows at(tokens, history, user);
     if (tokens.element != Element::f32) {
         for (int i = 0; i < n; i++) {
             float* row = stage + i * wide;
-            widen_half(
-                row,
-                static_cast<const uint16_t*>(tokens.base) + token_offset(tokens, history, user, positions[i]),
-                width, tokens.element);
+            widen_half(row, reinterpret_cast<const uint16_t*>(at.at(positions[i])), width, tokens.element);
             for (int c = width; c < wide; c++) row[c] = 0;
             rows[i] = row;
         }
         return;
     }
     for (int i = 0; i < n; i++) {
-        const float* row = token_row(tokens, history, user, positions[i]);
+        const float* row = at.floats(positions[i]);
         if (wide != width) {
             copy_padded(stage + i * wide, row, width, wide);
             row = stage + i * wide;
@@ -183,9 +229,10 @@ MIXPOL_INLINE void for_chunks(const Pass& pass, int64_t begin, int64_t end, Grou
     auto flush = [&](const Cursor& next, int64_t user) {
         const int64_t soon = user + GROUP < user_end ? user + GROUP : user_end;  // many may be empty
         if (chunk.spans[chunk.count - 1].candidate + 1 == candidates)
-            prefetch_next(pass.tokens, pass.history, next, user, soon, pass.width);
+            chunk.next.find(pass.tokens, pass.history, next, user, soon, pass.width);
+        chunk.next.ask_from(chunk.n, 0);
         work(chunk);
-        chunk.n = chunk.count = 0;
+        chunk.n = chunk.count = chunk.next.n = 0;
     };
     for (int64_t row0 = begin; row0 < end; row0 += GROUP) {
         const int n = static_cast<int>(end - row0 < GROUP ? end - row0 : GROUP);
@@ -241,10 +288,36 @@ MIXPOL_INLINE T* row_of(T* table, int64_t i, int64_t width) {
     return table ? table + i * width : nullptr;
 }
 
+// Calls body.template operator()<V>(column) over columns, a multiple of 16, in blocks of sums that are enough
+// side by side to hide each other's latency.
+constexpr int SUMS = 8;
+template <class Body>
+MIXPOL_INLINE void for_sums(int columns, Body&& body) {
+    int c = 0;
+    for (; c + SUMS * W <= columns; c += SUMS * W) body.template operator()<SUMS>(c);
+    for (; c < columns; c += 16) body.template operator()<16 / W>(c);
+}
+
 MIXPOL_INLINE float dot(const float* a, const float* b, int padded_width) {
     vec s{};
     for (int i = 0; i < padded_width; i += W) s = fma(load(a + i), load(b + i), s);
     return sum(s);
+}
+
+// out[i] = rows[i] · b, each as `dot` has it.
+MIXPOL_INLINE void rows_dot(const float* const* rows, int n, const float* b, int padded_width, float* out) {
+    int i = 0;
+    for (; i + 4 <= n; i += 4) {
+        vec s[4]{};
+        for (int c = 0; c < padded_width; c += W) {
+            const vec x = load(b + c);
+#pragma GCC unroll 4
+            for (int k = 0; k < 4; k++) s[k] = fma(load(rows[i + k] + c), x, s[k]);
+        }
+        const quad four = sums(s[0], s[1], s[2], s[3]);
+        std::memcpy(out + i, &four, sizeof four);
+    }
+    for (; i < n; i++) out[i] = dot(rows[i], b, padded_width);
 }
 
 // out += a * x
@@ -252,13 +325,22 @@ MIXPOL_INLINE void axpy(float* out, float a, const float* x, int padded_width) {
     for (int i = 0; i < padded_width; i += W) store(out + i, fma(broadcast(a), load(x + i), load(out + i)));
 }
 
+template <int V>
+MIXPOL_INLINE void sum_rows(const float* rows, int64_t ld, int n, vec (&total)[V]) {
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) total[v] = vec{};
+    for (int r = 0; r < n; r++, rows += ld)
+#pragma GCC unroll 8
+        for (int v = 0; v < V; v++) total[v] += load(rows + v * W);
+}
+
 // out += the sum of n rows. Sums over a history go chunk by chunk: one long chain would lose its low bits.
 MIXPOL_INLINE void add_rows(float* out, const float* rows, int64_t ld, int n, int padded_width) {
-    for (int c = 0; c < padded_width; c += W) {
-        vec total{};
-        for (int r = 0; r < n; r++) total += load(rows + r * ld + c);
-        store(out + c, load(out + c) + total);
-    }
+    for_sums(padded_width, [&]<int V>(int c) __attribute__((always_inline)) {
+        vec total[V];
+        sum_rows(rows + c, ld, n, total);
+        for (int v = 0; v < V; v++) store(out + c + v * W, load(out + c + v * W) + total[v]);
+    });
 }
 
 // out += x, compensated (Kahan): `lost` holds what earlier additions rounded away.
@@ -269,11 +351,26 @@ MIXPOL_INLINE void add_compensated(float* out, float* lost, vec x) {
 }
 
 MIXPOL_INLINE void add_rows(float* out, float* lost, const float* rows, int64_t ld, int n, int padded_width) {
-    for (int c = 0; c < padded_width; c += W) {
-        vec total{};
-        for (int r = 0; r < n; r++) total += load(rows + r * ld + c);
-        add_compensated(out + c, lost + c, total);
-    }
+    for_sums(padded_width, [&]<int V>(int c) __attribute__((always_inline)) {
+        vec total[V];
+        sum_rows(rows + c, ld, n, total);
+        for (int v = 0; v < V; v++) add_compensated(out + c + v * W, lost + c + v * W, total[v]);
+    });
+}
+
+// out += Σ weights[i] rows[i]
+MIXPOL_INLINE void add_weighted(float* out, const float* weights, const float* const* rows, int n,
+                                int padded_width) {
+    for_sums(padded_width, [&]<int V>(int c) __attribute__((always_inline)) {
+        vec total[V]{};
+        for (int i = 0; i < n; i++) {
+            const vec weight = broadcast(weights[i]);
+            const float* row = rows[i] + c;
+#pragma GCC unroll 8
+            for (int v = 0; v < V; v++) total[v] = fma(weight, load(row + v * W), total[v]);
+        }
+        for (int v = 0; v < V; v++) store(out + c + v * W, load(out + c + v * W) + total[v]);
+    });
 }
 
 MIXPOL_INLINE void zero(float* out, int64_t floats) { std::memset(out, 0, sizeof(float) * floats); }

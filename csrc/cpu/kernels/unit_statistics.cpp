@@ -58,22 +58,29 @@ using SignalToFirst = decltype(&signal_to_first<Activation::relu>);
 void add_moments(Moments& moments, const float* rows, int n, int hp, double each) {
     const double before = moments.count, added = n * each;
     moments.count += added;
-    for (int c = 0; c < hp; c += W) {
-        const vec from = load(before > 0 ? moments.mean + c : rows + c);
-        vec delta{};
-        for (int r = 0; r < n; r++) delta += load(rows + r * int64_t{hp} + c) - from;
-        delta = delta / broadcast(static_cast<float>(n));
-        vec spread{};
-        for (int r = 0; r < n; r++) {
-            vec off = (load(rows + r * int64_t{hp} + c) - from) - delta;
-            spread = fma(off, off, spread);
+    const vec rows_there = broadcast(static_cast<float>(n)), weight = broadcast(static_cast<float>(each));
+    const float share = static_cast<float>(added / moments.count);
+    for_sums(hp, [&]<int V>(int c) __attribute__((always_inline)) {
+        vec from[V], delta[V]{}, spread[V]{};
+        for (int v = 0; v < V; v++) from[v] = load((before > 0 ? moments.mean : rows) + c + v * W);
+        for (int r = 0; r < n; r++)
+#pragma GCC unroll 8
+            for (int v = 0; v < V; v++) delta[v] += load(rows + r * int64_t{hp} + c + v * W) - from[v];
+        for (int v = 0; v < V; v++) delta[v] = delta[v] / rows_there;
+        for (int r = 0; r < n; r++)
+#pragma GCC unroll 8
+            for (int v = 0; v < V; v++) {
+                const vec off = (load(rows + r * int64_t{hp} + c + v * W) - from[v]) - delta[v];
+                spread[v] = fma(off, off, spread[v]);
+            }
+        for (int v = 0; v < V; v++) {
+            float *const mean = moments.mean + c + v * W, *const squares = moments.squares + c + v * W;
+            store(mean, fma(delta[v], broadcast(share), from[v]));
+            const vec between =
+                fma(delta[v] * delta[v], broadcast(static_cast<float>(before) * share), spread[v] * weight);
+            store(squares, load(squares) + between);
         }
-        const float share = static_cast<float>(added / moments.count);
-        store(moments.mean + c, fma(delta, broadcast(share), from));
-        spread = spread * broadcast(static_cast<float>(each));
-        spread = fma(delta * delta, broadcast(static_cast<float>(before) * share), spread);
-        store(moments.squares + c, load(moments.squares + c) + spread);
-    }
+    });
 }
 
 // The pads of a target's history: one zero token stands in for them.
@@ -145,7 +152,7 @@ void backward(const StatisticsBackward& a, PreActivations layers, SignalToFirst 
         zero(s.unit.grad_constants, GROUP * hp);
     };
     auto work = [&](const Chunk& chunk) {
-        fill_pads(a.history, chunk, a.grad_tokens, a.width, 0.0f);
+        zero_pads(a.history, chunk, a.grad_tokens, a.width);
         stage_rows(a.tokens, a.history, chunk, a.width, s.tokens, s.rows);
         drop_keys(a.unit, a.candidates, chunk, s.unit);
         layers(a.unit, a.packed_unit, chunk, s.rows, s.unit);
