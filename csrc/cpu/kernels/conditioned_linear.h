@@ -95,7 +95,7 @@ MIXPOL_INLINE void conditioned(const Blocks& blocks, const Chunk& chunk, const f
     const int count = chunk.count, coming = chunk.next.n;
     const char* const* const next = chunk.next.rows;
     const int64_t row_bytes = chunk.next.bytes;
-    if (coming) chunk.next.ask_from(0, b.columns * int64_t{4});  // what no tile lies over
+    if (coming) chunk.next.ask(0, CHUNK, b.columns * int64_t{4});  // what no tile lies over
     const bool low = halves.on();
     const uint32_t* narrow[CHUNK];
     if (low) narrow_rows(rows, chunk.n, b.rows(), narrow, halves.rows, halves.widest / 2);

@@ -65,10 +65,12 @@ Scratch carve(const DotPass& a, bool backward, Arena& arena) {
 }
 
 // out[r][i] = queries[r] · tokens[i]. Tokens come in fours: up to three entries behind the last are written.
-// Each product is one chain a lane and one order of adding the lanes, whatever tile it falls into.
+// Each product is one chain a lane and one order of adding the lanes, whatever tile it falls into. `next` is
+// asked for on the way.
 __attribute__((noinline)) void dots(const float* queries, int rows, const float* const* tokens, int n,
-                                    int wide, float* out) {
+                                    int wide, float* out, const Ahead* next = nullptr) {
     for (int i = 0; i < n; i += 4) {
+        if (next) next->ask(i, i + 4, 0);
         const float* x[4];
         for (int t = 0; t < 4; t++) x[t] = tokens[i + t < n ? i + t : n - 1];
         auto tile = [&]<int R>(int r) __attribute__((always_inline)) {
@@ -212,12 +214,12 @@ void forward_part(const DotForward& a, const Part& part, int64_t user_end, Scrat
     bool any = false;
     while (int n = cursor.fill(s.positions)) {
         next.find(tokens, a.history, cursor, part.user, soon, width);
-        next.ask_from(0, 0);
+        next.ask(a.top_k ? 0 : n, CHUNK, 0);
         stage_rows(tokens, a.history, part.user, s.positions, n, width, s.tokens, s.rows);
         if (a.top_k) {
             mask_rest(s, scores, rows, n);
         } else {
-            dots(s.queries, rows, s.rows, n, wide, scores);
+            dots(s.queries, rows, s.rows, n, wide, scores, &next);
         }
         for (int r = 0; a.attention && r < rows; r++)
             for (int i = 0; i < n; i++)
@@ -266,10 +268,10 @@ void backward_part(const DotBackward& a, const Part& part, int64_t user_end, boo
     float* weights = s.scores;
     while (int n = first.fill(s.positions)) {
         next.find(tokens, a.history, first, part.user, soon, width);
-        next.ask_from(0, 0);
+        next.ask(n, CHUNK, 0);
         stage_rows(tokens, a.history, part.user, s.positions, n, width, s.tokens, s.rows);
         float* grads = weights + rows * CHUNK;
-        dots(s.queries, rows, s.rows, n, wide, weights);
+        dots(s.queries, rows, s.rows, n, wide, weights, &next);
         dots(s.grad_pooled, rows, s.rows, n, wide, grads);
         if (a.top_k) mask_rest(s, weights, rows, n);
         weigh_again(s.softmax, weights, grads, rows, n);

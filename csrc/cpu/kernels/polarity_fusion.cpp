@@ -43,7 +43,7 @@ void fusion_forward(const FusionForward& a, int64_t user_begin, int64_t user_end
     auto work = [&](const Chunk& chunk) {
         zero_pads(a.history, chunk, a.fused, a.width);
         stage_rows(a.tokens, a.history, chunk, a.width, s.tokens, s.rows);
-        if (a.fusion.kind != Fusion::tapf) chunk.next.ask_from(0, 0);  // no tiles to ask among
+        if (a.fusion.kind != Fusion::tapf) chunk.next.ask(0, CHUNK, 0);  // no tiles to ask among
         fuse(a.fusion, a.packed_fusion, chunk, s.fusion, s.rows);
         for (int i = 0; i < chunk.n; i++)
             std::memcpy(a.fused + chunk.positions[i] * a.width, s.rows[i], sizeof(float) * a.width);
@@ -65,7 +65,7 @@ void fusion_backward(const FusionBackward& a, int64_t user_begin, int64_t user_e
     auto work = [&](const Chunk& chunk) {
         zero_pads(a.history, chunk, a.grad_tokens, a.width);
         stage_rows(a.tokens, a.history, chunk, a.width, s.tokens, s.rows);
-        if (a.fusion.kind != Fusion::tapf) chunk.next.ask_from(0, 0);  // no tiles to ask among
+        if (a.fusion.kind != Fusion::tapf) chunk.next.ask(0, CHUNK, 0);  // no tiles to ask among
         fuse(a.fusion, a.packed_fusion, chunk, s.fusion, s.rows);
         for (int k = 0; k < chunk.count; k++) {
             const Span& span = chunk.spans[k];

@@ -100,9 +100,9 @@ struct Ahead {
         for (int i = 0; n > 0 && i < MAX_ROWS; i++) rows[n + i] = rows[n - 1];
     }
 
-    // All from a row on and from a byte of the rows on, at once: more than can be under way, the core waits.
-    inline __attribute__((always_inline)) void ask_from(int row, int64_t byte) const {
-        for (int i = row; i < n; i++)
+    // Some rows, from a byte on. Where that is more than can be under way the core waits.
+    inline __attribute__((always_inline)) void ask(int begin, int end, int64_t byte) const {
+        for (int i = begin; i < end && i < n; i++)
             for (int64_t at = byte; at < bytes; at += 64) __builtin_prefetch(rows[i] + at, 0, 2);
     }
 };
@@ -230,7 +230,7 @@ MIXPOL_INLINE void for_chunks(const Pass& pass, int64_t begin, int64_t end, Grou
         const int64_t soon = user + GROUP < user_end ? user + GROUP : user_end;  // many may be empty
         if (chunk.spans[chunk.count - 1].candidate + 1 == candidates)
             chunk.next.find(pass.tokens, pass.history, next, user, soon, pass.width);
-        chunk.next.ask_from(chunk.n, 0);
+        chunk.next.ask(chunk.n, CHUNK, 0);
         work(chunk);
         chunk.n = chunk.count = chunk.next.n = 0;
     };
