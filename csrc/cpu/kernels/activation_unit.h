@@ -104,6 +104,7 @@ MIXPOL_INLINE void score_tile(Tile<R, V>& acc, const float* constant, const floa
     }
 }
 
+// The tokens' lanes added up.
 MIXPOL_INLINE void finish_scores(const vec* partial, int n, float bias, float* scores) {
     int i = 0;
     for (; i + 4 <= n; i += 4) {

@@ -214,7 +214,7 @@ void forward_part(const DotForward& a, const Part& part, int64_t user_end, Scrat
     bool any = false;
     while (int n = cursor.fill(s.positions)) {
         next.find(tokens, a.history, cursor, part.user, soon, width);
-        next.ask(a.top_k ? 0 : n, CHUNK, 0);
+        next.ask(a.top_k ? 0 : n, CHUNK, 0);  // with top_k there are no products to ask among
         stage_rows(tokens, a.history, part.user, s.positions, n, width, s.tokens, s.rows);
         if (a.top_k) {
             mask_rest(s, scores, rows, n);

@@ -326,7 +326,7 @@ MIXPOL_INLINE void axpy(float* out, float a, const float* x, int padded_width) {
 }
 
 template <int V>
-MIXPOL_INLINE void sum_rows(const float* rows, int64_t ld, int n, vec (&total)[V]) {
+MIXPOL_INLINE void column_sums(const float* rows, int64_t ld, int n, vec (&total)[V]) {
 #pragma GCC unroll 8
     for (int v = 0; v < V; v++) total[v] = vec{};
     for (int r = 0; r < n; r++, rows += ld)
@@ -338,7 +338,7 @@ MIXPOL_INLINE void sum_rows(const float* rows, int64_t ld, int n, vec (&total)[V
 MIXPOL_INLINE void add_rows(float* out, const float* rows, int64_t ld, int n, int padded_width) {
     for_sums(padded_width, [&]<int V>(int c) __attribute__((always_inline)) {
         vec total[V];
-        sum_rows(rows + c, ld, n, total);
+        column_sums(rows + c, ld, n, total);
         for (int v = 0; v < V; v++) store(out + c + v * W, load(out + c + v * W) + total[v]);
     });
 }
@@ -353,7 +353,7 @@ MIXPOL_INLINE void add_compensated(float* out, float* lost, vec x) {
 MIXPOL_INLINE void add_rows(float* out, float* lost, const float* rows, int64_t ld, int n, int padded_width) {
     for_sums(padded_width, [&]<int V>(int c) __attribute__((always_inline)) {
         vec total[V];
-        sum_rows(rows + c, ld, n, total);
+        column_sums(rows + c, ld, n, total);
         for (int v = 0; v < V; v++) add_compensated(out + c + v * W, lost + c + v * W, total[v]);
     });
 }
