@@ -172,11 +172,7 @@ def choose(
         ValueError: unknown name, or the named implementation cannot take the inputs.
         RuntimeError: the compiled kernels would run inside a transform of torch.func.
     """
-    name = "backend"
-    if requested == "auto" and (by_environment := os.environ.get("MIXPOL_BACKEND")):
-        name, requested = "the environment variable MIXPOL_BACKEND", by_environment
-    if requested not in ("auto", *BACKENDS):
-        raise ValueError(f"{name} was {requested!r}; expected 'auto', {', '.join(map(repr, BACKENDS))}")
+    requested = _asked_for(requested)
     rejected: dict[str, str] = {}
     if requested == "reference":
         chosen, reason = "reference", "asked for by name"
@@ -218,11 +214,48 @@ def choose(
         )
     if chosen == "reference" and rejected and not torch.compiler.is_compiling():
         why = "; ".join(f"the {name} backend cannot run: {refusal}" for name, refusal in rejected.items())
-        message = f"{op}: using the PyTorch reference, since {why}"
-        if message not in _said:
-            _said.add(message)
-            _log.warning(message)
+        _say_once(f"{op}: using the PyTorch reference, since {why}")
     return chosen
+
+
+def plain_form(op: str, requested: str, reason: str) -> None:
+    """Notes that a module computes `op` by calling its inner modules in PyTorch, since it cannot read their parameters.
+
+    Raises:
+        ValueError: a kernel was asked for by name.
+    """
+    requested = _asked_for(requested)
+    if requested not in ("auto", "reference"):
+        raise ValueError(
+            f"{op}: backend={requested!r} was requested, but {reason}, and a kernel reads parameters where this has to "
+            "be called; use backend='auto', which calls it in plain PyTorch"
+        )
+    if _explaining and threading.get_ident() in _explaining:
+        chosen = f"plain PyTorch that calls the modules, since {reason}"
+        rejected = {"cpu": f"it reads parameters, and {reason}"}
+        raise _Explaining(Explanation(op, "reference", chosen, rejected))
+    if not torch.compiler.is_compiling():
+        _say_once(f"{op}: using plain PyTorch, which calls the modules, since {reason}")
+
+
+def _asked_for(requested: str) -> str:
+    """The name as an argument, or "auto" as the environment has it.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    name = "backend"
+    if requested == "auto" and (by_environment := os.environ.get("MIXPOL_BACKEND")):
+        name, requested = "the environment variable MIXPOL_BACKEND", by_environment
+    if requested not in ("auto", *BACKENDS):
+        raise ValueError(f"{name} was {requested!r}; expected 'auto', {', '.join(map(repr, BACKENDS))}")
+    return requested
+
+
+def _say_once(message: str) -> None:
+    if message not in _said:
+        _said.add(message)
+        _log.warning(message)
 
 
 def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
