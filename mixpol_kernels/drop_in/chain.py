@@ -142,7 +142,7 @@ def current(layer: nn.Module, op: str, read: Callable[[nn.Module], Read]) -> Rea
 
 
 def _changed(layer: nn.Module) -> str:
-    """Why modules in a layer do more than the framework's do; empty if they do not. `read_chain` looks at the leaves."""
+    """Why modules in a layer do more than the framework's; empty if they do not. `read_chain` looks at the leaves."""
     framework = [kind.__module__.partition(".")[0] for kind in type(layer).__mro__ if kind is not nn.Module]
     for name, module in layer.named_modules():
         # A parametrization answers when its tensor is read, and a polarity fusion is called.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Integral
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
 
@@ -18,7 +18,7 @@ def check_size(name: str, value: Any, least: int = 1) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} was {_shown(value)}; expected an integer of at least {least}")
-    if cast(int, value) < least:
+    if int(value) < least:
         raise ValueError(f"{name} was {value}; expected at least {least}")
 
 
@@ -30,7 +30,7 @@ def check_widths(name: str, value: Any) -> list[int]:
         ValueError: too few, too many, or a width below 1.
     """
     if isinstance(value, Integral) and not isinstance(value, bool):
-        raise TypeError(f"{name} was {value}; expected a sequence of widths such as [{value if value > 0 else 64}]")
+        raise TypeError(f"{name} was {value}; expected a sequence of widths such as [{max(int(value), 1)}]")
     if isinstance(value, (str, bytes, Tensor)) or not (isinstance(value, Sequence) or hasattr(value, "tolist")):
         raise TypeError(f"{name} was {_shown(value)}; expected a sequence of widths such as [64]")
     widths = value if isinstance(value, Sequence) else value.tolist()
