@@ -131,7 +131,7 @@ def needs_grad(*tensors: Tensor | None) -> bool:
 def is_direct(requested: str, like: Tensor) -> bool:
     """Whether a forward may go straight to the compiled CPU kernel: nothing but the forward itself is asked for.
 
-    Not with gradients, and not under autocast, in a transform, while a graph is made or `explain` asks.
+    Not with gradients or tangents, and not under autocast, in a transform, while a graph is made or `explain` asks.
     """
     return (
         not torch.is_grad_enabled()
@@ -142,6 +142,7 @@ def is_direct(requested: str, like: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and not torch._C._is_any_autocast_enabled()
         and torch._C._functorch.peek_interpreter_stack() is None
+        and torch.autograd.forward_ad._current_level < 0
         and not _explaining
     )
 

@@ -46,7 +46,9 @@ def all_plain(modules: Iterable[nn.Module | None], kinds: tuple[type[nn.Module],
 def why(name: str, module: nn.Module | None, kinds: tuple[type[nn.Module], ...]) -> str:
     """Why `all_plain` refuses this module itself, by its name in the layer; empty if it does not."""
     if type(module) not in kinds and not _is_parametrized(module, kinds):
-        return f"{name} is {type(module).__name__}, not {kinds[0].__name__}"
+        kind, plain = type(module), kinds[0]
+        shown = f"{kind.__module__}.{kind.__qualname__}" if kind.__name__ == plain.__name__ else kind.__name__
+        return f"{name} is {shown}, not {'nn.' if plain.__module__.startswith('torch') else ''}{plain.__name__}"
     assert module is not None
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     found = [hook.strip("_").replace("_", " ") for hook in hooks if getattr(module, hook)]

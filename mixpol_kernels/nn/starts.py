@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,11 +18,15 @@ class ZeroLinear(nn.Linear):
 
 
 class ScaledEmbedding(nn.Embedding):
-    """`nn.Embedding` that starts as N(0, 1 / D)."""
+    """`nn.Embedding` that starts as N(0, `std`²), by default N(0, 1 / D)."""
+
+    def __init__(self, rows: int, width: int, *, std: float | None = None, **options: Any) -> None:
+        self.std = width**-0.5 if std is None else std
+        super().__init__(rows, width, **options)
 
     def reset_parameters(self) -> None:
         super().reset_parameters()  # its draw too, so that what a seed gives later does not depend on this class
-        nn.init.normal_(self.weight, std=self.embedding_dim**-0.5)
+        nn.init.normal_(self.weight, std=self.std)
         self._fill_padding_idx_with_zero()
 
 

@@ -67,6 +67,11 @@ class Unit:
         """Target attention; `layout` has offsets, lengths and mask, `pad_to` the padded length behind offsets."""
         seed = None
         if self.needs_statistics:
+            if target.is_meta:
+                raise NotImplementedError(
+                    "target is on the meta device, where there are no tokens to take batch statistics of; .eval() the "
+                    "layer for its shapes, or move it: .to_empty(device=...), then load_state_dict or reset_parameters"
+                )
             alone = len(self.norms) == 1 and not needs_sync(self.norms[0])
             if self.activation == "dice" and alone and self.pads != "given" and not self.dropout:
                 return self._dice(target, history, layout, pad_to, return_weights)
