@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from mixpol_kernels.nn.starts import ScaledEmbedding, ZeroLinear
+from mixpol_kernels.nn.starts import ScaledEmbedding, Slopes, ZeroLinear
 
 LINEAR: tuple[type[nn.Module], ...] = (nn.Linear, ZeroLinear)
 EMBEDDING: tuple[type[nn.Module], ...] = (nn.Embedding, ScaledEmbedding)
 NORM: tuple[type[nn.Module], ...] = (nn.BatchNorm1d, nn.SyncBatchNorm)
+SLOPES: tuple[type[nn.Module], ...] = (Slopes, nn.ParameterList)
 _TENSORS = (nn.Parameter, Tensor, type(None))
 _ORDINARY = (Tensor.__torch_function__.__func__, torch._C._disabled_torch_function_impl)  # type: ignore[attr-defined]
 

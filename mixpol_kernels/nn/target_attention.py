@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mixpol_kernels.backend import is_direct, plain_form
 from mixpol_kernels.checks import check_choice
 from mixpol_kernels.nn import direct, plain
-from mixpol_kernels.nn.called import LINEAR, NORM, all_plain, first_reason
+from mixpol_kernels.nn.called import LINEAR, NORM, SLOPES, all_plain, first_reason
 from mixpol_kernels.nn.sizes import check_size, check_widths
 from mixpol_kernels.nn.starts import Slopes
 from mixpol_kernels.nn.unit import Unit
@@ -127,11 +127,13 @@ class TargetAttention(nn.Module):
 
     def called(self) -> str:
         """Why a layer or norm has to be called, and not its parameters read; empty if none has to."""
+        slopes = self._modules["slopes"]
         layers, norms = (cast(nn.Module, self._modules[name])._modules for name in ("layers", "norms"))
-        if all_plain(layers.values(), LINEAR) and all_plain(norms.values(), NORM):
+        if all_plain(layers.values(), LINEAR) and all_plain(norms.values(), NORM) and all_plain((slopes,), SLOPES):
             return ""
         parts = [(f"layers[{i}]", layer, LINEAR) for i, layer in enumerate(layers.values())]
-        return first_reason([*parts, *((f"norms[{i}]", norm, NORM) for i, norm in enumerate(norms.values()))])
+        parts += [(f"norms[{i}]", norm, NORM) for i, norm in enumerate(norms.values())]
+        return first_reason([*parts, ("slopes", slopes, SLOPES)])
 
     def unit(self) -> Unit:
         """The layers as they are now, with this module's options."""
