@@ -131,7 +131,7 @@ def needs_grad(*tensors: Tensor | None) -> bool:
 def is_direct(requested: str, like: Tensor) -> bool:
     """Whether a forward may go straight to the compiled CPU kernel: nothing but the forward itself is asked for.
 
-    Not with gradients, and not under autocast, in a transform, while a graph is made or `explain` asks.
+    Not with gradients or tangents, and not under autocast, in a transform, while a graph is made or `explain` asks.
     """
     return (
         not torch.is_grad_enabled()
@@ -142,6 +142,7 @@ def is_direct(requested: str, like: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and not torch._C._is_any_autocast_enabled()
         and torch._C._functorch.peek_interpreter_stack() is None
+        and torch.autograd.forward_ad._current_level < 0
         and not _explaining
     )
 
@@ -172,11 +173,7 @@ def choose(
         ValueError: unknown name, or the named implementation cannot take the inputs.
         RuntimeError: the compiled kernels would run inside a transform of torch.func.
     """
-    name = "backend"
-    if requested == "auto" and (by_environment := os.environ.get("MIXPOL_BACKEND")):
-        name, requested = "the environment variable MIXPOL_BACKEND", by_environment
-    if requested not in ("auto", *BACKENDS):
-        raise ValueError(f"{name} was {requested!r}; expected 'auto', {', '.join(map(repr, BACKENDS))}")
+    requested = _asked_for(requested)
     rejected: dict[str, str] = {}
     if requested == "reference":
         chosen, reason = "reference", "asked for by name"
@@ -218,11 +215,48 @@ def choose(
         )
     if chosen == "reference" and rejected and not torch.compiler.is_compiling():
         why = "; ".join(f"the {name} backend cannot run: {refusal}" for name, refusal in rejected.items())
-        message = f"{op}: using the PyTorch reference, since {why}"
-        if message not in _said:
-            _said.add(message)
-            _log.warning(message)
+        _say_once(f"{op}: using the PyTorch reference, since {why}")
     return chosen
+
+
+def plain_form(op: str, requested: str, reason: str) -> None:
+    """Notes that a module computes `op` by calling its inner modules in PyTorch, since it cannot read their parameters.
+
+    Raises:
+        ValueError: a kernel was asked for by name.
+    """
+    requested = _asked_for(requested)
+    if requested not in ("auto", "reference"):
+        raise ValueError(
+            f"{op}: backend={requested!r} was requested, but {reason}, and a kernel reads parameters where this has to "
+            "be called; use backend='auto', which calls it in plain PyTorch"
+        )
+    if _explaining and threading.get_ident() in _explaining:
+        chosen = f"plain PyTorch that calls the modules, since {reason}"
+        rejected = {"cpu": f"it reads parameters, and {reason}"}
+        raise _Explaining(Explanation(op, "reference", chosen, rejected))
+    if not torch.compiler.is_compiling():
+        _say_once(f"{op}: using plain PyTorch, which calls the modules, since {reason}")
+
+
+def _asked_for(requested: str) -> str:
+    """The name as an argument, or "auto" as the environment has it.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    name = "backend"
+    if requested == "auto" and (by_environment := os.environ.get("MIXPOL_BACKEND")):
+        name, requested = "the environment variable MIXPOL_BACKEND", by_environment
+    if requested not in ("auto", *BACKENDS):
+        raise ValueError(f"{name} was {requested!r}; expected 'auto', {', '.join(map(repr, BACKENDS))}")
+    return requested
+
+
+def _say_once(message: str) -> None:
+    if message not in _said:
+        _said.add(message)
+        _log.warning(message)
 
 
 def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:

@@ -70,6 +70,8 @@ class Layout(NamedTuple):
         Raises:
             RuntimeError: offsets that do not rise from 0 to N, or lengths outside 0 ... L.
         """
+        if self._device is not None and self._device.type == "meta":
+            return  # there are no values
         if self.offsets is not None:
             if int(self.offsets[0]) != 0 or int(self.offsets[-1]) != self.token_shape[0]:
                 raise RuntimeError(

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from mixpol_kernels.backend import plain_form
+from mixpol_kernels.nn.called import LINEAR, NORM, all_plain, global_reason, why
 from mixpol_kernels.nn.unit import Unit
+
+Read = TypeVar("Read")
 
 # What a framework's own Dice is: its activation, its slope and its norm, if any. None for other modules.
 Dice = Callable[[nn.Module], "tuple[str, Tensor | None, nn.BatchNorm1d | None] | None"]
@@ -44,10 +48,12 @@ def read_chain(modules: Iterable[nn.Module], dice: Dice, pads: str) -> Unit:
     output = "none"
     for module in modules:
         kind = type(module)
-        if kind is nn.Linear:
+        if all_plain((module,), LINEAR):
             if len(names) != len(linears):
                 raise Unsupported("a hidden layer has no activation")
             linears.append(cast(nn.Linear, module))
+        elif isinstance(module, nn.Linear):
+            raise Unsupported(why("a linear layer", module, LINEAR) or global_reason())
         elif kind is nn.Dropout:
             if cast(nn.Dropout, module).p > 0:
                 raise Unsupported(f"it drops out ({module}): the fused op has its own random numbers")
@@ -57,10 +63,10 @@ def read_chain(modules: Iterable[nn.Module], dice: Dice, pads: str) -> Unit:
             raise Unsupported(f"it begins with {kind.__name__}, not with a linear layer")
         elif linears[-1].out_features == 1 and len(names) == len(linears) - 1 and kind is nn.Sigmoid:
             output = "sigmoid"
-        elif kind is nn.BatchNorm1d:
+        elif kind in NORM:
             if len(norms) != len(linears) - 1 or len(names) != len(linears) - 1:
                 raise Unsupported("its batch norm does not sit between a linear layer and an activation")
-            norms.append(_tracking(cast(nn.BatchNorm1d, module)))
+            norms.append(cast(nn.BatchNorm1d, module))
         elif len(names) == len(linears):
             raise Unsupported(f"{kind.__name__} follows an activation")
         else:
@@ -68,7 +74,9 @@ def read_chain(modules: Iterable[nn.Module], dice: Dice, pads: str) -> Unit:
             if norm is not None:
                 if len(norms) == len(linears):
                     raise Unsupported("it has a batch norm in front of a Dice that normalises itself")
-                norms.append(_tracking(norm))
+                if type(norm) not in NORM:
+                    raise Unsupported(f"its Dice normalises by {type(norm).__name__}, not by BatchNorm1d")
+                norms.append(norm)
             if slope is not None:
                 slopes.append(slope)
             if kind is nn.LeakyReLU:
@@ -105,12 +113,6 @@ def _activation(module: nn.Module, dice: Dice, units: int) -> tuple[str, Tensor 
     raise Unsupported(f"the op has no activation {module}")
 
 
-def _tracking(norm: nn.BatchNorm1d) -> nn.BatchNorm1d:
-    if norm.running_mean is None or norm.momentum is None:
-        raise Unsupported(f"it normalises without running statistics, or with a cumulative average ({norm})")
-    return norm
-
-
 def mean_where_empty(pooled: Tensor, history: Tensor, kept: Tensor) -> Tensor:
     """The mean of all rows where no position is kept: a softmax over equal scores, as frameworks leave it.
 
@@ -119,6 +121,39 @@ def mean_where_empty(pooled: Tensor, history: Tensor, kept: Tensor) -> Tensor:
     if not torch.compiler.is_compiling() and bool(kept.all()):
         return pooled
     return torch.where(kept, pooled, history.mean(1).to(pooled.dtype))
+
+
+def current(layer: nn.Module, op: str, read: Callable[[nn.Module], Read]) -> Read | None:
+    """What the fused form reads out of a layer as it is in this call; None: the framework's own forward is needed.
+
+    Modules, hooks and options may have changed since the layer was accelerated. The log says why, once.
+
+    Raises:
+        ValueError: the environment asks for a kernel.
+    """
+    reason = _changed(layer) or global_reason()
+    if not reason:
+        try:
+            return read(layer)
+        except Unsupported as unsupported:
+            reason = str(unsupported)
+    plain_form(op, "auto", f"in this {type(layer).__name__} {reason}")
+    return None
+
+
+def _changed(layer: nn.Module) -> str:
+    """Why modules in a layer do more than the framework's; empty if they do not. `read_chain` looks at the leaves."""
+    framework = [kind.__module__.partition(".")[0] for kind in type(layer).__mro__ if kind is not nn.Module]
+    for name, module in layer.named_modules():
+        # A parametrization answers when its tensor is read, and a polarity fusion is called.
+        if module is layer or "parametrizations" in name or name.startswith("polarity_fusion"):
+            continue
+        kind = type(module)
+        if reason := why(name, module, (kind,)):
+            return reason
+        if module._modules and kind.__module__.partition(".")[0] not in ("torch", *framework):
+            return f"{name} is {kind.__name__}, which the framework does not have"
+    return ""
 
 
 def refusal(read: Callable[[nn.Module], object]) -> Callable[[nn.Module], str]:
@@ -133,6 +168,8 @@ def refusal(read: Callable[[nn.Module], object]) -> Callable[[nn.Module], str]:
             return f"its parameters have {' and '.join(sorted(map(str, types)))}; expected one dtype"
         if types & {torch.float64}:
             return "its parameters are float64, which no fused kernel takes"
+        if reason := _changed(layer):
+            return reason
         try:
             read(layer)
         except Unsupported as reason:

@@ -9,7 +9,7 @@ from deepctr_torch.layers.activation import Dice, Identity
 from deepctr_torch.layers.sequence import AttentionSequencePoolingLayer
 from torch import Tensor, nn
 
-from mixpol_kernels.drop_in.chain import Unsupported, read_chain, refusal
+from mixpol_kernels.drop_in.chain import Unsupported, current, read_chain, refusal
 from mixpol_kernels.drop_in.registry import Adapter, Layer
 from mixpol_kernels.nn.unit import Unit
 
@@ -42,6 +42,9 @@ class FusedAttentionSequencePooling(AttentionSequencePoolingLayer):
         A user without history gets the mean of the padded rows under weight normalisation, as in the original, and
         else 0.
         """
+        unit = current(self, "target_attention", _unit)
+        if unit is None:
+            return cast(Tensor, super().forward(query, keys, keys_length, mask))
         layout: dict[str, Tensor | None]
         if self.supports_masking and mask is None:
             raise ValueError("mask was None; expected one, since the layer was built with supports_masking=True")
@@ -50,7 +53,6 @@ class FusedAttentionSequencePooling(AttentionSequencePoolingLayer):
         else:
             lengths = keys_length.reshape(-1).to(torch.int64).clamp(0, keys.shape[1])
             layout, kept = {"lengths": lengths}, lengths > 0
-        unit = _unit(self)
         if self.weight_normalization:
             unit = unit.with_normalize("softmax")
         pooled, weights = cast(

@@ -6,12 +6,17 @@ from typing import Any, cast
 
 import torch
 from fuxictr.pytorch.layers.activations import Dice
-from fuxictr.pytorch.layers.attentions.target_attention import DIN_Attention, MultiHeadTargetAttention
+from fuxictr.pytorch.layers.attentions.target_attention import (
+    DIN_Attention,
+    MultiHeadTargetAttention,
+    ScaledDotProductAttention,
+)
 from torch import Tensor, nn
 
-from mixpol_kernels.drop_in.chain import Unsupported, mean_where_empty, read_chain, refusal
+from mixpol_kernels.drop_in.chain import Unsupported, current, mean_where_empty, read_chain, refusal
 from mixpol_kernels.drop_in.polarity import PolarLayer
 from mixpol_kernels.drop_in.registry import Adapter, Layer
+from mixpol_kernels.nn.called import LINEAR, why
 from mixpol_kernels.nn.unit import Unit
 from mixpol_kernels.ops.dot_target_attention.api import dot_target_attention
 
@@ -36,7 +41,9 @@ class FusedDINAttention(DIN_Attention):
 
         A user without history gets the mean of the padded rows under a softmax, as in the original, and else 0.
         """
-        unit = _unit(self)
+        unit = current(self, "target_attention", _unit)
+        if unit is None:
+            return cast(Tensor, super().forward(target_item, history_sequence, mask))
         if self.use_softmax:
             unit = unit.with_normalize("softmax")
         pooled = cast(Tensor, unit.attend(target_item, history_sequence, {"mask": mask}))
@@ -60,8 +67,16 @@ class PolarDINAttention(PolarLayer, FusedDINAttention):
 def _projections(layer: Any) -> tuple[Tensor, ...] | tuple[None, ...]:
     if layer.dot_attention.dropout is not None:
         raise Unsupported("it drops out attention weights, which the op does not")
+    if type(layer.dot_attention) is not ScaledDotProductAttention:
+        raise Unsupported(f"dot_attention is {type(layer.dot_attention).__name__}, not ScaledDotProductAttention")
     if not layer.use_qkvo:
         return (None,) * 4
+    for name in ("W_q", "W_k", "W_v", "W_o"):
+        linear = getattr(layer, name)
+        if reason := why(name, linear, LINEAR):
+            raise Unsupported(reason)
+        if linear.bias is not None:
+            raise Unsupported(f"{name} has a bias, which the op does not")
     return tuple(cast(Tensor, linear.weight) for linear in (layer.W_q, layer.W_k, layer.W_v, layer.W_o))
 
 
@@ -73,7 +88,10 @@ class FusedMultiHeadTargetAttention(MultiHeadTargetAttention):
 
         A user without history gets the mean of the projected padded rows, as in the original.
         """
-        w_q, w_k, w_v, w_o = _projections(self)
+        projections = current(self, "dot_target_attention", _projections)
+        if projections is None:
+            return cast(Tensor, super().forward(target_item, history_sequence, mask))
+        w_q, w_k, w_v, w_o = projections
         pooled = cast(
             Tensor,
             dot_target_attention(

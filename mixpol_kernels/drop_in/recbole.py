@@ -8,7 +8,7 @@ import torch
 from recbole.model.layers import Dice, SequenceAttLayer
 from torch import Tensor, nn
 
-from mixpol_kernels.drop_in.chain import Unsupported, read_chain, refusal
+from mixpol_kernels.drop_in.chain import Unsupported, current, read_chain, refusal
 from mixpol_kernels.drop_in.registry import Adapter, Layer
 from mixpol_kernels.nn.unit import Unit
 
@@ -34,7 +34,10 @@ class FusedSequenceAtt(SequenceAttLayer):
 
         Under a softmax a user without history gets NaN in the original and 0 here.
         """
-        unit = _unit(self).with_scale(queries.shape[-1] ** -0.5)
+        unit = current(self, "target_attention", _unit)
+        if unit is None:
+            return cast(Tensor, super().forward(queries, keys, keys_length))
+        unit = unit.with_scale(queries.shape[-1] ** -0.5)
         if self.softmax_stag:
             unit = unit.with_normalize("softmax")
         layout = {"lengths": keys_length.to(torch.int64).clamp(0, keys.shape[1])}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch_rechub.basic.activation import Dice
 from torch_rechub.models.ranking.din import ActivationUnit
 
-from mixpol_kernels.drop_in.chain import Unsupported, read_chain, refusal
+from mixpol_kernels.drop_in.chain import Unsupported, current, read_chain, refusal
 from mixpol_kernels.drop_in.registry import Adapter, Layer
 from mixpol_kernels.nn.unit import Unit
 
@@ -33,7 +33,9 @@ class FusedActivationUnit(ActivationUnit):
 
     def forward(self, history: Tensor, target: Tensor) -> Tensor:
         """History [B, L, D] and target [B, D] to [B, D]; every position counts."""
-        unit = _unit(self)
+        unit = current(self, "target_attention", _unit)
+        if unit is None:
+            return cast(Tensor, super().forward(history, target))
         if self.use_softmax:
             unit = unit.with_normalize("softmax")
         return cast(Tensor, unit.attend(target, history, {}))

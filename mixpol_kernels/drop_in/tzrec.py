@@ -10,7 +10,7 @@ from tzrec.modules.activation import Dice
 from tzrec.modules.sequence import DINEncoder
 from tzrec.modules.utils import Transpose
 
-from mixpol_kernels.drop_in.chain import Unsupported, mean_where_empty, read_chain, refusal
+from mixpol_kernels.drop_in.chain import Unsupported, current, mean_where_empty, read_chain, refusal
 from mixpol_kernels.drop_in.registry import Adapter, Layer
 from mixpol_kernels.nn.unit import Unit
 
@@ -35,6 +35,9 @@ class FusedDINEncoder(DINEncoder):
 
         A user without history gets the mean of the padded rows, as in the original.
         """
+        unit = current(self, "target_attention", _unit)
+        if unit is None:
+            return cast(Tensor, super().forward(sequence_embedded))
         query = sequence_embedded[self._query_name]
         sequence = sequence_embedded[self._sequence_name]
         lengths = sequence_embedded[self._sequence_length_name]
@@ -43,7 +46,7 @@ class FusedDINEncoder(DINEncoder):
         lengths = lengths.clamp(0, sequence.shape[1])
         if self._query_dim < self._sequence_dim:
             query = F.pad(query, (0, self._sequence_dim - self._query_dim))
-        pooled = cast(Tensor, _unit(self).attend(query, sequence, {"lengths": lengths}))
+        pooled = cast(Tensor, unit.attend(query, sequence, {"lengths": lengths}))
         return mean_where_empty(pooled, sequence, lengths[:, None] > 0)
 
 

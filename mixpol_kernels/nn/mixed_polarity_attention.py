@@ -8,9 +8,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from mixpol_kernels.backend import is_direct
-from mixpol_kernels.nn import direct
+from mixpol_kernels.backend import is_direct, plain_form
+from mixpol_kernels.nn import direct, plain
+from mixpol_kernels.nn.called import EMBEDDING, all_plain, first_reason
 from mixpol_kernels.nn.polarity_fusion import PolarityFusion
+from mixpol_kernels.nn.sizes import check_size
+from mixpol_kernels.nn.starts import ScaledEmbedding
 from mixpol_kernels.nn.target_attention import TargetAttention
 from mixpol_kernels.ops.mixed_polarity_attention.api import mixed_polarity_attention
 from mixpol_kernels.ops.mixed_polarity_attention.autograd import ops
@@ -39,6 +42,15 @@ class MixedPolarityAttention(nn.Module):
         item_embedding: `nn.Embedding(V, D)`, or None; the model may read it elsewhere too.
         fusion: `PolarityFusion` (its parameters).
         attention: `TargetAttention` (its parameters).
+
+    An item embedding with options of `nn.Embedding` that a bare table lacks (`padding_idx` and `scale_grad_by_freq`
+    where it learns, `max_norm`), a subclass of it, a quantised or a hooked one is called, for the ids that are not
+    pads, and the rest runs fused on its rows. Where `fusion`, `attention` or a layer in them is more than its
+    parameters, both are called one after the other; see `TargetAttention`.
+
+    Raises:
+        TypeError: sizes that are no whole numbers.
+        ValueError: options out of range, or that contradict each other.
 
     Example:
         >>> import torch
@@ -73,8 +85,9 @@ class MixedPolarityAttention(nn.Module):
             raise ValueError("sparse was True with num_items=None; expected False: no table has a gradient then")
         self.item_embedding = None
         if num_items is not None:
-            self.item_embedding = nn.Embedding(num_items, embedding_dim, sparse=sparse)
-            nn.init.normal_(self.item_embedding.weight, std=embedding_dim**-0.5)
+            check_size("num_items", num_items)
+            check_size("embedding_dim", embedding_dim)
+            self.item_embedding = ScaledEmbedding(num_items, embedding_dim, sparse=sparse)
         self.fusion = PolarityFusion(embedding_dim, fusion, n_polarity, signs, backend, gate_inputs, num_extra)
         self.attention = TargetAttention(embedding_dim, hidden_units, activation, normalize, backend, **unit_options)
 
@@ -113,16 +126,30 @@ class MixedPolarityAttention(nn.Module):
         embedding = self.item_embedding
         if not target.is_floating_point():
             target = embedding(target)
+        layout = {"lengths": lengths, "mask": mask, "offsets": offsets}
+        if rows is None and self._embedding_is_called():
+            rows = plain.look_up(embedding, item_ids, layout)
+        items = item_ids if rows is None else rows
+        if reason := self.called():
+            plain_form("mixed_polarity_attention", self.backend, reason)
+            return self._by_parts(target, items, polarity, extra_ids, layout, return_weights)
         if not return_weights and rows is None and is_direct(self.backend, target):
-            where = direct.layout(offsets, lengths, mask)
-            found = self._direct(target, item_ids, polarity, embedding.weight, extra_ids, where)
+            try:
+                where = direct.layout(offsets, lengths, mask)
+                found = self._direct(target, item_ids, polarity, embedding.weight, extra_ids, where)
+            except RuntimeError as error:
+                direct.check_refusal(error, self, target, item_ids, polarity, extra_ids=extra_ids, **layout)
+                found = None
             if found is not None:
                 return found
         unit = self.attention.unit()
         if unit.needs_statistics:
-            return self._with_batch_statistics(
-                target, item_ids, polarity, extra_ids, lengths, mask, offsets, return_weights
-            )
+            if target.dim() != 2:
+                raise ValueError(
+                    f"target has shape {list(target.shape)}; expected [B, D] while training with batch statistics: "
+                    "call the layer once per candidate, or .eval() it"
+                )
+            return self._by_parts(target, items, polarity, extra_ids, layout, return_weights)
         weights, biases, slopes = unit.by_running_statistics()
         return mixed_polarity_attention(
             target, None if rows is not None else item_ids, polarity,
@@ -134,6 +161,24 @@ class MixedPolarityAttention(nn.Module):
             sparse=rows is None and self.item_embedding.sparse,
             return_weights=return_weights, backend=self.backend, **unit.options(),
         )  # fmt: skip
+
+    def called(self) -> str:
+        """Why fusion and attention have to be called, and not their parameters read; empty if they have not."""
+        fusion, attention = self.fusion, self.attention
+        if not all_plain((fusion,), (PolarityFusion,)) or not all_plain((attention,), (TargetAttention,)):
+            return first_reason([("fusion", fusion, (PolarityFusion,)), ("attention", attention, (TargetAttention,))])
+        if reason := fusion.called():
+            return f"fusion.{reason}"
+        reason = attention.called()
+        return f"attention.{reason}" if reason else ""
+
+    def _embedding_is_called(self) -> bool:
+        """Whether the item embedding does more in its forward than to look rows up, or its gradient is another one."""
+        embedding = self.item_embedding
+        if not all_plain((embedding,), EMBEDDING) or embedding.max_norm is not None:
+            return True
+        special = embedding.padding_idx is not None or embedding.scale_grad_by_freq
+        return bool(special and torch.is_grad_enabled() and embedding.weight.requires_grad)
 
     def _direct(
         self,
@@ -154,33 +199,26 @@ class MixedPolarityAttention(nn.Module):
             fusion.sign, fusion.gate_tensors() or None, extra_ids, fusion.extra_table, *where, *unit, False, False,
         )  # fmt: skip
 
-    def _with_batch_statistics(
+    def _by_parts(
         self,
         target: Tensor,
-        item_ids: Tensor,
+        items: Tensor,
         polarity: Tensor | None,
         extra_ids: Tensor | None,
-        lengths: Tensor | None,
-        mask: Tensor | None,
-        offsets: Tensor | None,
+        layout: dict[str, Tensor | None],
         return_weights: bool,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """The layers one after the other, with the fused tokens written between them."""
-        if target.dim() != 2:
-            raise ValueError(
-                f"target has shape {list(target.shape)}; expected [B, D] while training with batch statistics: "
-                "call the layer once per candidate, or .eval() it"
-            )
-        layout: dict[str, Any] = {"lengths": lengths, "mask": mask, "offsets": offsets}
-        rows = item_ids
-        if not item_ids.is_floating_point():
-            kept = item_ids if mask is None else torch.where(mask != 0, item_ids, 0)
-            if lengths is not None:
-                kept = torch.where(
-                    torch.arange(item_ids.shape[1], device=lengths.device) < lengths[:, None], item_ids, 0
-                )
-            rows = self.item_embedding(kept.long())
-        tokens = self.fusion(target, rows, polarity, extra_ids=extra_ids, **layout)
+        """Fusion and attention as modules, one after the other; `items` are ids, or rows that were looked up."""
+        rows = items if items.is_floating_point() else plain.look_up(self.item_embedding, items, layout)
+        if target.dim() == 3 and self.fusion.fusion == "tapf":  # the tokens are another candidate's others
+            each = [self._by_parts(one, rows, polarity, extra_ids, layout, return_weights) for one in target.unbind(1)]
+            if not return_weights:
+                return torch.stack(cast("list[Tensor]", each), 1)
+            pooled, weights = zip(*each, strict=True)
+            return torch.stack(pooled, 1), torch.stack(weights, -1)
+        first = target if target.dim() == 2 else target[:, 0]
+        where: dict[str, Any] = layout
+        tokens = self.fusion(first, rows, polarity, extra_ids=extra_ids, **where)
         return cast(
-            "Tensor | tuple[Tensor, Tensor]", self.attention(target, tokens, return_weights=return_weights, **layout)
+            "Tensor | tuple[Tensor, Tensor]", self.attention(target, tokens, return_weights=return_weights, **where)
         )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mixpol_kernels.backend import is_direct
-from mixpol_kernels.nn import direct
+from mixpol_kernels.backend import is_direct, plain_form
+from mixpol_kernels.nn import direct, plain
+from mixpol_kernels.nn.called import LINEAR, all_plain, first_reason
+from mixpol_kernels.nn.sizes import check_size
 from mixpol_kernels.ops.dot_target_attention.api import dot_target_attention, projects
 from mixpol_kernels.ops.dot_target_attention.autograd import infer
 
@@ -13,7 +15,9 @@ from mixpol_kernels.ops.dot_target_attention.autograd import infer
 class MultiHeadTargetAttention(nn.Module):
     """Softmax dot-product target attention; see `mixpol_kernels.dot_target_attention` for the formula.
 
-    Parameters have the names and shapes of FuxiCTR's layer of the same name: its state_dict loads as it is.
+    Parameters have the names and shapes of FuxiCTR's layer of the same name: its state_dict loads as it is. A
+    projection that is more than its weight (a subclass, hooks, a bias) is called, in plain PyTorch; see
+    `TargetAttention`.
 
     Args:
         embedding_dim: width D of target and history.
@@ -30,6 +34,7 @@ class MultiHeadTargetAttention(nn.Module):
     Raises:
         ValueError: `num_heads` does not divide A, `attention_dim` differs from D without projections, or `top_k` is
             below 1.
+        TypeError: sizes that are no whole numbers.
 
     Example:
         >>> import torch
@@ -51,10 +56,12 @@ class MultiHeadTargetAttention(nn.Module):
     ) -> None:
         super().__init__()
         width = embedding_dim if attention_dim is None else attention_dim
-        if num_heads < 1 or width % num_heads:
+        for name, size in (("embedding_dim", embedding_dim), ("attention_dim", width), ("num_heads", num_heads)):
+            check_size(name, size)
+        if width % num_heads:
             raise ValueError(f"num_heads was {num_heads}; expected a divisor of attention_dim={width}")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k was {top_k}; expected at least 1, or None for all tokens")
+        if top_k is not None:
+            check_size("top_k", top_k)
         if not use_projections and width != embedding_dim:
             raise ValueError(f"attention_dim was {width}; without projections expected embedding_dim={embedding_dim}")
         self.embedding_dim = embedding_dim
@@ -73,6 +80,17 @@ class MultiHeadTargetAttention(nn.Module):
         self.W_v = projection(embedding_dim, width)
         self.W_o = projection(width, embedding_dim)
 
+    def called(self) -> str:
+        """Why a projection has to be called, and not its weight read; empty if none has to."""
+        names = ("W_q", "W_k", "W_v", "W_o") if self.use_projections else ()
+        layers = [self._modules[name] for name in names]
+        if not all_plain(layers, LINEAR):
+            return first_reason((name, layer, LINEAR) for name, layer in zip(names, layers, strict=True))
+        for name, layer in zip(names, layers, strict=True):
+            if layer._parameters.get("bias") is not None:  # type: ignore[union-attr]
+                return f"{name} has a bias"
+        return ""
+
     def forward(
         self,
         target: Tensor,
@@ -84,6 +102,10 @@ class MultiHeadTargetAttention(nn.Module):
         return_weights: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Target [B, D] or [B, M, D] and history [B, L, D] or [N, D] to a result shaped like the target."""
+        if reason := self.called():
+            plain_form("dot_target_attention", self.backend, reason)
+            layout = {"lengths": lengths, "mask": mask, "offsets": offsets}
+            return plain.multi_head(self, target, history, layout, return_weights)
         w_q, w_k, w_v, w_o = (
             None if layer is None else layer.weight for layer in (self.W_q, self.W_k, self.W_v, self.W_o)
         )
@@ -93,9 +115,12 @@ class MultiHeadTargetAttention(nn.Module):
             if where is not None and not many:
                 scale = (self.attention_dim // self.num_heads) ** -0.5 if self.use_scale else 1.0
                 weights = w_q, w_k, w_v, w_o
-                found = direct.pooled(infer, target, history, *where, *weights, self.num_heads, scale, self.top_k or 0)
-                if found is not None:
-                    return found
+                try:
+                    return direct.pooled(
+                        infer, target, history, *where, *weights, self.num_heads, scale, self.top_k or 0
+                    )
+                except RuntimeError as error:
+                    direct.check_refusal(error, self, target, history, lengths=lengths, mask=mask, offsets=offsets)
         return dot_target_attention(
             target, history, num_heads=self.num_heads, w_q=w_q, w_k=w_k, w_v=w_v, w_o=w_o,
             scale=None if self.use_scale else 1.0, top_k=self.top_k, offsets=offsets, lengths=lengths, mask=mask,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mixpol_kernels.nn.sizes import check_size
 from mixpol_kernels.ops.polarity_embedding.api import polarity_embedding
 
 
@@ -23,6 +24,10 @@ class PolarityEmbedding(nn.Module):
         item_table: [V, D] parameter, N(0, 1 / D) at the start.
         polarity_table: [P, D] parameter, N(0, 1 / D) at the start.
         extra_table: [R, D] parameter, N(0, 1 / D) at the start; None without one.
+
+    Raises:
+        TypeError: sizes that are no whole numbers.
+        ValueError: sizes below 1, `num_extra` below 0.
 
     Example:
         >>> import torch
@@ -43,13 +48,21 @@ class PolarityEmbedding(nn.Module):
         super().__init__()
         self.sparse = sparse
         self.backend = backend
-        self.item_table = nn.Parameter(torch.randn(num_items, embedding_dim) * embedding_dim**-0.5)
-        self.polarity_table = nn.Parameter(torch.randn(n_polarity, embedding_dim) * embedding_dim**-0.5)
+        for name, size in (("num_items", num_items), ("embedding_dim", embedding_dim), ("n_polarity", n_polarity)):
+            check_size(name, size)
+        check_size("num_extra", num_extra, 0)
+        self.item_table = nn.Parameter(torch.empty(num_items, embedding_dim))
+        self.polarity_table = nn.Parameter(torch.empty(n_polarity, embedding_dim))
         self.extra_table: nn.Parameter | None = None
-        if num_extra < 0:
-            raise ValueError(f"num_extra was {num_extra}; expected 0 or more rows")
         if num_extra:
-            self.extra_table = nn.Parameter(torch.randn(num_extra, embedding_dim) * embedding_dim**-0.5)
+            self.extra_table = nn.Parameter(torch.empty(num_extra, embedding_dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Tables as at the start."""
+        for table in (self.item_table, self.polarity_table, self.extra_table):
+            if table is not None:
+                nn.init.normal_(table, std=table.shape[1] ** -0.5)
 
     def forward(
         self,

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mixpol_kernels.backend import plain_form
 from mixpol_kernels.checks import check_choice
+from mixpol_kernels.nn import plain
+from mixpol_kernels.nn.called import LINEAR, all_plain, first_reason
+from mixpol_kernels.nn.sizes import check_size
+from mixpol_kernels.nn.starts import ZeroLinear
 from mixpol_kernels.ops.polarity_fusion.api import polarity_fusion
 from mixpol_kernels.ops.polarity_fusion.autograd import FUSIONS, GATE_INPUTS
 
@@ -16,7 +22,8 @@ from mixpol_kernels.ops.polarity_fusion.autograd import FUSIONS, GATE_INPUTS
 class PolarityFusion(nn.Module):
     """Marks tokens with their polarity; see `mixpol_kernels.polarity_fusion` for the formulas.
 
-    W_t starts at zero, so that "tapf" starts as "bias"; P and the gate start small.
+    W_t starts at zero, so that "tapf" starts as "bias"; P and the gate start small. A gate or target projection that is
+    more than its parameters (a subclass, hooks) is called, in plain PyTorch; see `TargetAttention`.
 
     Args:
         embedding_dim: width D.
@@ -32,6 +39,11 @@ class PolarityFusion(nn.Module):
         gate: `nn.Linear(D, D)`, or `nn.Linear(3 D, D)` with "full" (W_g, b_g); None unless "tapf".
         target_projection: `nn.Linear(D, D, bias=False)` (W_t); None unless "tapf".
         extra_table: [R, D] parameter; None without one.
+        sign: [P] buffer. Checkpoints hold it; one without it, of an earlier release, means the module's own `signs`.
+
+    Raises:
+        TypeError: sizes that are no whole numbers.
+        ValueError: options out of range, or that contradict each other.
 
     Example:
         >>> import torch
@@ -56,7 +68,10 @@ class PolarityFusion(nn.Module):
         super().__init__()
         check_choice("fusion", fusion, FUSIONS)
         check_choice("gate_inputs", gate_inputs, GATE_INPUTS)
-        if num_extra < 0 or (num_extra and fusion == "none"):
+        check_size("embedding_dim", embedding_dim)
+        check_size("n_polarity", n_polarity)
+        check_size("num_extra", num_extra, 0)
+        if num_extra and fusion == "none":
             raise ValueError(
                 f"num_extra was {num_extra} with fusion={fusion!r}; expected 0 rows, or more with 'bias' or 'tapf'"
             )
@@ -67,20 +82,47 @@ class PolarityFusion(nn.Module):
         self.fusion = fusion
         self.gate_inputs = gate_inputs
         self.backend = backend
-        self.register_buffer("sign", torch.tensor([float(s) for s in signs]), persistent=False)
+        self.signs = tuple(float(s) for s in signs)
+        self.register_buffer("sign", torch.tensor(self.signs))
         self.polarity_table: nn.Parameter | None = None
         self.extra_table: nn.Parameter | None = None
         self.gate: nn.Linear | None = None
         self.target_projection: nn.Linear | None = None
-        scale = 1 / math.sqrt(embedding_dim)
         if fusion != "none":
-            self.polarity_table = nn.Parameter(torch.empty(n_polarity, embedding_dim).uniform_(-scale, scale))
+            self.polarity_table = nn.Parameter(torch.empty(n_polarity, embedding_dim))
         if num_extra:
-            self.extra_table = nn.Parameter(torch.empty(num_extra, embedding_dim).uniform_(-scale, scale))
+            self.extra_table = nn.Parameter(torch.empty(num_extra, embedding_dim))
+        self.reset_parameters()
         if fusion == "tapf":
             self.gate = nn.Linear(embedding_dim * (3 if gate_inputs == "full" else 1), embedding_dim)
-            self.target_projection = nn.Linear(embedding_dim, embedding_dim, bias=False)
-            nn.init.zeros_(self.target_projection.weight)
+            self.target_projection = ZeroLinear(embedding_dim, embedding_dim, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Tables and signs as at the start; `gate` and `target_projection` have methods of their own for it."""
+        for table in (self.polarity_table, self.extra_table):
+            if table is not None:
+                scale = 1 / math.sqrt(table.shape[1])
+                nn.init.uniform_(table, -scale, scale)
+        with torch.no_grad():
+            self.sign.copy_(torch.tensor(self.signs))
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        if prefix + "sign" not in state_dict:  # of a release that did not save it: the module's own
+            state_dict = {**state_dict, prefix + "sign": torch.tensor(self.signs)}
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def called(self) -> str:
+        """Why the gate or the target projection has to be called, not its parameters read; empty if none has to."""
+        gate, projection = self._modules.get("gate"), self._modules.get("target_projection")
+        if gate is None and projection is None:
+            return ""
+        if all_plain((gate, projection), LINEAR):
+            if gate._parameters.get("bias", True) is None:  # type: ignore[union-attr]
+                return "gate has no bias"
+            if projection._parameters.get("bias") is not None:  # type: ignore[union-attr]
+                return "target_projection has a bias"
+            return ""
+        return first_reason([("gate", gate, LINEAR), ("target_projection", projection, LINEAR)])
 
     def gate_tensors(self) -> tuple[Tensor, ...]:
         """(W_g, b_g, W_t) as the ops take them; empty unless "tapf"."""
@@ -101,6 +143,10 @@ class PolarityFusion(nn.Module):
         extra_ids: Tensor | None = None,
     ) -> Tensor:
         """Target [B, D], tokens [B, L, D] or [N, D], polarity and extra_ids [B, L] or [N] to fused tokens."""
+        if reason := self.called():
+            plain_form("polarity_fusion", self.backend, reason)
+            where = {"lengths": lengths, "mask": mask, "offsets": offsets}
+            return plain.polarity_fusion(self, target, tokens, polarity, extra_ids, where)
         return polarity_fusion(
             target, tokens, polarity, self.polarity_table, fusion=self.fusion, gate=self.gate_tensors(),
             sign=self.sign if self.fusion != "none" else None,
@@ -109,7 +155,8 @@ class PolarityFusion(nn.Module):
         )  # fmt: skip
 
     def extra_repr(self) -> str:
-        text = f"fusion={self.fusion!r}, signs={self.sign.tolist()}, backend={self.backend!r}"
+        signs = list(self.signs) if self.sign.is_meta else self.sign.tolist()
+        text = f"fusion={self.fusion!r}, signs={signs}, backend={self.backend!r}"
         if self.fusion == "tapf":
             text += f", gate_inputs={self.gate_inputs!r}"
         return text if self.extra_table is None else f"{text}, num_extra={self.extra_table.shape[0]}"

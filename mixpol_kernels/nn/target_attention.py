@@ -6,12 +6,14 @@ import itertools
 from collections.abc import Sequence
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
-from mixpol_kernels.backend import is_direct
+from mixpol_kernels.backend import is_direct, plain_form
 from mixpol_kernels.checks import check_choice
-from mixpol_kernels.nn import direct
+from mixpol_kernels.nn import direct, plain
+from mixpol_kernels.nn.called import LINEAR, NORM, SLOPES, all_plain, first_reason
+from mixpol_kernels.nn.sizes import check_size, check_widths
+from mixpol_kernels.nn.starts import Slopes
 from mixpol_kernels.nn.unit import Unit
 from mixpol_kernels.ops.target_attention import autograd
 from mixpol_kernels.ops.target_attention.api import BLOCKS, PUBLIC_ACTIVATIONS
@@ -25,11 +27,18 @@ class TargetAttention(nn.Module):
     With activation "dice" (Deep Interest Network, arXiv 1706.06978, equation 3) or `batch_norm` the hidden layers
     are normalised: in training by the statistics of the batch, which update the running ones, in evaluation by the
     running ones. The statistics are over all tokens of the batch (of all candidates), each layer's after the
-    other's, one pass each; see `mixpol_kernels.unit_statistics`.
+    other's, one pass each; see `mixpol_kernels.unit_statistics`. The running ones move as in `nn.BatchNorm1d`, momentum
+    None and `track_running_stats=False` included, but a batch of fewer than two tokens leaves them and
+    `num_batches_tracked` as they are. Behind `nn.SyncBatchNorm.convert_sync_batchnorm` the statistics are those of all
+    processes, on a CPU too.
+
+    A layer or norm that is more than its parameters (an adapter or other subclass, hooks, `weight_norm` and pruning by
+    hooks, a quantised or sharded layer) is called: the module then runs in plain PyTorch, says so once in the log, and
+    `explain` says why. With a kernel asked for by name that is an error. Parametrizations run fused.
 
     Args:
         embedding_dim: width D of target and history.
-        hidden_units: one to three hidden layers.
+        hidden_units: widths of the one to three hidden layers.
         activation: "relu", "prelu" (one slope per unit, starting at 0.25), "leaky_relu", "sigmoid", "silu", "tanh",
             "gelu", "dice" (one alpha per unit, starting at 0) or "dice_row" (one alpha per layer, starting at 0).
             RecBole's "dice" is "silu"; torch-rechub's is "dice_row", behind `batch_norm`.
@@ -51,6 +60,10 @@ class TargetAttention(nn.Module):
         layers: ordinary `nn.Linear` in order: len(blocks) D to H_1, ..., H_last to 1.
         slopes: one parameter per hidden layer: [H_i] for "prelu" and "dice", [1] for "dice_row"; otherwise empty.
         norms: one `nn.BatchNorm1d` per hidden layer where they are normalised; otherwise empty.
+
+    Raises:
+        TypeError: `embedding_dim` or `hidden_units` are no whole numbers.
+        ValueError: options out of range, or that contradict each other.
 
     Example:
         >>> import torch
@@ -82,8 +95,8 @@ class TargetAttention(nn.Module):
         super().__init__()
         check_choice("activation", activation, PUBLIC_ACTIVATIONS)
         check_choice("normalize", normalize, NORMALIZERS)
-        if not 1 <= len(hidden_units) <= 3:
-            raise ValueError(f"hidden_units was {list(hidden_units)}; expected one to three layer widths")
+        check_size("embedding_dim", embedding_dim)
+        hidden_units = check_widths("hidden_units", hidden_units)
         if batch_norm and activation == "dice":
             raise ValueError("batch_norm was True with activation 'dice'; expected one of them: dice normalises itself")
         check_dropout(dropout, None)
@@ -105,14 +118,22 @@ class TargetAttention(nn.Module):
         self.pads_in_norm = pads_in_norm
         self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in itertools.pairwise(widths))
         start = 0.25 if activation == "prelu" else 0.0
-        slopes = hidden_units if activation in ("prelu", "dice") else [1] * len(hidden_units)
-        if activation not in ("prelu", "dice", "dice_row"):
-            slopes = ()
-        self.slopes = nn.ParameterList(nn.Parameter(torch.full((units,), start)) for units in slopes)
+        sizes: Sequence[int] = hidden_units if activation in ("prelu", "dice") else [1] * len(hidden_units)
+        self.slopes = Slopes(sizes if activation in ("prelu", "dice", "dice_row") else (), start)
         norms = hidden_units if batch_norm or activation == "dice" else ()
         self.norms = nn.ModuleList(
             nn.BatchNorm1d(units, norm_eps, norm_momentum, affine=norm_affine) for units in norms
         )
+
+    def called(self) -> str:
+        """Why a layer or norm has to be called, and not its parameters read; empty if none has to."""
+        slopes = self._modules["slopes"]
+        layers, norms = (cast(nn.Module, self._modules[name])._modules for name in ("layers", "norms"))
+        if all_plain(layers.values(), LINEAR) and all_plain(norms.values(), NORM) and all_plain((slopes,), SLOPES):
+            return ""
+        parts = [(f"layers[{i}]", layer, LINEAR) for i, layer in enumerate(layers.values())]
+        parts += [(f"norms[{i}]", norm, NORM) for i, norm in enumerate(norms.values())]
+        return first_reason([*parts, ("slopes", slopes, SLOPES)])
 
     def unit(self) -> Unit:
         """The layers as they are now, with this module's options."""
@@ -169,13 +190,17 @@ class TargetAttention(nn.Module):
 
         `pad_to`: with `pads_in_norm`, the padded length behind a jagged history; L by default for a padded one.
         """
+        layout = {"lengths": lengths, "mask": mask, "offsets": offsets}
+        if reason := self.called():
+            plain_form("target_attention", self.backend, reason)
+            return plain.target_attention(self.unit(), target, history, layout, pad_to, return_weights)
         if not return_weights and is_direct(self.backend, target):
             unit, where = self.plain(), direct.layout(offsets, lengths, mask)
             if unit is not None and where is not None:
-                found = direct.pooled(autograd.forward, target, history, *where, *unit, False, False)
-                if found is not None:
-                    return found
-        layout = {"lengths": lengths, "mask": mask, "offsets": offsets}
+                try:
+                    return direct.pooled(autograd.forward, target, history, *where, *unit, False, False)
+                except RuntimeError as error:
+                    direct.check_refusal(error, self, target, history, **layout)
         return self.unit().attend(target, history, layout, pad_to, return_weights)
 
     def extra_repr(self) -> str:

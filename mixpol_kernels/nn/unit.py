@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mixpol_kernels.backend import is_direct
 from mixpol_kernels.nn import direct
+from mixpol_kernels.nn.statistics import needs_sync, synchronised, takes_batch, update
 from mixpol_kernels.ops.dice_attention.api import dice_attention
 from mixpol_kernels.ops.target_attention import autograd
 from mixpol_kernels.ops.target_attention.api import BLOCKS, target_attention
@@ -30,7 +31,7 @@ class Unit:
         activation: of the hidden layers, as in `mixpol_kernels.target_attention`.
         slopes: [H_i] per hidden layer for "prelu" and "dice"; otherwise empty.
         norms: one per hidden layer where they are normalised, before the activation or inside of Dice; a norm in
-            training mode takes the statistics of the batch and updates its own.
+            training mode takes the statistics of the batch and updates its own, see `statistics`.
         pads: how padded positions count in those statistics: "none", as "zeros", or "given": all of them, whatever they
             hold.
         row_eps: of "dice_row", whose slopes are one [1] or [H_i] per hidden layer.
@@ -53,7 +54,7 @@ class Unit:
     @property
     def needs_statistics(self) -> bool:
         """Whether a call reads the statistics of its own batch."""
-        return any(norm.training for norm in self.norms)
+        return any(takes_batch(norm) for norm in self.norms)
 
     def attend(
         self,
@@ -66,14 +67,24 @@ class Unit:
         """Target attention; `layout` has offsets, lengths and mask, `pad_to` the padded length behind offsets."""
         seed = None
         if self.needs_statistics:
-            if self.activation == "dice" and len(self.norms) == 1 and self.pads != "given" and not self.dropout:
+            if target.is_meta:
+                raise NotImplementedError(
+                    "target is on the meta device, where there are no tokens to take batch statistics of; .eval() the "
+                    "layer for its shapes, or move it: .to_empty(device=...), then load_state_dict or reset_parameters"
+                )
+            alone = len(self.norms) == 1 and not needs_sync(self.norms[0])
+            if self.activation == "dice" and alone and self.pads != "given" and not self.dropout:
                 return self._dice(target, history, layout, pad_to, return_weights)
             seed = draw_seed() if self.dropout else None  # one for the statistics and what they are for
             weights, biases, slopes = self._by_batch(target, history, layout, pad_to, seed)
         else:
             parameters = weights, biases, slopes = self.by_running_statistics()
             if not return_weights and is_direct(self.backend, target):
-                found = self._direct(target, history, parameters, direct.layout(**layout))
+                try:
+                    found = self._direct(target, history, parameters, direct.layout(**layout))
+                except RuntimeError as error:
+                    direct.check_refusal(error, self.attend, target, history, layout)
+                    found = None
                 if found is not None:
                     return found
         where: dict[str, Any] = {**self.options(), **layout}
@@ -165,7 +176,7 @@ class Unit:
             pad_to=self.padded_length(history, layout, pad_to), return_weights=return_weights, backend=self.backend,
             **where,
         )  # fmt: skip
-        _update(norm, found.mean, found.variance, found.rows)
+        update(norm, found.mean, found.variance, found.rows)
         return found.pooled if found.attention is None else (found.pooled, found.attention)
 
     def _by_batch(
@@ -181,7 +192,7 @@ class Unit:
         length = None if self.pads == "given" else self.padded_length(history, layout, pad_to)
         parameters = weights, biases, slopes = self.parameters()
         for i, norm in enumerate(self.norms):
-            if not norm.training:
+            if not takes_batch(norm):
                 assert norm.running_mean is not None
                 assert norm.running_var is not None
                 self._normalise(i, norm.running_mean, norm.running_var, parameters)
@@ -191,8 +202,9 @@ class Unit:
                 negative_slope=self.negative_slope, blocks=self.blocks, dropout=self.dropout, seed=seed,
                 pad_to=length, backend=self.backend, **counted,
             )  # fmt: skip
-            self._normalise(i, found.mean, found.variance, parameters)
-            _update(norm, found.mean.detach(), found.variance.detach(), found.rows)
+            mean, variance, rows = synchronised(norm, *found) if needs_sync(norm) else found
+            self._normalise(i, mean, variance, parameters)
+            update(norm, mean.detach(), variance.detach(), rows)
         return parameters
 
     def _normalise(self, i: int, mean: Tensor, variance: Tensor, parameters: Parameters) -> None:
@@ -200,25 +212,13 @@ class Unit:
         weights, biases, slopes = parameters
         norm = self.norms[i]
         scale = torch.rsqrt(variance + norm.eps)
-        if norm.affine:
+        if norm.weight is not None:
             scale = scale * norm.weight
         shift = -mean * scale
-        if norm.affine:
+        if norm.bias is not None:
             shift = shift + norm.bias
         if self.activation == "dice":
             slopes[i] = torch.stack([slopes[i], scale, shift])
         else:  # an affine map behind a linear layer is another linear layer
             weights[i] = weights[i] * scale[:, None]
             biases[i] = biases[i] * scale + shift
-
-
-@torch.no_grad()
-def _update(norm: nn.BatchNorm1d, mean: Tensor, variance: Tensor, count: Tensor) -> None:
-    """Moves the running statistics, as `nn.BatchNorm1d` does: the running variance is the unbiased one."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    assert norm.num_batches_tracked is not None
-    norm.num_batches_tracked.add_(1)
-    unbiased = variance * (count / (count - 1).clamp(min=1)).to(variance.dtype)
-    norm.running_mean.lerp_(mean, norm.momentum or 0.0)
-    norm.running_var.lerp_(unbiased, norm.momentum or 0.0)

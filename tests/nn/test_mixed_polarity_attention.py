@@ -17,6 +17,7 @@ def test_state_dict() -> None:
     layer = MixedPolarityAttention(10, 4, [8], activation="prelu")
     assert {name: tuple(t.shape) for name, t in layer.state_dict().items()} == {
         "item_embedding.weight": (10, 4),
+        "fusion.sign": (2,),
         "fusion.polarity_table": (2, 4),
         "fusion.gate.weight": (4, 4),
         "fusion.gate.bias": (4,),

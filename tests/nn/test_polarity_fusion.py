@@ -24,9 +24,9 @@ STATE = {
 
 @pytest.mark.parametrize("fusion", STATE)
 def test_state_dict(fusion: str) -> None:
-    """The signs are not in it: they are no parameters."""
+    """The signs are in it, and are no parameters."""
     layer = PolarityFusion(6, fusion)
-    assert {name: tuple(t.shape) for name, t in layer.state_dict().items()} == STATE[fusion]
+    assert {name: tuple(t.shape) for name, t in layer.state_dict().items()} == {**STATE[fusion], "sign": (2,)}
     assert {name for name, _ in layer.named_parameters()} == set(STATE[fusion])
     assert [name for name, _ in layer.named_buffers()] == ["sign"]
 
@@ -47,7 +47,7 @@ def test_is_the_function(fusion: str, backend: str) -> None:
 def test_state_dict_of_the_full_form() -> None:
     layer = PolarityFusion(6, gate_inputs="full", num_extra=5)
     assert {name: tuple(t.shape) for name, t in layer.state_dict().items()} == {
-        **STATE["tapf"], "gate.weight": (6, 18), "extra_table": (5, 6),
+        **STATE["tapf"], "sign": (2,), "gate.weight": (6, 18), "extra_table": (5, 6),
     }  # fmt: skip
 
 

@@ -35,11 +35,25 @@ def dot_target_attention(
     Returns:
         attended [B, M, outputs] and attention weights [T, M, H].
     """
-    batch, candidates, _ = target.shape
     if keep is not None:  # whatever stands in the pads, NaN included, must not leak
         tokens = torch.where(keep[:, None], tokens, torch.zeros_like(tokens))
     queries = _heads(target, w_q, num_heads)
     keys, values = _heads(tokens, w_k, num_heads), _heads(tokens, w_v, num_heads)
+    attended, weights = attend(queries, keys, values, user, keep, scale, top_k)
+    return attended if w_o is None else F.linear(attended, w_o), weights
+
+
+def attend(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    user: Tensor,
+    keep: Tensor | None,
+    scale: float,
+    top_k: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Queries [B, M, H, A / H], keys and values [T, H, ...] to attended [B, M, values] and weights [T, M, H]."""
+    batch, candidates, num_heads, _ = queries.shape
     scores = scale * (queries[user] * keys[:, None]).sum(-1)
     chosen = None if keep is None else keep[:, None, None]
     if top_k is not None:
@@ -58,8 +72,7 @@ def dot_target_attention(
     total = torch.zeros_like(highest).index_add(0, user, weights)
     weights = weights / torch.where(total == 0, torch.ones_like(total), total)[user]
     shape = (batch, candidates, num_heads, values.shape[-1])
-    attended = target.new_zeros(shape).index_add(0, user, weights[..., None] * values[:, None]).flatten(2)
-    return attended if w_o is None else F.linear(attended, w_o), weights
+    return values.new_zeros(shape).index_add(0, user, weights[..., None] * values[:, None]).flatten(2), weights
 
 
 def best_tokens(scores: Tensor, user: Tensor, users: int, top_k: int) -> Tensor:

@@ -132,6 +132,14 @@ def target_attention(
     tokens = tokens.expand(-1, candidates, width)
     drop = token_dropout(dropout, seed, user, keep, batch, candidates)
     scores = activation_unit(target[user], tokens, weights, biases, slopes, activation, drop)
+    return pool(scores, tokens, user, keep, batch, normalize)
+
+
+def pool(
+    scores: Tensor, tokens: Tensor, user: Tensor, keep: Tensor | None, batch: int, normalize: str
+) -> tuple[Tensor, Tensor]:
+    """Raw scores [T, M] of tokens [T, M, D] to pooled [B, M, D] and attention weights [T, M]."""
+    candidates, width = tokens.shape[1:]
     if normalize == "softmax":
         highest = scores.new_full((batch, candidates), -torch.inf)
         reachable = scores if keep is None else scores.masked_fill(~keep[:, None], -torch.inf)
@@ -147,5 +155,5 @@ def target_attention(
     if normalize == "softmax":
         total = scores.new_zeros(batch, candidates).index_add(0, user, scores)
         scores = scores / torch.where(total == 0, torch.ones_like(total), total)[user]
-    pooled = target.new_zeros(batch, candidates, width).index_add(0, user, scores[..., None] * tokens)
+    pooled = tokens.new_zeros(batch, candidates, width).index_add(0, user, scores[..., None] * tokens)
     return pooled, scores

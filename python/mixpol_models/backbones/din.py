@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mixpol_kernels.nn import MixedPolarityAttention
+from mixpol_kernels.nn.starts import ScaledEmbedding
 from mixpol_models.backbones.tower import tower
 from mixpol_models.data import Batch
 
@@ -79,9 +80,8 @@ class DIN(nn.Module):
         self.user_embedding: nn.Embedding | None = None
         width = 3 * embedding_dim + context_dim
         if user_embedding:
-            self.user_embedding = nn.Embedding(n_users, embedding_dim, sparse=sparse)
             # Most users are seen a few dozen times: a wide start would be noise that training has to remove.
-            nn.init.normal_(self.user_embedding.weight, std=0.01)
+            self.user_embedding = ScaledEmbedding(n_users, embedding_dim, std=0.01, sparse=sparse)
             width += embedding_dim
         self.tower = tower(width, tower_units, dropout)
 

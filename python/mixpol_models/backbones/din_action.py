@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mixpol_kernels.nn import TargetAttention
+from mixpol_kernels.nn.starts import ScaledEmbedding
 from mixpol_models.backbones.attend import Watch
 from mixpol_models.backbones.frame import Backbone, Frame
 from mixpol_models.backbones.inputs import Embedded
@@ -62,8 +63,7 @@ class DINAction(Backbone):
         action_dim = self.embedding_dim if action_dim is None else action_dim
         width = self.embedding_dim + action_dim
         # Row 0 negative, 1 positive, 2 the target's placeholder.
-        self.action_embedding = nn.Embedding(3, action_dim)
-        nn.init.normal_(self.action_embedding.weight, std=action_dim**-0.5)
+        self.action_embedding = ScaledEmbedding(3, action_dim)
         self.attention = TargetAttention(width, attention_units, activation, normalize, self.backend)
         self.tower = self._head(2 * width + action_dim + sum(self.inputs.widths))
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mixpol_kernels.nn import PolarityFusion
+from mixpol_kernels.nn.starts import ScaledEmbedding
 from mixpol_models.data import Batch
 
 
@@ -66,13 +67,11 @@ class Inputs(nn.Module):
         backend: str,
     ) -> None:
         super().__init__()
-        self.item_embedding = nn.Embedding(n_items, embedding_dim, sparse=sparse)
-        nn.init.normal_(self.item_embedding.weight, std=embedding_dim**-0.5)
+        self.item_embedding = ScaledEmbedding(n_items, embedding_dim, sparse=sparse)
         self.context_embedding = nn.Embedding(n_contexts, context_dim)
         self.user_embedding: nn.Embedding | None = None
         if user_embedding:
-            self.user_embedding = nn.Embedding(n_users, embedding_dim, sparse=sparse)
-            nn.init.normal_(self.user_embedding.weight, std=0.01)  # as in DIN
+            self.user_embedding = ScaledEmbedding(n_users, embedding_dim, std=0.01, sparse=sparse)  # as in DIN
         self.fusion = PolarityFusion(embedding_dim, fusion, backend=backend)
         self.token_layer: nn.Module | None = None
 

@@ -60,8 +60,6 @@ class MixFormer(TokenBackbone):
         (torch.Size([2]), torch.Size([3]))
     """
 
-    head_mask: Tensor
-
     def __init__(
         self,
         n_items: int,
@@ -91,10 +89,7 @@ class MixFormer(TokenBackbone):
         widths = [sum(user_widths) + context_width, target_width] if decoupled else [sum(self.inputs.widths)]
         shares = [user_heads, heads - user_heads] if decoupled else [heads]
         self.pieces = nn.ModuleList(Pieces(width, n, dim) for width, n in zip(widths, shares, strict=True))
-        mask = torch.ones(heads, dim)
-        if decoupled:
-            mask[:user_heads, user_heads * dim // heads :] = 0
-        self.register_buffer("head_mask", mask, persistent=False)
+        self.user_heads = user_heads if decoupled else 0
         full = sequence_width == "full"
         self.sequence_layer = nn.Linear(dim, heads * dim) if full else nn.Identity()
         self.layers = nn.ModuleList(MixFormerLayer(dim, heads, full, ffn_ratio, self.dropout) for _ in range(layers))
@@ -113,9 +108,16 @@ class MixFormer(TokenBackbone):
         # .to: the residual streams stay float32 under autocast.
         heads = self.first_heads(embedded).to(embedded.target)
         raw = states = self.sequence_layer(padding.pad(embedded.history)).to(embedded.target)
+        mask = self.head_mask(heads)
         for layer in self.layers:
-            heads, states = layer(heads, states if self.stack_sequence else raw, padding.keep, self.head_mask, watch)
+            heads, states = layer(heads, states if self.stack_sequence else raw, padding.keep, mask, watch)
         return heads
+
+    def head_mask(self, heads: Tensor) -> Tensor:
+        """[N, D] like heads [B, N, D]: what mixing brings to a user's head from the other side is left out."""
+        mask = heads.new_ones(heads.shape[1:])
+        mask[: self.user_heads, self.user_heads * mask.shape[1] // mask.shape[0] :] = 0
+        return mask
 
     def _states(self, embedded: Embedded, batch: Batch, padding: Padding, watch: Watch | None) -> Tensor:
         return self.last_heads(embedded, padding, watch).flatten(1)

@@ -19,7 +19,12 @@ class Positions(nn.Module):
 
     def __init__(self, n_positions: int, dim: int) -> None:
         super().__init__()
-        self.table = nn.Parameter(torch.randn(n_positions, dim) * dim**-0.5)
+        self.table = nn.Parameter(torch.empty(n_positions, dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The table as at the start."""
+        nn.init.normal_(self.table, std=self.table.shape[1] ** -0.5)
 
     def forward(self, length: int) -> Tensor:
         """[length, dim], oldest first.

@@ -28,9 +28,16 @@ class TokenLinear(nn.Module):
 
     def __init__(self, n_tokens: int, inputs: int, outputs: int, bias: bool = True) -> None:
         super().__init__()
-        bound = 1 / math.sqrt(inputs)
-        self.weight = nn.Parameter(torch.empty(n_tokens, inputs, outputs).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(n_tokens, 1, outputs).uniform_(-bound, bound)) if bias else None
+        self.weight = nn.Parameter(torch.empty(n_tokens, inputs, outputs))
+        self.bias = nn.Parameter(torch.empty(n_tokens, 1, outputs)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Weights and biases as at the start."""
+        bound = 1 / math.sqrt(self.weight.shape[1])
+        for parameter in (self.weight, self.bias):
+            if parameter is not None:
+                nn.init.uniform_(parameter, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, inputs] to [B, T, outputs]."""
