@@ -6,13 +6,15 @@ import importlib.util
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from mixpol_kernels.derivatives import refuse_tangents
 from mixpol_kernels.library import INTERPRETING, constant, library
 
 BACKENDS = ("cpu", "cuda", "triton", "reference")
@@ -131,7 +133,7 @@ def needs_grad(*tensors: Tensor | None) -> bool:
 def is_direct(requested: str, like: Tensor) -> bool:
     """Whether a forward may go straight to the compiled CPU kernel: nothing but the forward itself is asked for.
 
-    Not with gradients, and not under autocast, in a transform, while a graph is made or `explain` asks.
+    Not with gradients of either mode, and not under autocast, in a transform, while a graph is made or `explain` asks.
     """
     return (
         not torch.is_grad_enabled()
@@ -142,6 +144,7 @@ def is_direct(requested: str, like: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and not torch._C._is_any_autocast_enabled()
         and torch._C._functorch.peek_interpreter_stack() is None
+        and forward_ad._current_level < 0
         and not _explaining
     )
 
@@ -155,6 +158,7 @@ def choose(
     triton: Callable[[], str] | None = None,
     triton_saved_bytes: Callable[[], int] = lambda: 0,
     cuda: Callable[[], str] | None = None,
+    inputs: Iterable[Tensor | None] = (),
 ) -> str:
     """Picks the implementation of `op` for these inputs.
 
@@ -167,10 +171,11 @@ def choose(
         triton: why the Triton kernels of this op cannot take these inputs, empty if they can; None: it has none.
         triton_saved_bytes: what they keep for backward.
         cuda: why the compiled CUDA kernels of this op cannot take these inputs (`cuda_refusal`); None: it has none.
+        inputs: those that the result depends on differentiably.
 
     Raises:
         ValueError: unknown name, or the named implementation cannot take the inputs.
-        RuntimeError: the compiled kernels would run inside a transform of torch.func.
+        RuntimeError: kernels would run inside a transform of torch.func, or on inputs with a forward-mode tangent.
     """
     name = "backend"
     if requested == "auto" and (by_environment := os.environ.get("MIXPOL_BACKEND")):
@@ -206,16 +211,14 @@ def choose(
     if _explaining and threading.get_ident() in _explaining:
         kept = {"cpu": saved_bytes, "triton": triton_saved_bytes}.get(chosen, lambda: None)()
         raise _Explaining(Explanation(op, chosen, reason, rejected, kept))
-    if (
-        chosen != "reference"
-        and not torch.compiler.is_compiling()
-        and torch._C._functorch.peek_interpreter_stack() is not None
-    ):
-        kernels = "Triton" if chosen == "triton" else "compiled"
-        raise RuntimeError(
-            f"{op}: the {kernels} kernels have no rules for torch.vmap and the other transforms of torch.func; pass a "
-            "whole batch (several targets per history as [B, M, D]), or use backend='reference'"
-        )
+    if chosen != "reference" and not torch.compiler.is_compiling():
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            kernels = "Triton" if chosen == "triton" else "compiled"
+            raise RuntimeError(
+                f"{op}: the {kernels} kernels have no rules for torch.vmap and the other transforms of torch.func; "
+                "pass a whole batch (several targets per history as [B, M, D]), or use backend='reference'"
+            )
+        refuse_tangents(op, *inputs)
     if chosen == "reference" and rejected and not torch.compiler.is_compiling():
         why = "; ".join(f"the {name} backend cannot run: {refusal}" for name, refusal in rejected.items())
         message = f"{op}: using the PyTorch reference, since {why}"

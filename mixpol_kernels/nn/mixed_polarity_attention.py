@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mixpol_kernels.backend import is_direct
+from mixpol_kernels.checks import looked_up
+from mixpol_kernels.history import accepts_jagged
 from mixpol_kernels.nn import direct
 from mixpol_kernels.nn.polarity_fusion import PolarityFusion
 from mixpol_kernels.nn.target_attention import TargetAttention
@@ -78,6 +80,7 @@ class MixedPolarityAttention(nn.Module):
         self.fusion = PolarityFusion(embedding_dim, fusion, n_polarity, signs, backend, gate_inputs, num_extra)
         self.attention = TargetAttention(embedding_dim, hidden_units, activation, normalize, backend, **unit_options)
 
+    @accepts_jagged("item_ids", "polarity", "extra_ids")
     def forward(
         self,
         target: Tensor,
@@ -112,7 +115,7 @@ class MixedPolarityAttention(nn.Module):
             )
         embedding = self.item_embedding
         if not target.is_floating_point():
-            target = embedding(target)
+            target = looked_up("target", embedding, target)
         if not return_weights and rows is None and is_direct(self.backend, target):
             where = direct.layout(offsets, lengths, mask)
             found = self._direct(target, item_ids, polarity, embedding.weight, extra_ids, where)
@@ -179,7 +182,7 @@ class MixedPolarityAttention(nn.Module):
                 kept = torch.where(
                     torch.arange(item_ids.shape[1], device=lengths.device) < lengths[:, None], item_ids, 0
                 )
-            rows = self.item_embedding(kept.long())
+            rows = looked_up("item_ids", self.item_embedding, kept.long())
         tokens = self.fusion(target, rows, polarity, extra_ids=extra_ids, **layout)
         return cast(
             "Tensor | tuple[Tensor, Tensor]", self.attention(target, tokens, return_weights=return_weights, **layout)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from mixpol_kernels.backend import is_direct
+from mixpol_kernels.history import accepts_jagged
 from mixpol_kernels.nn import direct
 from mixpol_kernels.ops.dot_target_attention.api import dot_target_attention, projects
 from mixpol_kernels.ops.dot_target_attention.autograd import infer
@@ -73,6 +74,7 @@ class MultiHeadTargetAttention(nn.Module):
         self.W_v = projection(embedding_dim, width)
         self.W_o = projection(width, embedding_dim)
 
+    @accepts_jagged("history")
     def forward(
         self,
         target: Tensor,

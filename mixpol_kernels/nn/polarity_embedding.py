@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mixpol_kernels.history import accepts_jagged
 from mixpol_kernels.ops.polarity_embedding.api import polarity_embedding
 
 
@@ -51,6 +52,7 @@ class PolarityEmbedding(nn.Module):
         if num_extra:
             self.extra_table = nn.Parameter(torch.randn(num_extra, embedding_dim) * embedding_dim**-0.5)
 
+    @accepts_jagged("item_ids", "polarity", "extra_ids", returns_tokens=True)
     def forward(
         self,
         item_ids: Tensor,

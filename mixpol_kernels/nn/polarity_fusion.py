@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mixpol_kernels.checks import check_choice
+from mixpol_kernels.history import accepts_jagged
 from mixpol_kernels.ops.polarity_fusion.api import polarity_fusion
 from mixpol_kernels.ops.polarity_fusion.autograd import FUSIONS, GATE_INPUTS
 
@@ -89,6 +90,7 @@ class PolarityFusion(nn.Module):
             return ()
         return gate.weight, gate.bias, projection.weight  # type: ignore[return-value]
 
+    @accepts_jagged("tokens", "polarity", "extra_ids", returns_tokens=True)
     def forward(
         self,
         target: Tensor,

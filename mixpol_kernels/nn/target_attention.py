@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mixpol_kernels.backend import is_direct
 from mixpol_kernels.checks import check_choice
+from mixpol_kernels.history import accepts_jagged
 from mixpol_kernels.nn import direct
 from mixpol_kernels.nn.unit import Unit
 from mixpol_kernels.ops.target_attention import autograd
@@ -154,6 +155,7 @@ class TargetAttention(nn.Module):
         slopes = list(self.slopes) if activation == "prelu" else None
         return weights, biases, slopes, ACTIVATIONS.index(activation), NORMALIZERS.index(self.normalize), 0.0, None
 
+    @accepts_jagged("history")
     def forward(
         self,
         target: Tensor,
