@@ -211,8 +211,8 @@ def choose(
     if _explaining and threading.get_ident() in _explaining:
         kept = {"cpu": saved_bytes, "triton": triton_saved_bytes}.get(chosen, lambda: None)()
         raise _Explaining(Explanation(op, chosen, reason, rejected, kept))
-    if chosen != "reference" and not torch.compiler.is_compiling():
-        if torch._C._functorch.peek_interpreter_stack() is not None:
+    if chosen != "reference":
+        if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
             kernels = "Triton" if chosen == "triton" else "compiled"
             raise RuntimeError(
                 f"{op}: the {kernels} kernels have no rules for torch.vmap and the other transforms of torch.func; "

@@ -13,22 +13,22 @@ from torch.autograd import forward_ad
 Gradients = tuple[Tensor | None, ...]
 
 
-def has_tangent(*tensors: Any) -> bool:
-    """Whether a forward-mode derivative of one of these inputs is asked for; cheap where none is being taken."""
-    return forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled() and any(map(_is_dual, tensors))
-
-
-def _is_dual(value: Any) -> bool:
-    return isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None
-
-
 def refuse_tangents(op: str, *tensors: Any) -> None:
-    """Raises RuntimeError if one of these inputs of a kernel carries a forward-mode tangent, which it would lose."""
-    if has_tangent(*tensors):
-        raise RuntimeError(
-            f"{op}: the kernels have no forward-mode derivative, and an input has a tangent; use backend='reference', "
-            "or reverse mode"
-        )
+    """Raises RuntimeError if one of these inputs of a kernel carries a forward-mode tangent, which it would lose.
+
+    Cheap where none is being taken. While a graph is traced nobody sees who has one: all of them might.
+    """
+    if forward_ad._current_level < 0:
+        return
+    traced = torch.compiler.is_compiling()
+    if not traced and not torch._C._is_fwd_grad_enabled():
+        return
+    for tensor in tensors:  # in this very frame, which torch.compile gives up when it raises
+        if traced or (isinstance(tensor, Tensor) and forward_ad.unpack_dual(tensor).tangent is not None):
+            raise RuntimeError(
+                f"{op}: the kernels have no forward-mode derivative, and an input has a tangent; use "
+                "backend='reference', or reverse mode"
+            )
 
 
 def first_order(op: str) -> Callable[[Callable[..., Gradients]], Callable[..., Gradients]]:
