@@ -130,6 +130,12 @@ def needs_grad(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
+def new_bytes(used: Iterable[Tensor | None], given: Iterable[Tensor | None]) -> int:
+    """Bytes of the tensors that an op takes in place of given ones, options of a layer folded in say: for `explain`."""
+    known = set(map(id, given))
+    return sum(tensor.nbytes for tensor in used if tensor is not None and id(tensor) not in known)
+
+
 def is_direct(requested: str, like: Tensor) -> bool:
     """Whether a forward may go straight to the compiled CPU kernel: nothing but the forward itself is asked for.
 

@@ -86,8 +86,8 @@ def _integer(name: str, value: Any) -> None:
 def _number(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, (float, int, numbers.Real, torch.SymInt, torch.SymFloat)):
         raise TypeError(f"{name} was {_shown(value)}; expected a number")
-    if isinstance(value, int) and abs(value) >= 2**1023:
-        raise ValueError(f"{name} has {len(str(value))} digits; expected a number that a float can hold")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError(f"{name} was a whole number of {value.bit_length()} bits; expected at most 64, or a float")
 
 
 def _flag(name: str, value: Any) -> None:

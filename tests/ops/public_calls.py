@@ -30,10 +30,11 @@ DIFFERENTIABLE = (
     "unit_statistics",
     "dice_attention",
 )
+OTHERS = ("target_attention, mask", "target_attention, lengths", "interleave", "take")
 
 
 def call(name: str, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> tuple[Callable[..., Any], Any]:
-    """The function and its keyword arguments; "interleave" and "take" beside DIFFERENTIABLE. Jagged, no kinks."""
+    """The function and its keyword arguments; one of DIFFERENTIABLE or OTHERS. No kinks."""
 
     def normal(*shape: int) -> Tensor:
         # Drawn in float32, so that other dtypes have the same values.
@@ -60,6 +61,13 @@ def call(name: str, generator: torch.Generator, dtype: torch.dtype = torch.float
     rows = {"polarity": ids(2), "polarity_table": normal(2, WIDTH), **extra}
     gate = (normal(WIDTH, 3 * WIDTH), normal(WIDTH), normal(WIDTH, WIDTH))
     tapf = {**rows, "fusion": "tapf", "gate": gate, "sign": normal(2)}
+    if name in OTHERS:
+        where = torch.arange(4) < torch.tensor(COUNTS)[:, None]
+        padded = {"lengths": torch.tensor(COUNTS)} if name.endswith("lengths") else {"mask": where}
+        return mk.target_attention, {
+            "target": target, "history": normal(USERS, 4, WIDTH), "weights": weights, "biases": biases, **padded,
+            "activation": "leaky_relu", "negative_slope": 0.1, "blocks": ("t", "x", "t*x", "t-x"),
+        }  # fmt: skip
     if op == "target_attention":
         return mk.target_attention, {
             "target": target, "history": history, **unit, **dice, "dropout": 0.3, "seed": 5,

@@ -196,11 +196,11 @@ def compiler() -> Iterator[None]:
 def test_tangents_under_compile(generator: torch.Generator) -> None:
     ids, polarity, marks = torch.tensor([3, 1]), torch.tensor([1, 0]), torch.randn(2, 4, generator=generator)
     table = torch.randn(5, 4, generator=generator)
-    compiled = torch.compile(mk.polarity_embedding, backend="aot_eager")
+    compiled = torch.compile(mk.polarity_embedding, backend="eager", fullgraph=True)
     assert torch.equal(compiled(ids, polarity, table, marks), mk.polarity_embedding(ids, polarity, table, marks))
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(table.clone(), torch.ones_like(table))
-        with pytest.raises(RuntimeError, match="no forward-mode derivative"):
+        with pytest.raises(RuntimeError, match=r"refuse_tangents|forward-mode"):
             compiled(ids, polarity, dual, marks)
 
 

@@ -101,6 +101,7 @@ def dice_attention(
     if target.dim() not in (2, 3):
         raise ValueError(f"target has shape {list(target.shape)}; expected [B, D] or [B, M, D]")
     check_float(target, "target", history=history)
+    given_layers = (*weights, *biases)
     weights, biases, _, _ = canonical_unit(target.shape[-1], weights, biases, (), "relu", 0.0, scale, blocks)
     check_choice("normalize", normalize, NORMALIZERS)
     if len(weights) != 2:
@@ -123,7 +124,10 @@ def dice_attention(
         "dice_attention",
         backend,
         target,
-        lambda: 4 * math.prod(where.token_shape) * candidates,
+        lambda: (
+            4 * (math.prod(where.token_shape) * candidates + 5 * alpha.shape[0])  # weights; mean, variance, slopes
+            + backends.new_bytes((*weights, *biases), given_layers)
+        ),
         inputs=inputs,
     )
     kept = kept_tokens(where, history.device)

@@ -104,7 +104,7 @@ def dot_target_attention(
         raise ValueError(f"history is {history.shape[-1]} wide and target {target.shape[-1]}; expected the same D")
     width = check_projections(target.shape[-1], num_heads, w_q, w_k, w_v, w_o)
     if top_k is not None and not 1 <= top_k < 2**63:
-        raise ValueError(f"top_k was {top_k}; expected 1 ... 2^63 - 1, or None for all tokens")
+        raise ValueError(f"top_k was {top_k}; expected at least 1, or None for all tokens, and below 2^63")
     scale = (width // num_heads) ** -0.5 if scale is None else float(scale)
     wide = target if target.dim() == 3 else target.unsqueeze(1)
     row = target.shape[-1] if w_k is not None else target.shape[-1] // num_heads

@@ -114,28 +114,37 @@ def mixed_polarity_attention(
     if target.dim() not in (2, 3):
         raise ValueError(f"target has shape {list(target.shape)}; expected [B, D] or [B, M, D]")
     item_table = _check_look_up(target, item_ids, item_table, item_rows, sparse)
+    given_parameters = (*weights, *biases, *slopes)
     weights, biases, slopes, activation = canonical_unit(
         target.shape[-1], weights, biases, slopes, activation, negative_slope, scale, blocks
     )
     check_activation_unit(target, weights, biases, slopes, activation, normalize)
-    seed = check_dropout(dropout, seed)
+    given_seed, seed = seed, check_dropout(dropout, seed)
     given, name, trailing = (item_table, "item_rows", 1) if item_ids is None else (item_ids, "item_ids", 0)
     where = layout(given, target.shape[0], name=name, trailing=trailing, offsets=offsets, lengths=lengths, mask=mask)
-    sign = check_fusion(target, fusion, polarity, where.token_shape, polarity_table, gate, sign, extra_ids, extra_table)
+    signs_made = sign is None or fusion == "none"
+    signs = check_fusion(
+        target, fusion, polarity, where.token_shape, polarity_table, gate, sign, extra_ids, extra_table
+    )
     if fusion == "none":
         polarity = polarity_table = None
     candidates = target.shape[1] if target.dim() == 3 else 1
     act, norm = ACTIVATIONS.index(activation), NORMALIZERS.index(normalize)
-    inputs = (target, item_table, polarity_table, extra_table, *gate, *weights, *biases, *slopes)
+    parameters = (*weights, *biases, *slopes)
+    inputs = (target, item_table, polarity_table, extra_table, *gate, *parameters)
     gradient = backends.needs_grad(*inputs)
+
+    def made() -> int:
+        return backends.new_bytes(parameters, given_parameters) + (signs.nbytes if signs_made else 0)
+
     chosen = backends.choose(
         "mixed_polarity_attention",
         backend,
         target,
-        lambda: saved_bytes(candidates, where.token_shape, weights, act, dropout, seed),
+        lambda: saved_bytes(candidates, where.token_shape, weights, act, dropout, seed, given_seed) + made(),
         backends.STORED,
         lambda: support.refusal(target, polarity_table, extra_table, weights, activation, dropout),
-        lambda: 4 * math.prod(where.token_shape) * candidates,
+        lambda: 4 * math.prod(where.token_shape) * candidates + made(),
         lambda: cuda_refusal(target, weights, activation, dropout, gradient),
         inputs,
     )
@@ -156,7 +165,7 @@ def mixed_polarity_attention(
                 check_range("extra_ids", extra_ids, extra_table.shape[0], keep)
         pooled, attention = reference.mixed_polarity_attention(
             with_candidates(target), ids.reshape(-1), None if polarity is None else polarity.reshape(-1),
-            user.to(target.device), keep, table, polarity_table, sign,
+            user.to(target.device), keep, table, polarity_table, signs,
             (gate[0], gate[1], gate[2]) if gate else None,
             None if extra_ids is None else extra_ids.reshape(-1), extra_table,
             weights, biases, slopes, activation, normalize, sparse, dropout, seed,
@@ -165,7 +174,7 @@ def mixed_polarity_attention(
         attention = attention.reshape(*where.token_shape, candidates)
     elif gradient:
         pooled, attention = MixedPolarityAttention.apply(
-            target, item_ids, polarity, item_table, polarity_table, sign, extra_ids, extra_table,
+            target, item_ids, polarity, item_table, polarity_table, signs, extra_ids, extra_table,
             where.offsets, where.lengths, where.mask, seed,
             (act, norm, dropout, len(weights), len(gate), sparse, bits, return_weights, triton),
             *gate, *weights, *biases, *slopes,
@@ -173,7 +182,7 @@ def mixed_polarity_attention(
     else:
         ids, table = by_place(item_ids, item_table)
         pooled, attention, _ = ops(triton)[0](
-            target, ids, polarity, table, polarity_table, sign, gate or None,
+            target, ids, polarity, table, polarity_table, signs, gate or None,
             extra_ids, extra_table, *where.canonical(), weights, biases, slopes or None, act, norm, dropout, seed,
             return_weights, False,
         )  # fmt: skip

@@ -92,6 +92,7 @@ def polarity_fusion(
     where = layout(tokens, target.shape[0], name="tokens", trailing=1, offsets=offsets, lengths=lengths, mask=mask)
     if tokens.shape[-1] != target.shape[-1]:
         raise ValueError(f"tokens are {tokens.shape[-1]} wide and target {target.shape[-1]}; expected the same D")
+    signs_made = sign is None
     sign = check_fusion(target, fusion, polarity, where.token_shape, polarity_table, gate, sign, extra_ids, extra_table)
     if fusion == "none":
         backends.choose(
@@ -107,7 +108,7 @@ def polarity_fusion(
         "polarity_fusion",
         backend,
         target,
-        lambda: 0,
+        lambda: rows.shape[0] * target.element_size() if signs_made else 0,
         triton=lambda: support.refusal(target, rows, extra_table),
         cuda=lambda: backends.cuda_refusal(target, gradient, (target.shape[-1],)),
         inputs=inputs,

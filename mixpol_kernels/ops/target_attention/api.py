@@ -117,26 +117,31 @@ def target_attention(
     if target.dim() not in (2, 3):
         raise ValueError(f"target has shape {list(target.shape)}; expected [B, D] or [B, M, D]")
     check_float(target, "target", history=history)
+    given_parameters = (*weights, *biases, *slopes)
     weights, biases, slopes, activation = canonical_unit(
         target.shape[-1], weights, biases, slopes, activation, negative_slope, scale, blocks
     )
     check_activation_unit(target, weights, biases, slopes, activation, normalize)
-    seed = check_dropout(dropout, seed)
+    given_seed, seed = seed, check_dropout(dropout, seed)
     where = layout(history, target.shape[0], name="history", trailing=1, offsets=offsets, lengths=lengths, mask=mask)
     if history.shape[-1] != target.shape[-1]:
         raise ValueError(f"history is {history.shape[-1]} wide and target {target.shape[-1]}; expected the same D")
     candidates = target.shape[1] if target.dim() == 3 else 1
     act, norm = ACTIVATIONS.index(activation), NORMALIZERS.index(normalize)
-    inputs = (target, history, *weights, *biases, *slopes)
+    parameters = (*weights, *biases, *slopes)
+    inputs = (target, history, *parameters)
     gradient = backends.needs_grad(*inputs)
     chosen = backends.choose(
         "target_attention",
         backend,
         target,
-        lambda: saved_bytes(candidates, where.token_shape, weights, act, dropout, seed),
+        lambda: (
+            saved_bytes(candidates, where.token_shape, weights, act, dropout, seed, given_seed)
+            + backends.new_bytes(parameters, given_parameters)
+        ),
         backends.STORED,
         lambda: support.refusal(target, weights, activation, dropout),
-        lambda: 4 * math.prod(where.token_shape) * candidates,
+        lambda: 4 * math.prod(where.token_shape) * candidates + backends.new_bytes(parameters, given_parameters),
         lambda: cuda_refusal(target, weights, activation, dropout, gradient),
         inputs,
     )
@@ -233,10 +238,13 @@ def saved_bytes(
     activation: int,
     dropout: float,
     seed: Tensor | int | None,
+    given_seed: Tensor | int | None,
 ) -> int:
-    """Bytes that the fused form keeps for backward beyond its inputs and its output."""
+    """Bytes that the fused form keeps for backward beyond its inputs; `seed` is what the op takes, None to draw one."""
     bits = (weights[-2].shape[0] + 7) // 8 if keeps_bits(activation, weights, dropout) else 0
-    return math.prod(token_shape) * candidates * (4 + bits) + (8 if dropout and seed is None else 0)
+    return math.prod(token_shape) * candidates * (4 + bits) + (
+        8 if dropout and (seed is None or seed is not given_seed) else 0
+    )
 
 
 def check_activation_unit(

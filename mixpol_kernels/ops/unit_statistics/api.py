@@ -91,6 +91,7 @@ def unit_statistics(
     if target.dim() not in (2, 3):
         raise ValueError(f"target has shape {list(target.shape)}; expected [B, D] or [B, M, D]")
     check_float(target, "target", history=history)
+    given_parameters = (*weights, *biases, *slopes)
     weights, biases, slopes, activation = canonical_unit(
         target.shape[-1], weights, biases, slopes, activation, negative_slope, 1.0, blocks
     )
@@ -101,15 +102,26 @@ def unit_statistics(
     if history.shape[-1] != target.shape[-1]:
         raise ValueError(f"history is {history.shape[-1]} wide and target {target.shape[-1]}; expected the same D")
     check_pads(None, pad_to)
-    seed = check_dropout(dropout, seed)
+    given_seed, seed = seed, check_dropout(dropout, seed)
     if dropout and seed is None:
         raise ValueError(f"seed was None with dropout {dropout}; expected the one that the attention takes")
     if dropout and pad_to is not None and len(weights) > 1:
         raise ValueError(f"pad_to was {pad_to} with dropout {dropout}; expected None: dropout makes the pads differ")
     candidates = target.shape[1] if target.dim() == 3 else 1
     act = ACTIVATIONS.index(activation)
-    inputs = (target, history, *weights, *biases, *slopes)
-    chosen = backends.choose("unit_statistics", backend, target, lambda: 4 * weights[-1].shape[0], inputs=inputs)
+    parameters = (*weights, *biases, *slopes)
+    inputs = (target, history, *parameters)
+    chosen = backends.choose(
+        "unit_statistics",
+        backend,
+        target,
+        lambda: (
+            4 * weights[-1].shape[0]
+            + (8 if dropout and seed is not given_seed else 0)
+            + backends.new_bytes(parameters, given_parameters)
+        ),
+        inputs=inputs,
+    )
     kept = kept_tokens(where, history.device)
     if chosen == "reference":
         if not torch.compiler.is_compiling():
