@@ -6,13 +6,15 @@ import importlib.util
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from mixpol_kernels.derivatives import refuse_tangents
 from mixpol_kernels.library import INTERPRETING, constant, library
 
 BACKENDS = ("cpu", "cuda", "triton", "reference")
@@ -128,10 +130,16 @@ def needs_grad(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
+def new_bytes(used: Iterable[Tensor | None], given: Iterable[Tensor | None]) -> int:
+    """Bytes of the tensors that an op takes in place of given ones, options of a layer folded in say: for `explain`."""
+    known = set(map(id, given))
+    return sum(tensor.nbytes for tensor in used if tensor is not None and id(tensor) not in known)
+
+
 def is_direct(requested: str, like: Tensor) -> bool:
     """Whether a forward may go straight to the compiled CPU kernel: nothing but the forward itself is asked for.
 
-    Not with gradients or tangents, and not under autocast, in a transform, while a graph is made or `explain` asks.
+    Not with gradients of either mode, and not under autocast, in a transform, while a graph is made or `explain` asks.
     """
     return (
         not torch.is_grad_enabled()
@@ -142,7 +150,7 @@ def is_direct(requested: str, like: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and not torch._C._is_any_autocast_enabled()
         and torch._C._functorch.peek_interpreter_stack() is None
-        and torch.autograd.forward_ad._current_level < 0
+        and forward_ad._current_level < 0
         and not _explaining
     )
 
@@ -156,6 +164,7 @@ def choose(
     triton: Callable[[], str] | None = None,
     triton_saved_bytes: Callable[[], int] = lambda: 0,
     cuda: Callable[[], str] | None = None,
+    inputs: Iterable[Tensor | None] = (),
 ) -> str:
     """Picks the implementation of `op` for these inputs.
 
@@ -168,10 +177,11 @@ def choose(
         triton: why the Triton kernels of this op cannot take these inputs, empty if they can; None: it has none.
         triton_saved_bytes: what they keep for backward.
         cuda: why the compiled CUDA kernels of this op cannot take these inputs (`cuda_refusal`); None: it has none.
+        inputs: those that the result depends on differentiably.
 
     Raises:
         ValueError: unknown name, or the named implementation cannot take the inputs.
-        RuntimeError: the compiled kernels would run inside a transform of torch.func.
+        RuntimeError: kernels would run inside a transform of torch.func, or on inputs with a forward-mode tangent.
     """
     requested = _asked_for(requested)
     rejected: dict[str, str] = {}
@@ -203,16 +213,14 @@ def choose(
     if _explaining and threading.get_ident() in _explaining:
         kept = {"cpu": saved_bytes, "triton": triton_saved_bytes}.get(chosen, lambda: None)()
         raise _Explaining(Explanation(op, chosen, reason, rejected, kept))
-    if (
-        chosen != "reference"
-        and not torch.compiler.is_compiling()
-        and torch._C._functorch.peek_interpreter_stack() is not None
-    ):
-        kernels = "Triton" if chosen == "triton" else "compiled"
-        raise RuntimeError(
-            f"{op}: the {kernels} kernels have no rules for torch.vmap and the other transforms of torch.func; pass a "
-            "whole batch (several targets per history as [B, M, D]), or use backend='reference'"
-        )
+    if chosen != "reference":
+        if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
+            kernels = "Triton" if chosen == "triton" else "compiled"
+            raise RuntimeError(
+                f"{op}: the {kernels} kernels have no rules for torch.vmap and the other transforms of torch.func; "
+                "pass a whole batch (several targets per history as [B, M, D]), or use backend='reference'"
+            )
+        refuse_tangents(op, *inputs)
     if chosen == "reference" and rejected and not torch.compiler.is_compiling():
         why = "; ".join(f"the {name} backend cannot run: {refusal}" for name, refusal in rejected.items())
         _say_once(f"{op}: using the PyTorch reference, since {why}")

@@ -2,13 +2,139 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import inspect
+import numbers
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+P = ParamSpec("P")
+R = TypeVar("R")
 FLOAT_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 ID_TYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def checked(function: Callable[P, R]) -> Callable[P, R]:
+    """Refuses arguments of another kind than their annotation, in words that name them; cheap where nothing is wrong.
+
+    Tensors have to be dense: the kernels read them by strides.
+    """
+    parameters = inspect.signature(function).parameters
+    kinds = {name: _KINDS.get(str(parameter.annotation), _anything) for name, parameter in parameters.items()}
+    in_order = list(kinds.items())
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        for (name, check), value in zip(in_order, args, strict=False):
+            check(name, value)
+        for name, value in kwargs.items():
+            if name in kinds:
+                kinds[name](name, value)
+        return function(*args, **kwargs)
+
+    return run
+
+
+def _anything(name: str, value: Any) -> None:
+    pass
+
+
+def _is_dense(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.layout is torch.strided and not value.is_nested
+
+
+def _tensor(name: str, value: Any) -> None:
+    if not _is_dense(value):
+        _refuse_tensor(name, value)
+
+
+def _refuse_tensor(name: str, value: Any) -> NoReturn:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} was {_shown(value)}; expected a tensor")
+    if value.is_nested:
+        raise TypeError(f"{name} was a nested tensor; expected a dense one: only what has a row a token may be jagged")
+    layout = str(value.layout).removeprefix("torch.")
+    raise TypeError(f"{name} was {layout}; expected a dense tensor: {name}.to_dense()")
+
+
+def _tensors(name: str, value: Any) -> None:
+    if isinstance(value, (list, tuple, nn.ParameterList)):
+        for i, tensor in enumerate(value):
+            if not _is_dense(tensor):
+                _refuse_tensor(f"{name}[{i}]", tensor)
+    else:
+        raise TypeError(f"{name} was {_shown(value)}; expected a list or tuple of tensors")
+
+
+def _seed(name: str, value: Any) -> None:
+    if isinstance(value, Tensor):
+        _tensor(name, value)
+    else:
+        _integer(name, value)
+        if not -(2**63) <= value < 2**63:
+            raise ValueError(f"{name} was {value}; expected -2^63 ... 2^63 - 1")
+
+
+def _integer(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, numbers.Integral, torch.SymInt)):
+        raise TypeError(f"{name} was {_shown(value)}; expected a whole number")
+
+
+def _number(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (float, int, numbers.Real, torch.SymInt, torch.SymFloat)):
+        raise TypeError(f"{name} was {_shown(value)}; expected a number")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError(f"{name} was a whole number of {value.bit_length()} bits; expected at most 64, or a float")
+
+
+def _flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} was {_shown(value)}; expected True or False")
+
+
+def _text(name: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} was {_shown(value)}; expected a string")
+
+
+def _texts(name: str, value: Any) -> None:
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(f"{name} was {_shown(value)}; expected a list or tuple of strings")
+    for i, text in enumerate(value):
+        _text(f"{name}[{i}]", text)
+
+
+def _or_none(check: Callable[[str, Any], None]) -> Callable[[str, Any], None]:
+    def run(name: str, value: Any) -> None:
+        if value is not None:
+            check(name, value)
+
+    return run
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {list(value.shape)}"
+    text = repr(value)
+    return text if len(text) <= 40 else f"a {type(value).__name__}"
+
+
+_KINDS: dict[str, Callable[[str, Any], None]] = {
+    "Tensor": _tensor,
+    "Tensor | None": _or_none(_tensor),
+    "Sequence[Tensor]": _tensors,
+    "Tensor | int | None": _or_none(_seed),
+    "str": _text,
+    "Sequence[str]": _texts,
+    "float": _number,
+    "float | None": _or_none(_number),
+    "int": _integer,
+    "int | None": _or_none(_integer),
+    "bool": _flag,
+}
 
 
 def check_float(like: Tensor, like_name: str, **tensors: Tensor | None) -> None:
@@ -71,3 +197,13 @@ def check_extra(
     check_shape("extra_ids", ids, token_shape, "one per history token")
     if table.dim() != 2 or table.shape[1] != like.shape[-1]:
         raise ValueError(f"extra_table has shape {list(table.shape)}; expected [R, {like.shape[-1]}]")
+
+
+def looked_up(name: str, embedding: nn.Module, ids: Tensor) -> Tensor:
+    """The rows of `nn.Embedding` of ids named `name`; an id that it lacks is an error that says which."""
+    try:
+        rows: Tensor = embedding(ids)
+    except IndexError:
+        check_range(name, ids, int(embedding.num_embeddings), None)  # type: ignore[arg-type]
+        raise
+    return rows

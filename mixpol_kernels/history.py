@@ -1,13 +1,21 @@
-"""The layouts of a behaviour history: jagged (offsets) or padded (lengths, mask, or full)."""
+"""The layouts of a behaviour history: jagged (offsets, torch.nested, TorchRec) or padded (lengths, mask, or full)."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
 
+from mixpol_kernels.checks import FLOAT_TYPES, ID_TYPES
+
+P = ParamSpec("P")
+R = TypeVar("R")
 _INDEX_TYPES = (torch.int32, torch.int64)
+_MASK_TYPES = (torch.bool, *ID_TYPES, *FLOAT_TYPES)
 
 
 class Layout(NamedTuple):
@@ -65,13 +73,14 @@ class Layout(NamedTuple):
         return None
 
     def check_values(self) -> None:
-        """The value checks of the compiled kernels, for implementations that lack them.
+        """The value checks of the compiled kernels, for implementations that lack them; none on the meta device.
 
         Raises:
             RuntimeError: offsets that do not rise from 0 to N, or lengths outside 0 ... L.
         """
-        if self._device is not None and self._device.type == "meta":
-            return  # there are no values
+        device = self._device
+        if device is None or device.type == "meta":
+            return
         if self.offsets is not None:
             if int(self.offsets[0]) != 0 or int(self.offsets[-1]) != self.token_shape[0]:
                 raise RuntimeError(
@@ -153,6 +162,8 @@ def layout(
         _check_index("lengths", lengths, (batch,), "B", history)
         return Layout(batch, shape, None, lengths, None)
     if mask is not None:
+        if mask.dtype not in _MASK_TYPES:
+            raise TypeError(f"mask has dtype {mask.dtype}; expected bool, an integer dtype or a floating-point one")
         if tuple(mask.shape) != shape:
             raise ValueError(f"mask has shape {list(mask.shape)}; expected {list(shape)}, one entry a position")
         _check_device("mask", mask, history)
@@ -171,3 +182,99 @@ def _check_index(name: str, index: Tensor, shape: tuple[int, ...], words: str, h
 def _check_device(name: str, tensor: Tensor, history: Tensor) -> None:
     if tensor.device != history.device:
         raise ValueError(f"{name} is on {tensor.device} and the history on {history.device}; move one of them")
+
+
+def accepts_jagged(*names: str, returns_tokens: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Lets a function of `offsets` take jagged tensors of torch.nested or TorchRec for these arguments.
+
+    They become their values and offsets, so that gradients flow back to a nested tensor. Its holes, of
+    `torch.nested.narrow`, are left out by a gather.
+
+    Args:
+        names: arguments with a row a token. Plain tensors beside a jagged one are values in its order.
+        returns_tokens: the result has a row a token: it becomes nested too if the first jagged argument is.
+
+    Raises:
+        TypeError: from the function: a value of another kind, or a nested tensor of another layout.
+        ValueError: from the function: jagged arguments whose offsets differ, jagged ones with a layout argument, or of
+            another number of users than the target, or several features in one KeyedJaggedTensor.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        signature = inspect.signature(function)
+        places = [(name, list(signature.parameters).index(name)) for name in names]
+
+        @functools.wraps(function)
+        def run(*args: P.args, **kwargs: P.kwargs) -> R:
+            for name, at in places:
+                value = args[at] if at < len(args) else kwargs.get(name)
+                if value is not None and (not isinstance(value, Tensor) or value.is_nested):
+                    break
+            else:
+                return function(*args, **kwargs)
+            bound = signature.bind(*args, **kwargs)
+            like = _to_values(bound.arguments, names)
+            found = function(*bound.args, **bound.kwargs)
+            if returns_tokens and like is not None:
+                return cast("R", torch.nested.nested_tensor_from_jagged(cast("Tensor", found), like))
+            return found
+
+        return run
+
+    return decorate
+
+
+def _to_values(arguments: dict[str, Any], names: Sequence[str]) -> Tensor | None:
+    """Puts values and offsets in the place of jagged arguments; the offsets if the first of them is a nested tensor."""
+    first, offsets, nested = "", None, False
+    for name in names:
+        value = arguments.get(name)
+        if value is None or (isinstance(value, Tensor) and not value.is_nested):
+            continue
+        arguments[name], found = _values_and_offsets(name, value)
+        if offsets is None:
+            first, offsets, nested = name, found, isinstance(value, Tensor)
+        elif found.shape != offsets.shape or not (found is offsets or _equal(found, offsets)):
+            raise ValueError(f"{name} and {first} have other offsets; expected jagged tensors of the same lengths")
+    assert offsets is not None
+    for name in ("offsets", "lengths", "mask"):
+        if arguments.get(name) is not None:
+            raise ValueError(f"{name} was given and {first} is jagged; expected {name}=None: {first} has its offsets")
+    target, users = arguments.get("target"), offsets.shape[0] - 1
+    if isinstance(target, Tensor) and target.dim() and target.shape[0] != users:
+        raise ValueError(f"{first} has {users} users and target has {target.shape[0]}; expected the same number")
+    arguments["offsets"] = offsets
+    return offsets if nested else None
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    # While a graph is traced there are no values: two sets of offsets may then come in as equal.
+    return torch.compiler.is_compiling() or torch.equal(a.long(), b.long())
+
+
+def _values_and_offsets(name: str, value: Any) -> tuple[Tensor, Tensor]:
+    if isinstance(value, Tensor):
+        if value.layout is not torch.jagged:
+            raise TypeError(
+                f"{name} was a nested tensor of layout {value.layout}; expected layout=torch.jagged: "
+                f"torch.nested.as_nested_tensor(list({name}.unbind()), layout=torch.jagged)"
+            )
+        nested: Any = value
+        ragged = nested._ragged_idx
+        if ragged != 1:
+            raise ValueError(f"{name} was a nested tensor with ragged dimension {ragged}; expected 1, a user's tokens")
+        values, offsets, lengths = nested.values(), nested.offsets(), nested.lengths()
+        if lengths is None:
+            return values, offsets
+        packed = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        shift = (offsets[: lengths.shape[0]] - packed[:-1]).repeat_interleave(lengths)
+        return values.index_select(0, shift + torch.arange(shift.shape[0], device=shift.device)), packed
+    if not callable(getattr(value, "values", None)) or not callable(getattr(value, "offsets", None)):
+        raise TypeError(f"{name} was a {type(value).__name__}; expected a tensor, nested or not, or a JaggedTensor")
+    keys = list(value.keys()) if callable(getattr(value, "keys", None)) else []
+    if len(keys) > 1:
+        raise ValueError(f"{name} has the features {keys}; expected one of them, say {name}[{keys[0]!r}]")
+    weights = getattr(value, "weights_or_none", None)
+    if callable(weights) and weights() is not None:
+        raise ValueError(f"{name} has weights, which no op reads; expected a JaggedTensor of values and lengths alone")
+    return value.values(), value.offsets()

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mixpol_kernels.backend import is_direct, plain_form
+from mixpol_kernels.checks import looked_up
+from mixpol_kernels.history import accepts_jagged
 from mixpol_kernels.nn import direct, plain
 from mixpol_kernels.nn.called import EMBEDDING, all_plain, first_reason
 from mixpol_kernels.nn.polarity_fusion import PolarityFusion
@@ -91,6 +93,7 @@ class MixedPolarityAttention(nn.Module):
         self.fusion = PolarityFusion(embedding_dim, fusion, n_polarity, signs, backend, gate_inputs, num_extra)
         self.attention = TargetAttention(embedding_dim, hidden_units, activation, normalize, backend, **unit_options)
 
+    @accepts_jagged("item_ids", "polarity", "extra_ids")
     def forward(
         self,
         target: Tensor,
@@ -125,7 +128,7 @@ class MixedPolarityAttention(nn.Module):
             )
         embedding = self.item_embedding
         if not target.is_floating_point():
-            target = embedding(target)
+            target = looked_up("target", embedding, target)
         layout = {"lengths": lengths, "mask": mask, "offsets": offsets}
         if rows is None and self._embedding_is_called():
             rows = plain.look_up(embedding, item_ids, layout)

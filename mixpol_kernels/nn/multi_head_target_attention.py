@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from mixpol_kernels.backend import is_direct, plain_form
+from mixpol_kernels.history import accepts_jagged
 from mixpol_kernels.nn import direct, plain
 from mixpol_kernels.nn.called import LINEAR, all_plain, first_reason
 from mixpol_kernels.nn.sizes import check_size
@@ -91,6 +92,7 @@ class MultiHeadTargetAttention(nn.Module):
                 return f"{name} has a bias"
         return ""
 
+    @accepts_jagged("history")
     def forward(
         self,
         target: Tensor,

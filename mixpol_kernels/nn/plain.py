@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mixpol_kernels.checks import check_float, check_range
+from mixpol_kernels.checks import check_float, check_range, looked_up
 from mixpol_kernels.history import Layout, layout
 from mixpol_kernels.ops.dot_target_attention import reference as dot_reference
 from mixpol_kernels.ops.polarity_fusion import reference as fusion_reference
@@ -116,10 +116,9 @@ def look_up(embedding: nn.Module, ids: Tensor, where: Where) -> Tensor:
     place = layout(ids, batch, name="item_ids", trailing=0, **_named(where))
     keep = place.keep()
     if keep is None:
-        found: Tensor = embedding(ids.long())
-        return found
+        return looked_up("item_ids", embedding, ids.long())
     kept = keep.nonzero().squeeze(1)
-    return _spread(embedding(ids.reshape(-1)[kept].long()), kept, place)
+    return _spread(looked_up("item_ids", embedding, ids.reshape(-1)[kept].long()), kept, place)
 
 
 def _scores(unit: Unit, target: Tensor, tokens: Tensor, user: Tensor, pads: Tensor | None) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mixpol_kernels.history import accepts_jagged
 from mixpol_kernels.nn.sizes import check_size
 from mixpol_kernels.ops.polarity_embedding.api import polarity_embedding
 
@@ -64,6 +65,7 @@ class PolarityEmbedding(nn.Module):
             if table is not None:
                 nn.init.normal_(table, std=table.shape[1] ** -0.5)
 
+    @accepts_jagged("item_ids", "polarity", "extra_ids", returns_tokens=True)
     def forward(
         self,
         item_ids: Tensor,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mixpol_kernels.backend import plain_form
 from mixpol_kernels.checks import check_choice
+from mixpol_kernels.history import accepts_jagged
 from mixpol_kernels.nn import plain
 from mixpol_kernels.nn.called import LINEAR, all_plain, first_reason
 from mixpol_kernels.nn.sizes import check_size
@@ -131,6 +132,7 @@ class PolarityFusion(nn.Module):
             return ()
         return gate.weight, gate.bias, projection.weight  # type: ignore[return-value]
 
+    @accepts_jagged("tokens", "polarity", "extra_ids", returns_tokens=True)
     def forward(
         self,
         target: Tensor,

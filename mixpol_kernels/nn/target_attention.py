@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mixpol_kernels.backend import is_direct, plain_form
 from mixpol_kernels.checks import check_choice
+from mixpol_kernels.history import accepts_jagged
 from mixpol_kernels.nn import direct, plain
 from mixpol_kernels.nn.called import LINEAR, NORM, SLOPES, all_plain, first_reason
 from mixpol_kernels.nn.sizes import check_size, check_widths
@@ -175,6 +176,7 @@ class TargetAttention(nn.Module):
         slopes = list(self.slopes) if activation == "prelu" else None
         return weights, biases, slopes, ACTIVATIONS.index(activation), NORMALIZERS.index(self.normalize), 0.0, None
 
+    @accepts_jagged("history")
     def forward(
         self,
         target: Tensor,

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from mixpol_kernels import backend as backends
 from mixpol_kernels.autocast import in_float32
-from mixpol_kernels.checks import check_choice, check_float, check_shape
-from mixpol_kernels.history import layout
+from mixpol_kernels.checks import check_choice, check_float, check_shape, checked
+from mixpol_kernels.history import accepts_jagged, layout
 from mixpol_kernels.ops.dice_attention import reference
 from mixpol_kernels.ops.dice_attention.autograd import DiceAttention, forward
 from mixpol_kernels.ops.target_attention.api import BLOCKS, canonical_unit, check_layers
@@ -38,6 +38,8 @@ class Attended(NamedTuple):
     rows: Tensor
 
 
+@accepts_jagged("history")
+@checked
 @in_float32
 def dice_attention(
     target: Tensor,
@@ -99,6 +101,7 @@ def dice_attention(
     if target.dim() not in (2, 3):
         raise ValueError(f"target has shape {list(target.shape)}; expected [B, D] or [B, M, D]")
     check_float(target, "target", history=history)
+    given_layers = (*weights, *biases)
     weights, biases, _, _ = canonical_unit(target.shape[-1], weights, biases, (), "relu", 0.0, scale, blocks)
     check_choice("normalize", normalize, NORMALIZERS)
     if len(weights) != 2:
@@ -116,11 +119,16 @@ def dice_attention(
         raise ValueError(f"history is {history.shape[-1]} wide and target {target.shape[-1]}; expected the same D")
     candidates = target.shape[1] if target.dim() == 3 else 1
     norm = NORMALIZERS.index(normalize)
+    inputs = (target, history, *weights, *biases, *given.values())
     chosen = backends.choose(
         "dice_attention",
         backend,
         target,
-        lambda: 4 * math.prod(where.token_shape) * candidates,
+        lambda: (
+            4 * (math.prod(where.token_shape) * candidates + 5 * alpha.shape[0])  # weights; mean, variance, slopes
+            + backends.new_bytes((*weights, *biases), given_layers)
+        ),
+        inputs=inputs,
     )
     kept = kept_tokens(where, history.device)
     if chosen == "reference":
@@ -129,7 +137,7 @@ def dice_attention(
             check_pads(kept, pad_to)
         user, keep = where.assignment()
         pooled, attention, mean, variance = reference.dice_attention(
-            with_candidates(target), history.reshape(-1, history.shape[-1]), user.to(target.device), keep,
+            with_candidates(target), history.flatten(0, -2), user.to(target.device), keep,
             None if pad_to is None else pad_to - kept, weights, biases, alpha, norm_weight, norm_bias, eps, normalize,
         )  # fmt: skip
         pooled = pooled.view(target.shape)
@@ -138,7 +146,7 @@ def dice_attention(
     else:
         check_pads(None, pad_to)
         length = -1 if pad_to is None else pad_to
-        if backends.needs_grad(target, history, *weights, *biases, *given.values()):
+        if backends.needs_grad(*inputs):
             pooled, attention, mean, variance = DiceAttention.apply(
                 target, history, where.offsets, where.lengths, where.mask, eps, norm, length,
                 return_weights, *weights, *biases, alpha, norm_weight, norm_bias,

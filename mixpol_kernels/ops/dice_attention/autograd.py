@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from mixpol_kernels.derivatives import first_order
 from mixpol_kernels.history import canonical
 from mixpol_kernels.library import define
 from mixpol_kernels.ops.target_attention.autograd import fake_outputs
@@ -106,20 +107,25 @@ class DiceAttention(torch.autograd.Function):
         )  # fmt: skip
         ctx.save_for_backward(
             target, history, offsets, lengths, mask, attention, mean, variance, slopes,
-            hidden, output, hidden_bias, output_bias,
+            hidden, output, hidden_bias, output_bias, alpha, norm_weight, norm_bias,
         )  # fmt: skip
         ctx.config = (eps, normalize, pad_to, with_attention, norm_weight is not None, norm_bias is not None)
         ctx.mark_non_differentiable(*([mean, variance] if with_attention else [attention, mean, variance]))
         return pooled, attention, mean, variance
 
     @staticmethod
-    @once_differentiable
+    @first_order("dice_attention")
     def backward(
-        ctx: Any, grad_pooled: Tensor, grad_attention: Tensor, grad_mean: Tensor, grad_variance: Tensor
+        ctx: Any,
+        saved: Sequence[Any],
+        grad_pooled: Tensor,
+        grad_attention: Tensor,
+        grad_mean: Tensor,
+        grad_variance: Tensor,
     ) -> tuple[Tensor | None, ...]:
         (
-            target, history, offsets, lengths, mask, attention, mean, variance, slopes, *layers,
-        ) = ctx.saved_tensors  # fmt: skip
+            target, history, offsets, lengths, mask, attention, mean, variance, slopes, *layers, _, _, _,
+        ) = saved  # fmt: skip
         eps, normalize, pad_to, with_attention, has_weight, has_bias = ctx.config
         grad_target, grad_history, grads = _bwd(
             grad_pooled, grad_attention if with_attention else None, attention, mean, variance, slopes,

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from mixpol_kernels import backend as backends
 from mixpol_kernels.autocast import in_float32
-from mixpol_kernels.checks import check_float
-from mixpol_kernels.history import Layout, layout
+from mixpol_kernels.checks import check_float, checked
+from mixpol_kernels.history import Layout, accepts_jagged, layout
 from mixpol_kernels.ops.dot_target_attention import reference
 from mixpol_kernels.ops.dot_target_attention.autograd import (
     PROJECTED_STATS,
@@ -24,6 +24,8 @@ from mixpol_kernels.ops.dot_target_attention.autograd import (
 from mixpol_kernels.ops.dot_target_attention.triton import support
 
 
+@accepts_jagged("history")
+@checked
 @in_float32
 def dot_target_attention(
     target: Tensor,
@@ -101,8 +103,8 @@ def dot_target_attention(
     if history.shape[-1] != target.shape[-1]:
         raise ValueError(f"history is {history.shape[-1]} wide and target {target.shape[-1]}; expected the same D")
     width = check_projections(target.shape[-1], num_heads, w_q, w_k, w_v, w_o)
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k was {top_k}; expected at least 1, or None for all tokens")
+    if top_k is not None and not 1 <= top_k < 2**63:
+        raise ValueError(f"top_k was {top_k}; expected at least 1, or None for all tokens, and below 2^63")
     scale = (width // num_heads) ** -0.5 if scale is None else float(scale)
     wide = target if target.dim() == 3 else target.unsqueeze(1)
     row = target.shape[-1] if w_k is not None else target.shape[-1] // num_heads
@@ -122,19 +124,31 @@ def dot_target_attention(
         ),
         triton=lambda: support.refusal(target, row, top_k),
         triton_saved_bytes=lambda: saved_bytes(wide, num_heads, w_q, w_k, w_v, w_o, scale, TRITON_STATS),
+        inputs=(target, history, w_q, w_k, w_v, w_o),
     )
     if chosen == "reference":
         if not torch.compiler.is_compiling():
             where.check_values()
         user, keep = where.assignment()
         out, weights = reference.dot_target_attention(
-            wide, history.reshape(-1, history.shape[-1]), user.to(target.device), keep,
+            wide, history.flatten(0, -2), user.to(target.device), keep,
             w_q, w_k, w_v, w_o, num_heads, scale, top_k,
         )  # fmt: skip
         weights = weights.detach().reshape(*where.token_shape, *weights.shape[1:])
     else:
         out, weights = _fused(
-            wide, history, where, num_heads, w_q, w_k, w_v, w_o, scale, top_k or 0, return_weights, chosen == "triton"
+            wide,
+            history,
+            where,
+            num_heads,
+            w_q,
+            w_k,
+            w_v,
+            w_o,
+            scale,
+            top_k or 0,
+            return_weights,
+            chosen == "triton",
         )
     if target.dim() == 2:
         out = out.squeeze(1)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from mixpol_kernels.derivatives import first_order
 from mixpol_kernels.history import canonical
 from mixpol_kernels.library import INTERPRETING, NAMESPACE, TRITON, define
 
@@ -186,9 +187,9 @@ class DotAttention(torch.autograd.Function):
         return pooled, attention
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_pooled: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        queries, history, offsets, lengths, mask, stats = ctx.saved_tensors
+    @first_order("dot_target_attention")
+    def backward(ctx: Any, saved: Sequence[Any], grad_pooled: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        queries, history, offsets, lengths, mask, stats = saved
         layout = canonical(offsets, lengths, mask)
         grad_queries, grad_history = ops(ctx.triton)[1](grad_pooled, stats, queries, history, *layout, *ctx.config)
         return grad_queries, grad_history, *[None] * 7
@@ -219,9 +220,9 @@ class ProjectedAttention(torch.autograd.Function):
         return pooled
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_pooled: Tensor) -> tuple[Tensor | None, ...]:
-        queries, history, offsets, lengths, mask, w_k, w_v, stats = ctx.saved_tensors
+    @first_order("dot_target_attention")
+    def backward(ctx: Any, saved: Sequence[Any], grad_pooled: Tensor) -> tuple[Tensor | None, ...]:
+        queries, history, offsets, lengths, mask, w_k, w_v, stats = saved
         layout = canonical(offsets, lengths, mask)
         grads = _projected_bwd(grad_pooled, stats, queries, history, *layout, w_k, w_v)
         return grads[0], grads[1], None, None, None, grads[2], grads[3]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mixpol_kernels import backend as backends
+from mixpol_kernels.checks import checked
 from mixpol_kernels.ops.interleave import autograd, reference
 
 TIME_TYPES = (torch.int64, torch.int32, torch.float32, torch.float64)
@@ -39,6 +40,7 @@ class Interleaved(NamedTuple):
     n_positive: int
     n_negative: int
 
+    @checked
     def take(self, positive: Tensor, negative: Tensor) -> Tensor:
         """The mixed history's rows of a column that both lists have: cat([positive, negative])[source].
 
@@ -70,6 +72,7 @@ class Interleaved(NamedTuple):
         return torch.cat([positive, negative]).index_select(0, self.source)
 
 
+@checked
 def interleave(
     positive_times: Tensor,
     positive_offsets: Tensor,

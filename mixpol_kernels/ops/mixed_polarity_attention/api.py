@@ -10,10 +10,10 @@ from torch import Tensor
 
 from mixpol_kernels import backend as backends
 from mixpol_kernels.autocast import in_float32
-from mixpol_kernels.checks import check_float, check_ids, check_range
-from mixpol_kernels.history import layout
+from mixpol_kernels.checks import check_float, check_ids, check_range, checked
+from mixpol_kernels.history import accepts_jagged, layout
 from mixpol_kernels.ops.mixed_polarity_attention import reference
-from mixpol_kernels.ops.mixed_polarity_attention.autograd import MixedPolarityAttention, ops
+from mixpol_kernels.ops.mixed_polarity_attention.autograd import MixedPolarityAttention, by_place, ops
 from mixpol_kernels.ops.mixed_polarity_attention.triton import support
 from mixpol_kernels.ops.polarity_fusion.api import check_fusion
 from mixpol_kernels.ops.target_attention.api import (
@@ -27,6 +27,8 @@ from mixpol_kernels.ops.target_attention.autograd import ACTIVATIONS, NORMALIZER
 from mixpol_kernels.ops.target_attention.dropout import check_dropout, draw_seed
 
 
+@accepts_jagged("item_ids", "polarity", "item_rows", "extra_ids")
+@checked
 @in_float32
 def mixed_polarity_attention(
     target: Tensor,
@@ -111,49 +113,59 @@ def mixed_polarity_attention(
     """
     if target.dim() not in (2, 3):
         raise ValueError(f"target has shape {list(target.shape)}; expected [B, D] or [B, M, D]")
-    item_ids, item_table = _look_up(target, item_ids, item_table, item_rows, sparse)
+    item_table = _check_look_up(target, item_ids, item_table, item_rows, sparse)
+    given_parameters = (*weights, *biases, *slopes)
     weights, biases, slopes, activation = canonical_unit(
         target.shape[-1], weights, biases, slopes, activation, negative_slope, scale, blocks
     )
     check_activation_unit(target, weights, biases, slopes, activation, normalize)
-    seed = check_dropout(dropout, seed)
-    given = "item_ids" if item_rows is None else "item_rows"
-    where = layout(item_ids, target.shape[0], name=given, trailing=0, offsets=offsets, lengths=lengths, mask=mask)
-    if item_table.dim() != 2 or item_table.shape[1] != target.shape[-1]:
-        raise ValueError(f"item_table has shape {list(item_table.shape)}; expected [V, {target.shape[-1]}]")
-    sign = check_fusion(target, fusion, polarity, where.token_shape, polarity_table, gate, sign, extra_ids, extra_table)
+    given_seed, seed = seed, check_dropout(dropout, seed)
+    given, name, trailing = (item_table, "item_rows", 1) if item_ids is None else (item_ids, "item_ids", 0)
+    where = layout(given, target.shape[0], name=name, trailing=trailing, offsets=offsets, lengths=lengths, mask=mask)
+    signs_made = sign is None or fusion == "none"
+    signs = check_fusion(
+        target, fusion, polarity, where.token_shape, polarity_table, gate, sign, extra_ids, extra_table
+    )
     if fusion == "none":
         polarity = polarity_table = None
     candidates = target.shape[1] if target.dim() == 3 else 1
     act, norm = ACTIVATIONS.index(activation), NORMALIZERS.index(normalize)
-    gradient = backends.needs_grad(target, item_table, polarity_table, extra_table, *gate, *weights, *biases, *slopes)
+    parameters = (*weights, *biases, *slopes)
+    inputs = (target, item_table, polarity_table, extra_table, *gate, *parameters)
+    gradient = backends.needs_grad(*inputs)
+
+    def made() -> int:
+        return backends.new_bytes(parameters, given_parameters) + (signs.nbytes if signs_made else 0)
+
     chosen = backends.choose(
         "mixed_polarity_attention",
         backend,
         target,
-        lambda: saved_bytes(candidates, where.token_shape, weights, act, dropout, seed),
+        lambda: saved_bytes(candidates, where.token_shape, weights, act, dropout, seed, given_seed) + made(),
         backends.STORED,
         lambda: support.refusal(target, polarity_table, extra_table, weights, activation, dropout),
-        lambda: 4 * math.prod(where.token_shape) * candidates + (0 if item_rows is None else item_ids.nbytes),
+        lambda: 4 * math.prod(where.token_shape) * candidates + made(),
         lambda: cuda_refusal(target, weights, activation, dropout, gradient),
+        inputs,
     )
     if dropout and seed is None:
         seed = draw_seed()
     triton = chosen == "triton"
     bits = chosen == "cpu" and keeps_bits(act, weights, dropout)
     if chosen == "reference":
+        ids, table = by_place(item_ids, item_table)
         if not torch.compiler.is_compiling():
             where.check_values()  # before the assignment, which trusts the offsets
         user, keep = where.assignment()
         if not torch.compiler.is_compiling():
-            check_range("item_ids", item_ids, item_table.shape[0], keep)
+            check_range("item_ids", ids, table.shape[0], keep)
             if polarity is not None and polarity_table is not None:
                 check_range("polarity", polarity, polarity_table.shape[0], keep)
             if extra_ids is not None and extra_table is not None:
                 check_range("extra_ids", extra_ids, extra_table.shape[0], keep)
         pooled, attention = reference.mixed_polarity_attention(
-            with_candidates(target), item_ids.reshape(-1), None if polarity is None else polarity.reshape(-1),
-            user.to(target.device), keep, item_table, polarity_table, sign,
+            with_candidates(target), ids.reshape(-1), None if polarity is None else polarity.reshape(-1),
+            user.to(target.device), keep, table, polarity_table, signs,
             (gate[0], gate[1], gate[2]) if gate else None,
             None if extra_ids is None else extra_ids.reshape(-1), extra_table,
             weights, biases, slopes, activation, normalize, sparse, dropout, seed,
@@ -162,14 +174,15 @@ def mixed_polarity_attention(
         attention = attention.reshape(*where.token_shape, candidates)
     elif gradient:
         pooled, attention = MixedPolarityAttention.apply(
-            target, item_ids, polarity, item_table, polarity_table, sign, extra_ids, extra_table,
+            target, item_ids, polarity, item_table, polarity_table, signs, extra_ids, extra_table,
             where.offsets, where.lengths, where.mask, seed,
             (act, norm, dropout, len(weights), len(gate), sparse, bits, return_weights, triton),
             *gate, *weights, *biases, *slopes,
         )  # fmt: skip
     else:
+        ids, table = by_place(item_ids, item_table)
         pooled, attention, _ = ops(triton)[0](
-            target, item_ids, polarity, item_table, polarity_table, sign, gate or None,
+            target, ids, polarity, table, polarity_table, signs, gate or None,
             extra_ids, extra_table, *where.canonical(), weights, biases, slopes or None, act, norm, dropout, seed,
             return_weights, False,
         )  # fmt: skip
@@ -179,26 +192,26 @@ def mixed_polarity_attention(
     return pooled, attention[..., 0] if target.dim() == 2 else attention
 
 
-def _look_up(
+def _check_look_up(
     target: Tensor, item_ids: Tensor | None, item_table: Tensor | None, item_rows: Tensor | None, sparse: bool
-) -> tuple[Tensor, Tensor]:
-    """Ids and table, of looked-up rows the rows themselves by their places."""
+) -> Tensor:
+    """Validates ids and table, or the looked-up rows in place of both; returns the table or the rows."""
+    width = target.shape[-1]
     if item_rows is None:
         if item_ids is None or item_table is None:
             missing = "item_ids" if item_ids is None else "item_table"
             raise ValueError(f"{missing} was None; expected ids and a table, or item_rows in place of both")
         check_float(target, "target", item_table=item_table)
         check_ids("item_ids", item_ids, target.device)
-        return item_ids, item_table
+        if item_table.dim() != 2 or item_table.shape[1] != width:
+            raise ValueError(f"item_table has shape {list(item_table.shape)}; expected [V, {width}]")
+        return item_table
     if item_ids is not None or item_table is not None:
         name = "item_table" if item_ids is None else "item_ids"
         raise ValueError(f"{name} and item_rows were given together; pass item_ids=None and item_table=None with rows")
     if sparse:
         raise ValueError("sparse was True with item_rows; expected False: each row has a gradient of its own")
     check_float(target, "target", item_rows=item_rows)
-    if item_rows.dim() not in (2, 3) or item_rows.shape[-1] != target.shape[-1]:
-        width = target.shape[-1]
+    if item_rows.dim() not in (2, 3) or item_rows.shape[-1] != width:
         raise ValueError(f"item_rows has shape {list(item_rows.shape)}; expected [N, {width}] or [B, L, {width}]")
-    shape = item_rows.shape[:-1]
-    places = torch.arange(math.prod(shape), device=item_rows.device).view(shape)
-    return places, item_rows.reshape(-1, item_rows.shape[-1])
+    return item_rows

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from mixpol_kernels.derivatives import first_order
 from mixpol_kernels.history import canonical
 from mixpol_kernels.library import INTERPRETING, NAMESPACE, TRITON, define, may_be_empty
 from mixpol_kernels.ops.table_grad import table_grad
@@ -121,14 +123,25 @@ def ops(triton: bool) -> tuple[Any, Any]:
     return found.mixed_polarity_attention_fwd.default, found.mixed_polarity_attention_bwd.default
 
 
+def by_place(item_ids: Tensor | None, item_table: Tensor) -> tuple[Tensor, Tensor]:
+    """Ids and table [V, D] as the kernels take them; of rows [N, D] or [B, L, D] without ids, each row by its place."""
+    if item_ids is not None:
+        return item_ids, item_table
+    shape = item_table.shape[:-1]
+    return torch.arange(math.prod(shape), device=item_table.device).view(shape), item_table.flatten(0, -2)
+
+
 class MixedPolarityAttention(torch.autograd.Function):
-    """The fused op. Saves its inputs, the attention weights, and bits where they pay; recomputes the rest."""
+    """The fused op. Saves its inputs, the attention weights, and bits where they pay; recomputes the rest.
+
+    Without ids the table holds the rows of the tokens: `by_place`.
+    """
 
     @staticmethod
     def forward(
         ctx: Any,
         target: Tensor,
-        item_ids: Tensor,
+        item_ids: Tensor | None,
         polarity: Tensor | None,
         item_table: Tensor,
         polarity_table: Tensor | None,
@@ -150,8 +163,9 @@ class MixedPolarityAttention(torch.autograd.Function):
         activation, normalize, dropout, layers, gates, _, save_bits, with_attention, triton = config
         gate = list(parameters[:gates])
         weights, biases, slopes = split_parameters(parameters[gates:], layers)
+        ids, table = by_place(item_ids, item_table)
         pooled, attention, bits = ops(triton)[0](
-            target, item_ids, polarity, item_table, polarity_table, sign, gate,
+            target, ids, polarity, table, polarity_table, sign, gate,
             extra_ids, extra_table,
             *canonical(offsets, lengths, mask), weights, biases, slopes, activation, normalize, dropout, seed,
             True, save_bits,
@@ -166,30 +180,27 @@ class MixedPolarityAttention(torch.autograd.Function):
         return pooled, attention
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_pooled: Tensor, grad_attention: Tensor) -> tuple[Tensor | None, ...]:
-        target, item_ids, polarity, item_table, polarity_table, sign, extra_ids, extra_table, *rest = ctx.saved_tensors
+    @first_order("mixed_polarity_attention")
+    def backward(
+        ctx: Any, saved: Sequence[Any], grad_pooled: Tensor, grad_attention: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        target, item_ids, polarity, item_table, polarity_table, sign, extra_ids, extra_table, *rest = saved
         offsets, lengths, mask, seed, attention, bits, *parameters = rest
         activation, normalize, dropout, layers, gates, sparse, _, with_attention, triton = ctx.config
         weights, biases, slopes = split_parameters(parameters[gates:], layers)
+        ids, table = by_place(item_ids, item_table)
         grad_target, grad_tokens, grad_table, grad_extra, grad_gate, grads = ops(triton)[1](
             grad_pooled, grad_attention if with_attention else None, attention, bits,
-            target, item_ids, polarity, item_table, polarity_table, sign,
+            target, ids, polarity, table, polarity_table, sign,
             parameters[:gates], extra_ids, extra_table,
             *canonical(offsets, lengths, mask), weights, biases, slopes, activation, normalize,
             dropout, seed,
         )  # fmt: skip
         grad_items = None
         if ctx.needs_input_grad[3]:
-            grad_items = table_grad(
-                item_ids,
-                grad_tokens,
-                *canonical(offsets, lengths, mask),
-                item_table.shape[0],
-                sparse,
-                item_table.dtype,
-                triton,
-            )
+            where = canonical(offsets, lengths, mask)
+            grad_items = table_grad(ids, grad_tokens, *where, table.shape[0], sparse, table.dtype, triton)
+            grad_items = grad_items if item_ids is not None else grad_items.view(item_table.shape)
         grad_polarity = grad_table if polarity_table is not None else None
         grad_extra = grad_extra if extra_table is not None else None
         return (

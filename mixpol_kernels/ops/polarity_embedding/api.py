@@ -7,12 +7,14 @@ from torch import Tensor
 
 from mixpol_kernels import backend as backends
 from mixpol_kernels.autocast import in_float32
-from mixpol_kernels.checks import check_extra, check_float, check_ids, check_range, check_shape
-from mixpol_kernels.history import Layout, layout
+from mixpol_kernels.checks import check_extra, check_float, check_ids, check_range, check_shape, checked
+from mixpol_kernels.history import Layout, accepts_jagged, layout
 from mixpol_kernels.ops.polarity_embedding import reference
 from mixpol_kernels.ops.polarity_embedding.autograd import PolarityEmbedding
 
 
+@accepts_jagged("item_ids", "polarity", "extra_ids", returns_tokens=True)
+@checked
 @in_float32
 def polarity_embedding(
     item_ids: Tensor,
@@ -77,7 +79,12 @@ def polarity_embedding(
         batch = item_ids.shape[0] if offsets is None else offsets.shape[0] - 1
         where = layout(item_ids, batch, name="item_ids", trailing=0, offsets=offsets, lengths=lengths, mask=mask)
     chosen = backends.choose(
-        "polarity_embedding", backend, item_table, lambda: 0, cuda=lambda: backends.cuda_refusal(item_table)
+        "polarity_embedding",
+        backend,
+        item_table,
+        lambda: 0,
+        cuda=lambda: backends.cuda_refusal(item_table),
+        inputs=(item_table, polarity_table, extra_table),
     )
     if chosen == "reference":
         keep = where.keep()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from mixpol_kernels.derivatives import first_order
 from mixpol_kernels.history import canonical
 from mixpol_kernels.library import define
 from mixpol_kernels.ops.table_grad import table_grad
@@ -64,9 +65,9 @@ class PolarityEmbedding(torch.autograd.Function):
         return tokens
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_tokens: Tensor) -> tuple[Tensor | None, ...]:
-        item_ids, polarity, extra_ids, offsets, lengths, mask = ctx.saved_tensors
+    @first_order("polarity_embedding")
+    def backward(ctx: Any, saved: Sequence[Any], grad_tokens: Tensor) -> tuple[Tensor | None, ...]:
+        item_ids, polarity, extra_ids, offsets, lengths, mask = saved
         items, polarities, extras, sparse = ctx.config
         _, _, item_grad, polarity_grad, _, extra_grad = ctx.needs_input_grad[:6]
         where = canonical(offsets, lengths, mask)

@@ -9,13 +9,15 @@ from torch import Tensor
 
 from mixpol_kernels import backend as backends
 from mixpol_kernels.autocast import in_float32
-from mixpol_kernels.checks import check_choice, check_extra, check_float, check_ids, check_range, check_shape
-from mixpol_kernels.history import layout
+from mixpol_kernels.checks import check_choice, check_extra, check_float, check_ids, check_range, check_shape, checked
+from mixpol_kernels.history import accepts_jagged, layout
 from mixpol_kernels.ops.polarity_fusion import reference
 from mixpol_kernels.ops.polarity_fusion.autograd import FUSIONS, PolarityFusion
 from mixpol_kernels.ops.polarity_fusion.triton import support
 
 
+@accepts_jagged("tokens", "polarity", "extra_ids", returns_tokens=True)
+@checked
 @in_float32
 def polarity_fusion(
     target: Tensor,
@@ -90,6 +92,7 @@ def polarity_fusion(
     where = layout(tokens, target.shape[0], name="tokens", trailing=1, offsets=offsets, lengths=lengths, mask=mask)
     if tokens.shape[-1] != target.shape[-1]:
         raise ValueError(f"tokens are {tokens.shape[-1]} wide and target {target.shape[-1]}; expected the same D")
+    signs_made = sign is None
     sign = check_fusion(target, fusion, polarity, where.token_shape, polarity_table, gate, sign, extra_ids, extra_table)
     if fusion == "none":
         backends.choose(
@@ -99,14 +102,16 @@ def polarity_fusion(
     assert polarity is not None
     assert polarity_table is not None
     rows = polarity_table
-    gradient = backends.needs_grad(target, tokens, polarity_table, extra_table, *gate)
+    inputs = (target, tokens, polarity_table, extra_table, *gate)
+    gradient = backends.needs_grad(*inputs)
     chosen = backends.choose(
         "polarity_fusion",
         backend,
         target,
-        lambda: 0,
+        lambda: rows.shape[0] * target.element_size() if signs_made else 0,
         triton=lambda: support.refusal(target, rows, extra_table),
         cuda=lambda: backends.cuda_refusal(target, gradient, (target.shape[-1],)),
+        inputs=inputs,
     )
     triton = chosen == "triton"
     if chosen == "reference":
@@ -118,7 +123,7 @@ def polarity_fusion(
             if extra_ids is not None and extra_table is not None:
                 check_range("extra_ids", extra_ids, extra_table.shape[0], keep)
         fused = reference.polarity_fusion(
-            target[:, None, :], tokens.reshape(-1, tokens.shape[-1]), polarity.reshape(-1),
+            target[:, None, :], tokens.flatten(0, -2), polarity.reshape(-1),
             user.to(target.device), keep, polarity_table, sign, (gate[0], gate[1], gate[2]) if gate else None,
             None if extra_ids is None else extra_ids.reshape(-1), extra_table,
         )  # fmt: skip

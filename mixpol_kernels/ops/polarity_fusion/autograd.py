@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from mixpol_kernels.derivatives import first_order
 from mixpol_kernels.history import canonical
 from mixpol_kernels.library import INTERPRETING, NAMESPACE, TRITON, define, may_be_empty
 
@@ -131,9 +132,9 @@ class PolarityFusion(torch.autograd.Function):
         return fused
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_fused: Tensor) -> tuple[Tensor | None, ...]:
-        target, tokens, polarity, polarity_table, sign, extra_ids, extra_table, *rest = ctx.saved_tensors
+    @first_order("polarity_fusion")
+    def backward(ctx: Any, saved: Sequence[Any], grad_fused: Tensor) -> tuple[Tensor | None, ...]:
+        target, tokens, polarity, polarity_table, sign, extra_ids, extra_table, *rest = saved
         offsets, lengths, mask, *gate = rest
         grad_target, grad_tokens, grad_table, grad_extra, grad_gate = ops(ctx.triton)[1](
             grad_fused, target, tokens, polarity, polarity_table, sign, gate, extra_ids, extra_table,

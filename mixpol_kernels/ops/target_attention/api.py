@@ -10,8 +10,8 @@ from torch import Tensor
 
 from mixpol_kernels import backend as backends
 from mixpol_kernels.autocast import in_float32
-from mixpol_kernels.checks import check_choice, check_float, check_shape
-from mixpol_kernels.history import layout
+from mixpol_kernels.checks import check_choice, check_float, check_shape, checked
+from mixpol_kernels.history import accepts_jagged, layout
 from mixpol_kernels.ops.target_attention import reference
 from mixpol_kernels.ops.target_attention.autograd import (
     ACTIVATIONS,
@@ -28,6 +28,8 @@ BLOCKS = ("t", "x", "t-x", "t*x")
 PUBLIC_ACTIVATIONS = (*ACTIVATIONS, "leaky_relu")
 
 
+@accepts_jagged("history")
+@checked
 @in_float32
 def target_attention(
     target: Tensor,
@@ -115,26 +117,33 @@ def target_attention(
     if target.dim() not in (2, 3):
         raise ValueError(f"target has shape {list(target.shape)}; expected [B, D] or [B, M, D]")
     check_float(target, "target", history=history)
+    given_parameters = (*weights, *biases, *slopes)
     weights, biases, slopes, activation = canonical_unit(
         target.shape[-1], weights, biases, slopes, activation, negative_slope, scale, blocks
     )
     check_activation_unit(target, weights, biases, slopes, activation, normalize)
-    seed = check_dropout(dropout, seed)
+    given_seed, seed = seed, check_dropout(dropout, seed)
     where = layout(history, target.shape[0], name="history", trailing=1, offsets=offsets, lengths=lengths, mask=mask)
     if history.shape[-1] != target.shape[-1]:
         raise ValueError(f"history is {history.shape[-1]} wide and target {target.shape[-1]}; expected the same D")
     candidates = target.shape[1] if target.dim() == 3 else 1
     act, norm = ACTIVATIONS.index(activation), NORMALIZERS.index(normalize)
-    gradient = backends.needs_grad(target, history, *weights, *biases, *slopes)
+    parameters = (*weights, *biases, *slopes)
+    inputs = (target, history, *parameters)
+    gradient = backends.needs_grad(*inputs)
     chosen = backends.choose(
         "target_attention",
         backend,
         target,
-        lambda: saved_bytes(candidates, where.token_shape, weights, act, dropout, seed),
+        lambda: (
+            saved_bytes(candidates, where.token_shape, weights, act, dropout, seed, given_seed)
+            + backends.new_bytes(parameters, given_parameters)
+        ),
         backends.STORED,
         lambda: support.refusal(target, weights, activation, dropout),
-        lambda: 4 * math.prod(where.token_shape) * candidates,
+        lambda: 4 * math.prod(where.token_shape) * candidates + backends.new_bytes(parameters, given_parameters),
         lambda: cuda_refusal(target, weights, activation, dropout, gradient),
+        inputs,
     )
     if dropout and seed is None:
         seed = draw_seed()
@@ -145,7 +154,7 @@ def target_attention(
             where.check_values()
         user, keep = where.assignment()
         pooled, attention = reference.target_attention(
-            with_candidates(target), history.reshape(-1, history.shape[-1]), user.to(target.device), keep,
+            with_candidates(target), history.flatten(0, -2), user.to(target.device), keep,
             weights, biases, slopes, activation, normalize, dropout, seed,
         )  # fmt: skip
         pooled = pooled.view(target.shape)
@@ -184,9 +193,20 @@ def canonical_unit(
     Done on the parameters, which are small, so that no kernel has to know these options.
     """
     check_choice("activation", activation, PUBLIC_ACTIVATIONS)
+    if activation != "leaky_relu" and scale == 1.0 and tuple(blocks) == BLOCKS:
+        return weights, biases, slopes, activation
+    if not weights:
+        raise ValueError("weights has 0 entries; expected hidden layers and then the output layer")
+    if len(biases) != len(weights):
+        raise ValueError(f"biases has {len(biases)} entries and weights {len(weights)}; expected one bias per weight")
+    for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):  # products would make floats of integers
+        check_float(weights[0], "weights[0]", **{f"weights[{i}]": weight, f"biases[{i}]": bias})
     if activation == "leaky_relu":
         if len(slopes):
             raise ValueError(f"slopes has {len(slopes)} entries; leaky_relu takes none, but negative_slope")
+        dtype = weights[0].dtype
+        if math.isfinite(negative_slope) and abs(negative_slope) > torch.finfo(dtype).max:
+            raise ValueError(f"negative_slope was {negative_slope}; expected a number that {dtype} can hold")
         slopes = [weight.new_full(weight.shape[:1], negative_slope) for weight in weights[:-1]]
         activation = "prelu"
     if tuple(blocks) != BLOCKS:
@@ -218,10 +238,13 @@ def saved_bytes(
     activation: int,
     dropout: float,
     seed: Tensor | int | None,
+    given_seed: Tensor | int | None,
 ) -> int:
-    """Bytes that the fused form keeps for backward beyond its inputs and its output."""
+    """Bytes that the fused form keeps for backward beyond its inputs; `seed` is what the op takes, None to draw one."""
     bits = (weights[-2].shape[0] + 7) // 8 if keeps_bits(activation, weights, dropout) else 0
-    return math.prod(token_shape) * candidates * (4 + bits) + (8 if dropout and seed is None else 0)
+    return math.prod(token_shape) * candidates * (4 + bits) + (
+        8 if dropout and (seed is None or seed is not given_seed) else 0
+    )
 
 
 def check_activation_unit(
@@ -260,6 +283,8 @@ def check_layers(
         raise ValueError(f"slopes has {len(slopes)} entries; activation={activation!r} expects {expected}")
     width, dtype, device = 4 * target.shape[-1], target.dtype, target.device
     for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        if not weight.numel() and weight.dim() == 2 and not weight.shape[0]:
+            raise ValueError(f"weights[{i}] has shape {list(weight.shape)}; expected at least one unit")
         out = outputs if outputs and i == layers - 1 else weight.shape[0] if weight.dim() == 2 else -1
         group = (weight, bias, slopes[i]) if i < len(slopes) else (weight, bias)
         for tensor in group:  # messages are made only when something is wrong: this runs in every call

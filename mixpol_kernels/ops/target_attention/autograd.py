@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from mixpol_kernels.derivatives import first_order
 from mixpol_kernels.history import canonical
 from mixpol_kernels.library import INTERPRETING, NAMESPACE, TRITON, define, may_be_empty
 
@@ -160,9 +160,11 @@ class TargetAttention(torch.autograd.Function):
         return (pooled, attention) if with_attention else pooled
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_pooled: Tensor, grad_attention: Tensor | None = None) -> tuple[Tensor | None, ...]:
-        target, history, offsets, lengths, mask, seed, attention, bits, *parameters = ctx.saved_tensors
+    @first_order("target_attention")
+    def backward(
+        ctx: Any, saved: Sequence[Any], grad_pooled: Tensor, grad_attention: Tensor | None = None
+    ) -> tuple[Tensor | None, ...]:
+        target, history, offsets, lengths, mask, seed, attention, bits, *parameters = saved
         activation, normalize, dropout, layers, _, _, triton = ctx.config
         weights, biases, slopes = split_parameters(parameters, layers)
         grad_target, grad_history, grads = ops(triton)[1](

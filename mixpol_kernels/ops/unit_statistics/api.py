@@ -10,8 +10,8 @@ from torch import Tensor
 
 from mixpol_kernels import backend as backends
 from mixpol_kernels.autocast import in_float32
-from mixpol_kernels.checks import check_float
-from mixpol_kernels.history import Layout, layout
+from mixpol_kernels.checks import check_float, checked
+from mixpol_kernels.history import Layout, accepts_jagged, layout
 from mixpol_kernels.ops.target_attention.api import BLOCKS, canonical_unit, check_layers
 from mixpol_kernels.ops.target_attention.autograd import ACTIVATIONS, with_candidates
 from mixpol_kernels.ops.target_attention.dropout import check_dropout
@@ -33,6 +33,8 @@ class Statistics(NamedTuple):
     rows: Tensor
 
 
+@accepts_jagged("history")
+@checked
 @in_float32
 def unit_statistics(
     target: Tensor,
@@ -89,6 +91,7 @@ def unit_statistics(
     if target.dim() not in (2, 3):
         raise ValueError(f"target has shape {list(target.shape)}; expected [B, D] or [B, M, D]")
     check_float(target, "target", history=history)
+    given_parameters = (*weights, *biases, *slopes)
     weights, biases, slopes, activation = canonical_unit(
         target.shape[-1], weights, biases, slopes, activation, negative_slope, 1.0, blocks
     )
@@ -99,14 +102,26 @@ def unit_statistics(
     if history.shape[-1] != target.shape[-1]:
         raise ValueError(f"history is {history.shape[-1]} wide and target {target.shape[-1]}; expected the same D")
     check_pads(None, pad_to)
-    seed = check_dropout(dropout, seed)
+    given_seed, seed = seed, check_dropout(dropout, seed)
     if dropout and seed is None:
         raise ValueError(f"seed was None with dropout {dropout}; expected the one that the attention takes")
     if dropout and pad_to is not None and len(weights) > 1:
         raise ValueError(f"pad_to was {pad_to} with dropout {dropout}; expected None: dropout makes the pads differ")
     candidates = target.shape[1] if target.dim() == 3 else 1
     act = ACTIVATIONS.index(activation)
-    chosen = backends.choose("unit_statistics", backend, target, lambda: 4 * weights[-1].shape[0])
+    parameters = (*weights, *biases, *slopes)
+    inputs = (target, history, *parameters)
+    chosen = backends.choose(
+        "unit_statistics",
+        backend,
+        target,
+        lambda: (
+            4 * weights[-1].shape[0]
+            + (8 if dropout and seed is not given_seed else 0)
+            + backends.new_bytes(parameters, given_parameters)
+        ),
+        inputs=inputs,
+    )
     kept = kept_tokens(where, history.device)
     if chosen == "reference":
         if not torch.compiler.is_compiling():
@@ -114,13 +129,13 @@ def unit_statistics(
             check_pads(kept, pad_to)
         user, keep = where.assignment()
         mean, variance = reference.unit_statistics(
-            with_candidates(target), history.reshape(-1, history.shape[-1]), user.to(target.device), keep,
+            with_candidates(target), history.flatten(0, -2), user.to(target.device), keep,
             None if pad_to is None else pad_to - kept, weights, biases, slopes, activation,
             dropout, seed,
         )  # fmt: skip
     else:
         length = -1 if pad_to is None else pad_to
-        if backends.needs_grad(target, history, *weights, *biases, *slopes):
+        if backends.needs_grad(*inputs):
             mean, variance = UnitStatistics.apply(
                 target, history, where.offsets, where.lengths, where.mask, seed, act, dropout, length, len(weights),
                 *weights, *biases, *slopes,
@@ -136,8 +151,8 @@ def check_pads(kept: Tensor | None, pad_to: int | None) -> None:
     """Refuses a padded length that is none, or shorter than one of the `kept` tokens a user, [B], where given."""
     if pad_to is None:
         return
-    if pad_to < 0:
-        raise ValueError(f"pad_to was {pad_to}; expected a length, or None")
+    if not 0 <= pad_to < 2**31:
+        raise ValueError(f"pad_to was {pad_to}; expected a length below 2^31, or None")
     if kept is not None and bool((kept > pad_to).any()):
         long = int((kept > pad_to).nonzero()[0])
         raise RuntimeError(

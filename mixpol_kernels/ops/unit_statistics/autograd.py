@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from mixpol_kernels.derivatives import first_order
 from mixpol_kernels.history import canonical
 from mixpol_kernels.library import define
 from mixpol_kernels.ops.target_attention.autograd import split_parameters
@@ -98,9 +99,9 @@ class UnitStatistics(torch.autograd.Function):
         return mean, variance
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_mean: Tensor, grad_variance: Tensor) -> tuple[Tensor | None, ...]:
-        target, history, offsets, lengths, mask, seed, mean, *parameters = ctx.saved_tensors
+    @first_order("unit_statistics")
+    def backward(ctx: Any, saved: Sequence[Any], grad_mean: Tensor, grad_variance: Tensor) -> tuple[Tensor | None, ...]:
+        target, history, offsets, lengths, mask, seed, mean, *parameters = saved
         activation, dropout, pad_to, layers = ctx.config
         grad_target, grad_history, grads = _bwd(
             grad_mean, grad_variance, mean, target, history, *canonical(offsets, lengths, mask),

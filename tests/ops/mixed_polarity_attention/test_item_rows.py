@@ -83,7 +83,7 @@ def test_under_autocast_and_compiled(generator: torch.Generator) -> None:
         ({"item_rows": torch.zeros(17)}, ValueError, r"item_rows has shape \[17\]"),
         ({"item_rows": torch.zeros(17, 16).double()}, TypeError, "item_rows.*float64"),
         ({"item_rows": torch.zeros(16, 16)}, (ValueError, RuntimeError), r"\[17\]|polarity has shape \[17\]"),
-        ({"item_rows": torch.zeros(4, 9, 16)}, ValueError, r"item_rows has shape \[4, 9\]; expected \[N\] with off"),
+        ({"item_rows": torch.zeros(4, 9, 16)}, ValueError, r"item_rows has shape \[4, 9, 16\]; expected \[N, D\]"),
     ],
 )  # fmt: skip
 def test_bad_arguments(change: dict[str, Any], error: Any, pattern: str, generator: torch.Generator) -> None:
