@@ -154,7 +154,8 @@ void attention(const Kernels& k, const Counter& count, const ActivationUnit& uni
         statistics.unit.weight[1] = statistics.unit.bias[1] = statistics.unit.slope[0] = nullptr;
         statistics.pad_to = 60;
         pack(k, statistics, true, false, memory);
-        Moments moments{0, memory.zeros(padded_columns(hidden)), memory.zeros(padded_columns(hidden))};
+        const auto row = [&] { return memory.zeros(padded_columns(hidden)); };
+        Moments moments{0, row(), row(), row()};
         float* scratch = memory.zeros(k.statistics_scratch_floats(statistics));
         count("statistics", [&] { k.statistics_forward(statistics, 0, USERS, scratch, moments); });
     }
@@ -185,7 +186,7 @@ void attention(const Kernels& k, const Counter& count, const ActivationUnit& uni
     scratch = memory.zeros(k.attention_scratch_floats(backward, true));
     if (unit.activation == Activation::dice) {
         const int64_t wide = padded_columns(hidden);
-        float *statistics = memory.draws(3 * wide, 0.1f), *sums = memory.zeros(2 * wide);
+        float *statistics = memory.draws(3 * wide, 0.1f), *sums = memory.zeros(NORMALISED_SUMS * wide);
         backward.pad_to = 60;
         backward.mean = statistics, backward.grad_mean = statistics + wide,
         backward.grad_square = statistics + 2 * wide;

@@ -266,10 +266,13 @@ struct AttentionBackward : Pass {
     bool stash;
 };
 
-// Statistics of pre-activations: count, mean and Σ (x - mean)² of one block of users; [H_last p] floats.
+constexpr int NORMALISED_SUMS = 3;
+
+// Statistics of pre-activations: count, mean, what float32 rounds away of it, and Σ (x - mean)² of one block
+// of users; [H_last p] floats.
 struct Moments {
     double count;
-    float *mean, *squares;
+    float *mean, *rest, *squares;
 };
 
 struct StatisticsPass : Pass {
@@ -388,7 +391,7 @@ struct Kernels {
     void (*attention_backward)(const AttentionBackward&, int64_t user_begin, int64_t user_end, float* scratch,
                                const UnitSums&, const FusionSums&);
     // Of Dice by batch statistics, one layer: Σ dn (x - mean) and Σ dn of each unit, n(x) being what Dice's
-    // sigmoid takes; adds to sums [2][H p].
+    // sigmoid takes, and Σ (x - mean), pads included; adds to sums [NORMALISED_SUMS][H p].
     void (*normalised_sums)(const AttentionBackward&, int64_t user_begin, int64_t user_end, float* scratch,
                             float* sums);
     int64_t (*statistics_scratch_floats)(const Pass&);
@@ -418,7 +421,7 @@ struct Kernels {
                         int width, float* out, int64_t ldo);
     void (*add)(float* to, const float* from, int64_t floats);
     void (*gather_sum)(float* out, const float* a, const float* b, int width);         // out = a + b
-    void (*sum_rows)(float* out, const float* const* rows, int64_t count, int width);  // in order
+    void (*sum_rows)(float* out, const float* const* rows, int64_t count, int width);  // in this order
     void (*widen)(float* to, const void* from, int64_t count, Element from_element);
     void (*narrow)(void* to, const float* from, int64_t count, Element to_element);  // to nearest even
 };

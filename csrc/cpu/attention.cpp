@@ -153,25 +153,31 @@ void normalised_gradients(AttentionBackward& args, const Normalised& norm, const
                   wide = padded_columns(units);
     const float* scale = args.unit.slope[0] + units;
     args.stash = args.candidates == 1 && units <= args.width && args.grad_element == Element::f32;
-    Buffer sums = allocate(2 * wide * std::max<int64_t>(blocks, 1));
-    std::memset(sums.get(), 0, sizeof(float) * 2 * wide * blocks);
+    const int64_t each = NORMALISED_SUMS * wide;
+    Buffer sums = allocate(each * std::max<int64_t>(blocks, 1));
+    std::memset(sums.get(), 0, sizeof(float) * each * blocks);
     std::memset(memory, 0, sizeof(float) * 3 * wide);
     std::memcpy(memory, norm.mean, sizeof(float) * units);
     args.mean = memory, args.grad_mean = memory + wide, args.grad_square = memory + 2 * wide;
     const Kernels& k = kernels();
     run_blocks(blocks, k.attention_scratch_floats(args, true), [&](int64_t block, float* scratch) {
-        k.normalised_sums(args, bounds[block], bounds[block + 1], scratch, sums.get() + 2 * wide * block);
+        k.normalised_sums(args, bounds[block], bounds[block + 1], scratch, sums.get() + each * block);
     });
     for (int64_t h = 0; h < units; h++) {
-        double by_scale = 0, by_shift = 0;
-        for (int64_t b = 0; b < blocks; b++)
-            by_scale += sums.get()[2 * wide * b + h], by_shift += sums.get()[2 * wide * b + wide + h];
+        double by_scale = 0, by_shift = 0, off = 0;
+        for (int64_t b = 0; b < blocks; b++) {
+            const float* const at = sums.get() + each * b + h;
+            by_scale += at[0], by_shift += at[wide], off += at[2 * wide];
+        }
         const double inverse = 1 / std::sqrt(norm.variance[h] + norm.eps),
-                     share = norm.rows > 0 ? 1 / norm.rows : 0;
+                     share = norm.rows > 0 ? 1 / norm.rows : 0,
+                     rest = off * share;  // what the float32 mean lacks: rows count from the exact one
+        by_scale -= rest * by_shift;
+        const double square = -by_scale * scale[h] * inverse * inverse * share;
         grad_slope[units + h] = static_cast<float>(by_scale * inverse);
         grad_slope[2 * units + h] = static_cast<float>(by_shift);
-        memory[wide + h] = static_cast<float>(-scale[h] * by_shift * share);
-        memory[2 * wide + h] = static_cast<float>(-by_scale * scale[h] * inverse * inverse * share);
+        memory[wide + h] = static_cast<float>(-scale[h] * by_shift * share - rest * square);
+        memory[2 * wide + h] = static_cast<float>(square);
     }
 }
 
@@ -311,7 +317,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> dice_attention_fwd(
     Tensor mean = new_floats({units}), variance = new_floats({units});
     float *center = static_cast<float*>(mean.mutable_data_ptr()),
           *spread = static_cast<float*>(variance.mutable_data_ptr());
-    batch_statistics(pass, in.layout, center, spread);
+    std::vector<float> rest(units);
+    batch_statistics(pass, in.layout, center, rest.data(), spread);
 
     OptionalTensor gain, bias;
     if (norm_weight) gain = floats(*norm_weight, "norm_weight", {units});
@@ -321,7 +328,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> dice_attention_fwd(
         scale[h] = static_cast<float>(inverse *
                                       (gain ? static_cast<const float*>(gain->const_data_ptr())[h] : 1.0f));
         shift[h] = static_cast<float>((bias ? static_cast<const float*>(bias->const_data_ptr())[h] : 0.0) -
-                                      double{center[h]} * scale[h]);
+                                      (double{center[h]} + rest[h]) * scale[h]);
     }
     auto [pooled, attention, bits] = forward(in, save_attention, false);
     return {pooled, attention, mean, variance, slopes};

@@ -283,8 +283,10 @@ std::vector<int64_t> cut_targets(const Layout& layout, int64_t candidates, int64
 void add_blocks(float* sums, int64_t blocks, int64_t floats) {
     const Kernels& k = kernels();
     torch::stable::parallel_for(0, floats, 32768, [&](int64_t begin, int64_t end) {
-        for (int64_t block = 1; block < blocks; block++)
-            k.add(sums + begin, sums + block * floats + begin, end - begin);
+        // In pairs, pairs of pairs, ...: of the blocks none is rounded more often than log2(blocks) times.
+        for (int64_t step = 1; step < blocks; step *= 2)
+            for (int64_t block = 0; block + step < blocks; block += 2 * step)
+                k.add(sums + block * floats + begin, sums + (block + step) * floats + begin, end - begin);
     });
 }
 

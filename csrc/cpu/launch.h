@@ -118,7 +118,7 @@ void run_blocks(int64_t blocks, int64_t scratch_floats, const Work& work) {
     }
 }
 
-// Adds the blocks' sums, block after block, into those of block 0.
+// Adds the blocks' sums into those of block 0, in an order that their number fixes.
 void add_blocks(float* sums, int64_t blocks, int64_t floats);
 
 // An activation unit and a polarity fusion read from tensors, with the tensors that keep them alive.

@@ -1,5 +1,6 @@
 #include "cpu/unit_statistics.h"
 
+#include <cmath>
 #include <cstring>
 
 namespace mixpol::cpu {
@@ -66,16 +67,19 @@ double statistics_rows(const Layout& layout, int64_t candidates, int64_t pad_to)
     return rows;
 }
 
-void batch_statistics(StatisticsPass& pass, const Layout& layout, float* to_mean, float* to_variance) {
+void batch_statistics(StatisticsPass& pass, const Layout& layout, float* to_mean, float* to_rest,
+                      float* to_variance) {
     const int64_t units = pass.unit.units[pass.unit.layers - 1], wide = padded_columns(units);
     Packed packed = pack(pass, true, false);
     const std::vector<int64_t> bounds = cut_blocks(layout, pass.candidates, BLOCKS);
     const int64_t blocks = static_cast<int64_t>(bounds.size()) - 1;
-    Buffer memory = allocate(2 * wide * std::max<int64_t>(blocks, 1));
-    std::memset(memory.get(), 0, sizeof(float) * 2 * wide * blocks);
+    Buffer memory = allocate(3 * wide * std::max<int64_t>(blocks, 1));
+    std::memset(memory.get(), 0, sizeof(float) * 3 * wide * blocks);
     std::vector<Moments> moments;
-    for (int64_t b = 0; b < blocks; b++)
-        moments.push_back({0, memory.get() + 2 * wide * b, memory.get() + 2 * wide * b + wide});
+    for (int64_t b = 0; b < blocks; b++) {
+        float* const at = memory.get() + 3 * wide * b;
+        moments.push_back({0, at, at + wide, at + 2 * wide});
+    }
     const Kernels& k = kernels();
     run_blocks(blocks, k.statistics_scratch_floats(pass), [&](int64_t block, float* scratch) {
         k.statistics_forward(pass, bounds[block], bounds[block + 1], scratch, moments[block]);
@@ -84,17 +88,19 @@ void batch_statistics(StatisticsPass& pass, const Layout& layout, float* to_mean
         double count = 0, center = 0, squares = 0;
         for (const Moments& m : moments) {
             if (m.count == 0) continue;
-            const double delta = m.mean[h] - center, total = count + m.count;
+            const double rest = std::isfinite(m.rest[h]) ? m.rest[h] : 0.0;  // of an infinite mean NaN
+            const double delta = m.mean[h] + rest - center, total = count + m.count;
             center += delta * (m.count / total);
             squares += m.squares[h] + delta * delta * (count / total) * m.count;
             count = total;
         }
         to_mean[h] = static_cast<float>(center);
+        to_rest[h] = static_cast<float>(center - to_mean[h]);
         to_variance[h] = count > 0 ? static_cast<float>(squares / count) : 0.0f;
     }
 }
 
-std::tuple<Tensor, Tensor> unit_statistics_fwd(Tensor target, Tensor history, OptionalTensor offsets,
+std::tuple<Tensor, Tensor, Tensor> unit_statistics_fwd(Tensor target, Tensor history, OptionalTensor offsets,
                                                OptionalTensor lengths, OptionalTensor mask,
                                                std::vector<Tensor> weights, std::vector<Tensor> biases,
                                                std::vector<Tensor> slopes, int64_t activation, double dropout,
@@ -102,14 +108,14 @@ std::tuple<Tensor, Tensor> unit_statistics_fwd(Tensor target, Tensor history, Op
     Inputs in = read(target, history, offsets, lengths, mask, weights, biases, slopes, activation, dropout,
                      seed, pad_to);
     const int64_t units = in.unit.args.units[in.unit.args.layers - 1];
-    Tensor mean = new_floats({units}), variance = new_floats({units});
-    batch_statistics(in.pass, in.layout, static_cast<float*>(mean.mutable_data_ptr()),
-                     static_cast<float*>(variance.mutable_data_ptr()));
-    return {mean, variance};
+    Tensor mean = new_floats({units}), rest = new_floats({units}), variance = new_floats({units});
+    const auto data = [](Tensor& tensor) { return static_cast<float*>(tensor.mutable_data_ptr()); };
+    batch_statistics(in.pass, in.layout, data(mean), data(rest), data(variance));
+    return {mean, variance, rest};
 }
 
 std::tuple<Tensor, Tensor, std::vector<Tensor>> unit_statistics_bwd(
-    Tensor grad_mean, Tensor grad_variance, Tensor mean, Tensor target, Tensor history,
+    Tensor grad_mean, Tensor grad_variance, Tensor mean, Tensor mean_rest, Tensor target, Tensor history,
     OptionalTensor offsets, OptionalTensor lengths, OptionalTensor mask, std::vector<Tensor> weights,
     std::vector<Tensor> biases, std::vector<Tensor> slopes, int64_t activation, double dropout,
     OptionalTensor seed, int64_t pad_to) {
@@ -119,14 +125,17 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> unit_statistics_bwd(
     const int64_t units = in.unit.args.units[in.unit.args.layers - 1], wide = padded_columns(units);
     Tensor by_mean = floats(grad_mean, "grad_mean", {units}),
            by_variance = floats(grad_variance, "grad_variance", {units}),
-           center = floats(mean, "mean", {units});
+           center = floats(mean, "mean", {units}), rest = floats(mean_rest, "mean_rest", {units});
     Buffer memory = allocate(3 * wide);
     std::memset(memory.get(), 0, sizeof(float) * 3 * wide);
-    const float share = in.count > 0 ? static_cast<float>(1 / in.count) : 0.0f;
-    for (int64_t h = 0; h < units; h++) {
-        memory.get()[h] = static_cast<const float*>(center.const_data_ptr())[h];
-        memory.get()[wide + h] = static_cast<const float*>(by_mean.const_data_ptr())[h] * share;
-        memory.get()[2 * wide + h] = 2 * static_cast<const float*>(by_variance.const_data_ptr())[h] * share;
+    const auto at = [](const Tensor& tensor, int64_t h) {
+        return double{static_cast<const float*>(tensor.const_data_ptr())[h]};
+    };
+    for (int64_t h = 0; h < units && in.count > 0; h++) {
+        const double square = 2 * at(by_variance, h) / in.count;
+        memory.get()[h] = static_cast<float>(at(center, h));
+        memory.get()[wide + h] = static_cast<float>(at(by_mean, h) / in.count - square * at(rest, h));
+        memory.get()[2 * wide + h] = static_cast<float>(square);
     }
     pass.mean = memory.get(), pass.grad_mean = memory.get() + wide,
     pass.grad_square = memory.get() + 2 * wide;

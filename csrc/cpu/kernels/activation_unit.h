@@ -23,14 +23,29 @@ struct UnitScratch {
     float* after[MAX_HIDDEN];   // its output [CHUNK][H_i p]
     float* signal[MAX_HIDDEN];  // gradient of `before`, [CHUNK][signal_width]
     float* outer;               // Σ z xᵀ of one target [H1][Dp] in panels
+    float* outer_spare;         // [2][H1][Dp]; of LongSums, as `spare`
+    float* spare;               // [2][floats of UnitSums]
     float* grad_constants;      // [GROUP][H1p]
-    float* lost;                // what their sums rounded away [H1p]
+    float* lost;                // what one of their sums lost, or those of add_normalised [3][H1p]
     float* row;                 // row-wise activations: gradients of one row, sums over rows [2][max H_i p]
     const float* rows[CHUNK];
     uint32_t keys[CHUNK];  // of the chunk's tokens, where units are dropped
     Halves halves;
     // Batch statistics of the last layer, and what their gradients give to each pre-activation; null without.
     const float *mean, *grad_mean, *grad_square;
+
+    LongSums outer_sums(const ActivationUnit& unit) const {
+        return {outer, unit.units[0] * int64_t{padded(unit.width)}, outer_spare};
+    }
+    // Of a block's sums, which lie as carve_sums has them.
+    LongSums long_sums(const ActivationUnit& unit, const UnitSums& sums) const {
+        return {sums.token, sum_floats(unit), spare};
+    }
+    static int64_t sum_floats(const ActivationUnit& unit) {
+        Arena arena(nullptr);
+        carve_sums(unit, arena);
+        return arena.used();
+    }
 };
 
 // Whether the last hidden layer and the output layer are one product.
@@ -57,8 +72,10 @@ static inline UnitScratch carve_scratch(const ActivationUnit& unit, bool backwar
     if (backward) {
         s.table_n = arena.take((h + 1) * dp);
         s.outer = arena.take(h * dp);
+        s.outer_spare = arena.take(2 * h * dp);
+        s.spare = arena.take(2 * UnitScratch::sum_floats(unit));
         s.grad_constants = arena.take(GROUP * hp);
-        s.lost = arena.take(hp);
+        s.lost = arena.take(NORMALISED_SUMS * hp);
     }
     if (halves) {
         int64_t widest = dp;
@@ -448,8 +465,8 @@ template <Activation A>
     signal_below<A>(unit, packed, unit.layers - 1, chunk.n, s, sums);
 }
 
-// Of Dice in one layer that is normalised by its own batch: what a chunk adds to Σ dn (x - mean) and Σ dn,
-// [2][H p].
+// Of Dice in one layer that is normalised by its own batch: what a chunk adds to Σ dn (x - mean), Σ dn and
+// Σ (x - mean), [3][H p]; what they lost to s.lost.
 [[maybe_unused]] static __attribute__((noinline)) void add_normalised(
     const ActivationUnit& unit, const PackedUnit& packed, const Chunk& chunk, const float* const* tokens,
     const float* grad_scores, const float* mean, UnitScratch& s, float* sums) {
@@ -459,16 +476,18 @@ template <Activation A>
     for (int c = 0; c < hp; c += W) {
         const math::UnitParameters<vec> parameters = unit_parameters<A>(packed.slope[0], hp, c);
         const vec weight = load(packed.output + c), center = load(mean + c);
-        vec by_scale{}, by_shift{};
+        vec total[NORMALISED_SUMS]{};
         for (int r = 0; r < n; r++) {
             const vec x = load(s.before[0] + r * int64_t{hp} + c);
             const vec grad =
                 broadcast(grad_scores[r]) * weight * math::derivatives<A, Simd>(x, parameters).shift;
-            by_scale = fma(grad, x - center, by_scale);
-            by_shift += grad;
+            const vec off = x - center;
+            total[0] = fma(grad, off, total[0]);
+            total[1] += grad;
+            total[2] += off;
         }
-        store(sums + c, load(sums + c) + by_scale);
-        store(sums + hp + c, load(sums + hp + c) + by_shift);
+        for (int i = 0; i < NORMALISED_SUMS; i++)
+            add_exactly(sums + i * hp + c, s.lost + i * hp + c, total[i]);
     }
 }
 
@@ -512,14 +531,9 @@ MIXPOL_INLINE void unit_group_backward(const ActivationUnit& unit, const PackedU
                                        UnitScratch& s, const UnitSums& sums) {
     int h = unit.units[0], hp = padded(h), wide = padded(unit.width);
     add_transposed(s.grad_constants, hp, h, targets, n, wide, sums.target, wide);
+    add_rows(sums.bias[0], s.grad_constants, hp, n, hp);
     const float* rows[GROUP];
-    for (int i = 0; i < n; i++) {
-        float* row = s.grad_constants + i * hp;
-        for (int c = 0; c < hp; c += W) {
-            store(sums.bias[0] + c, load(sums.bias[0] + c) + load(row + c));
-        }
-        rows[i] = row;
-    }
+    point_rows(rows, s.grad_constants, n, hp);
     multiply(rows, n, h, packed.target_n, wide, wide, grad_targets, wide, grad_targets, wide);
 }
 

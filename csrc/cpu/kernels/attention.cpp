@@ -15,7 +15,7 @@ struct Scratch {
     FusionScratch fusion;
     Group group;
     float* grad_targets;  // [GROUP][Dp]
-    float* pooled;        // [Dp]
+    float* pooled;        // [2][Dp], then what that sum lost
     float* grad_pooled;   // [GROUP][Dp]
     float* tokens;        // staged rows [CHUNK][Dp]
     float* grad_tokens;   // [CHUNK][Dp]
@@ -31,7 +31,7 @@ Scratch carve(const Pass& pass, bool backward, Arena& arena) {
     s.unit = carve_scratch(pass.unit, backward, layers_again(pass), pass.halves, arena);
     s.fusion = carve_scratch(pass.fusion, backward, s.unit.halves, arena);
     s.group.targets = arena.take(GROUP * wide);
-    if (!backward) s.pooled = arena.take(wide);
+    if (!backward) s.pooled = arena.take(2 * wide);
     s.tokens = arena.take(CHUNK * wide);
     if (backward) {
         s.grad_targets = arena.take(GROUP * wide);
@@ -62,29 +62,37 @@ MIXPOL_INLINE void take_bits(const uint8_t* from, int64_t stride, int bytes, con
 
 // A chunk's scores to attention weights under a running softmax; rescales what was pooled so far.
 struct Softmax {
-    float highest = -INFINITY, total = 0;
+    float highest = -INFINITY;
+    double total = 0;
 
-    void weigh(float* weights, const float* scores, int n, float* pooled, int wide) {
-        float now = highest;
+    // `pooled`: so many floats.
+    void weigh(float* weights, const float* scores, int n, float* pooled, int floats) {
+        float now = -INFINITY;
         for (int i = 0; i < n; i++) now = scores[i] > now ? scores[i] : now;
-        if (now > highest) {
+        if (raises(highest, now)) {
             float factor = exponential(highest - now);
             total *= factor;
-            for (int c = 0; c < wide; c += W) store(pooled + c, load(pooled + c) * broadcast(factor));
+            for (int c = 0; c < floats; c += W) store(pooled + c, load(pooled + c) * broadcast(factor));
             highest = now;
         }
-        for (int i = 0; i < n; i += W) store(weights + i, exp(load(scores + i) - broadcast(highest)));
-        for (int i = 0; i < n; i++) total += weights[i];
+        vec sums{};
+        for (int i = 0; i < n; i += W) {
+            const vec weight = exp(load(scores + i) - broadcast(highest));
+            store(weights + i, weight);
+            sums += first_lanes(weight, n - i);
+        }
+        total += sum(sums);
     }
 
     // The scores that were written on the way, to weights.
     void finish(float* attention, Cursor cursor, int64_t stride) const {
         float weights[CHUNK] = {};
         int64_t positions[CHUNK];
+        const vec sum = broadcast(static_cast<float>(total));
         while (int n = cursor.fill(positions)) {
             for (int i = 0; i < n; i++) weights[i] = attention[positions[i] * stride];
             for (int i = 0; i < CHUNK; i += W)
-                store(weights + i, exp(load(weights + i) - broadcast(highest)) / broadcast(total));
+                store(weights + i, exp(load(weights + i) - broadcast(highest)) / sum);
             for (int i = 0; i < n; i++) attention[positions[i] * stride] = weights[i];
         }
     }
@@ -114,15 +122,17 @@ void forward(const AttentionForward& a, ForwardUnit score, int64_t begin, int64_
     auto pool = [&](const Chunk& chunk, const Span& span) {
         const int64_t row = span.user * candidates + span.candidate;
         const float* weights = s.scores + span.begin;
+        const int sums = span.whole() ? wide : 2 * wide;
         if (span.first()) {
             running = {};
-            zero(s.pooled, wide);
+            zero(s.pooled, sums);
         }
         if (softmax && span.n > 0) {
-            running.weigh(s.weights, weights, span.n, s.pooled, wide);
+            running.weigh(s.weights, weights, span.n, s.pooled, sums);
             weights = s.weights;
         }
-        add_weighted(s.pooled, weights, s.rows + span.begin, span.n, wide);
+        float* const lost = span.whole() ? nullptr : s.pooled + wide;
+        add_weighted(s.pooled, lost, weights, s.rows + span.begin, span.n, wide);
         const int64_t* const positions = chunk.positions + span.begin;
         if (float* const attention = a.attention ? a.attention + span.candidate : nullptr)
             for (int i = 0; i < span.n; i++) attention[positions[i] * candidates] = s.scores[span.begin + i];
@@ -130,9 +140,10 @@ void forward(const AttentionForward& a, ForwardUnit score, int64_t begin, int64_
             put_bits(a.bits + span.candidate * bytes, candidates * bytes, bytes, positions, span.n,
                      s.bits + span.begin);
         if (!span.last) return;
+        if (lost) settle_sums(s.pooled, lost, wide);
         if (softmax && span.seen + span.n > 0) {
-            for (int c = 0; c < wide; c += W)
-                store(s.pooled + c, load(s.pooled + c) / broadcast(running.total));
+            const vec total = broadcast(static_cast<float>(running.total));
+            for (int c = 0; c < wide; c += W) store(s.pooled + c, load(s.pooled + c) / total);
             if (a.attention)
                 running.finish(a.attention + span.candidate, Cursor(a.history, span.user), candidates);
         }
@@ -169,11 +180,21 @@ MIXPOL_INLINE void weight_gradients(const AttentionBackward& a, const Chunk& chu
     for (int i = 0; i < n; i++) grads[i] += grad_attention[positions[i] * candidates];
 }
 
-// Σ w · dw over a history of several chunks. Not the pooled vector times its gradient, which is the same but
-// for rounding: where one weight is nearly 1, dw minus this must cancel to the last bit.
+// Σ w · dw / Σ w over some tokens. Not the pooled vector times its gradient, which is the same but for
+// rounding: where one weight is nearly 1, dw minus this must cancel to the last bit. Rounding keeps Σ w from 1.
+struct MeanGradient {
+    double weights = 0, gradients = 0;
+
+    void add(const float* w, const float* dw, int n) {
+        for (int i = 0; i < n; i++) weights += w[i], gradients += double{w[i]} * dw[i];
+    }
+    double mean() const { return weights > 0 ? gradients / weights : gradients; }
+};
+
+// That of a history of several chunks.
 double mean_gradient(const AttentionBackward& a, const Span& of, Scratch& s) {
     const int wide = padded(a.width);
-    double total = 0;
+    MeanGradient total;
     Chunk chunk;
     chunk.count = 1;
     Span& span = chunk.spans[0];
@@ -185,9 +206,9 @@ double mean_gradient(const AttentionBackward& a, const Span& of, Scratch& s) {
         fuse(a.fusion, a.packed_fusion, chunk, s.fusion, s.rows);
         weight_gradients(a, chunk, span, s.rows, s.grad_pooled + span.in_group * wide, s.weights,
                          s.grad_scores);
-        for (int i = 0; i < chunk.n; i++) total += double{s.weights[i]} * s.grad_scores[i];
+        total.add(s.weights, s.grad_scores, chunk.n);
     }
-    return total;
+    return total.mean();
 }
 
 // Reads a chunk's tokens, and from the attention weights and the pooled vectors' gradients makes those of the
@@ -208,9 +229,12 @@ MIXPOL_INLINE void score_gradients(const AttentionBackward& a, const Chunk& chun
         if (a.unit.normalize == Normalize::sigmoid)
             for (int i = span.begin; i < end; i++) s.grad_scores[i] *= s.weights[i] * (1.0f - s.weights[i]);
         if (!softmax) continue;
-        double mean = span.whole() ? 0 : average;
-        for (int i = span.begin; i < end && span.whole(); i++)
-            mean += double{s.weights[i]} * s.grad_scores[i];
+        double mean = average;
+        if (span.whole()) {
+            MeanGradient own;
+            own.add(s.weights + span.begin, s.grad_scores + span.begin, span.n);
+            mean = own.mean();
+        }
         for (int i = span.begin; i < end; i++)
             s.grad_scores[i] = s.weights[i] * static_cast<float>(s.grad_scores[i] - mean);
     }
@@ -239,7 +263,10 @@ void backward(const AttentionBackward& a, RecomputeSignal recompute, int64_t use
     for (int i = 0; i < CHUNK; i++) s.bits[i] = 0;
     s.unit.mean = a.mean, s.unit.grad_mean = a.grad_mean, s.unit.grad_square = a.grad_square;
     const Blocks blocks{a.packed_unit.token_n, a.packed_unit.product_n, hidden, wide, true, s.grad_pooled};
-    const Outer outer{s.unit.outer, a.packed_unit.product_n, sums.token, sums.product, s.grad_targets};
+    LongSums outer_sums = s.unit.outer_sums(a.unit), unit_sums = s.unit.long_sums(a.unit, sums),
+             table_sums = s.fusion.long_sums(a.fusion, fusion_sums);
+    const Outer outer{s.unit.outer, &outer_sums, a.packed_unit.product_n, sums.token, sums.product,
+                      s.grad_targets};
     double output_bias = 0;  // one number for all tokens of the block
     double average = 0;
 
@@ -255,7 +282,7 @@ void backward(const AttentionBackward& a, RecomputeSignal recompute, int64_t use
         const float* x = s.unit.constants + span.in_group * hp;
         const vec pads = broadcast(static_cast<float>(pads_of(a.history, span.user, a.pad_to)));
         for (int c = 0; c < hp; c += W)
-            add_compensated(
+            add_exactly(
                 out + c, s.unit.lost + c,
                 pads * fma(load(x + c) - load(a.mean + c), load(a.grad_square + c), load(a.grad_mean + c)));
     };
@@ -299,9 +326,15 @@ void backward(const AttentionBackward& a, RecomputeSignal recompute, int64_t use
         for (int k = 0; k < chunk.count; k++) {
             const Span& span = chunk.spans[k];
             float* grad_constant = s.unit.grad_constants + span.in_group * hp;
+            if (span.whole() && !a.mean) {
+                add_rows(grad_constant, signal + span.begin * ld, ld, span.n, hp);
+                continue;
+            }
             if (span.first()) zero(s.unit.lost, hp);
             add_rows(grad_constant, s.unit.lost, signal + span.begin * ld, ld, span.n, hp);
-            if (a.mean && span.last) add_pads(span, grad_constant);
+            if (!span.last) continue;
+            if (a.mean) add_pads(span, grad_constant);
+            settle_sums(grad_constant, s.unit.lost, hp);
         }
         add_outer(outer, signal, ld, hidden, chunk, s.rows, wide, s.unit.halves);
 
@@ -319,6 +352,7 @@ void backward(const AttentionBackward& a, RecomputeSignal recompute, int64_t use
         fuse_backward(a.fusion, a.packed_fusion, chunk, s.grads, s.grad_targets, s.fusion, fusion_sums);
         if (!direct || candidates > 1)
             for (int k = 0; k < chunk.count; k++) write(chunk, chunk.spans[k]);
+        unit_sums.step(), table_sums.step();
     };
     auto finish = [&](int64_t row0, int n) {
         unit_group_backward(a.unit, a.packed_unit, s.group.rows, n, s.grad_targets, s.unit, sums);
@@ -329,6 +363,7 @@ void backward(const AttentionBackward& a, RecomputeSignal recompute, int64_t use
                         sizeof(float) * a.width);
     };
     for_user_chunks(a, user_begin, user_end, s.group, group, work, finish);
+    unit_sums.finish(), table_sums.finish();
     sums.output_bias[0] = static_cast<float>(output_bias);
 }
 
@@ -368,15 +403,27 @@ void normalised_sums(const AttentionBackward& a, int64_t user_begin, int64_t use
         unit_group(a.unit, a.packed_unit, s.group.rows, n, s.unit);
         fusion_group(a.fusion, a.packed_fusion, s.group.rows, n, s.fusion);
     };
+    const int hp = padded(a.unit.units[0]);
+    zero(s.unit.lost, NORMALISED_SUMS * hp);
+    auto add_pads = [&](const Span& span) {
+        const float* x = s.unit.constants + span.in_group * hp;
+        const vec pads = broadcast(static_cast<float>(pads_of(a.history, span.user, a.pad_to)));
+        for (int c = 0; c < hp; c += W)
+            add_exactly(sums + 2 * hp + c, s.unit.lost + 2 * hp + c, pads * (load(x + c) - load(a.mean + c)));
+    };
     double average = 0;
     auto work = [&](const Chunk& chunk) {
         score_gradients(a, chunk, average, s);
         add_normalised(a.unit, a.packed_unit, chunk, s.rows, s.grad_scores, a.mean, s.unit, sums);
+        for (int k = 0; k < chunk.count; k++)
+            if (const Span& span = chunk.spans[k]; span.last && pads_of(a.history, span.user, a.pad_to))
+                add_pads(span);
         if (a.stash)
             put_away(s.unit.before[0], a.unit.units[0], chunk.positions, chunk.n,
                      static_cast<float*>(a.grad_tokens), a.width);
     };
     for_user_chunks(a, user_begin, user_end, s.group, group, work, [](int64_t, int) {});
+    settle_sums(sums, s.unit.lost, NORMALISED_SUMS * hp);
 }
 
 }  // namespace mixpol::cpu::MIXPOL_ISA

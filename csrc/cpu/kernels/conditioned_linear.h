@@ -134,7 +134,8 @@ MIXPOL_INLINE void conditioned(const Blocks& blocks, const Chunk& chunk, const f
 // The blocks' gradients: Σ z xᵀ over a target's tokens (into sum_token, if any) and Σ z (t * x)ᵀ over those
 // of all targets, and the target's share Σ_h (Σ z xᵀ)[h] * product[h]. All [units][wide] in panels.
 struct Outer {
-    float* partial;  // one target's sum between chunks
+    float* partial;      // one target's sum between chunks
+    LongSums* in_parts;  // the same
     const float* product;
     float *sum_token, *sum_product;
     float* grad_targets;  // [GROUP][wide]
@@ -150,6 +151,11 @@ struct Outer {
     const Halves low = halves;
     const Span* const spans = chunk.spans;
     const int count = chunk.count;
+    if (spans[0].first()) {
+        o.in_parts->restart();
+    } else if (spans[0].last) {
+        o.in_parts->finish();
+    }
     for (int s = 0; low.on() && s < count; s++) {
         const Span& span = spans[s];
         const float* signals[CHUNK];
@@ -208,6 +214,7 @@ struct Outer {
             }
         });
     });
+    if (!spans[0].last) o.in_parts->step();
 }
 
 }  // namespace mixpol::cpu::MIXPOL_ISA

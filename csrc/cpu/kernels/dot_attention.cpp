@@ -35,6 +35,7 @@ struct Scratch {
     float* queries;          // [DOT_ROWS][Dp]; in the backward behind the gradients of the pooled rows
     float* grad_pooled;      // [DOT_ROWS][Dp], and `queries` follows the last row in use
     float* sums;             // pooled vectors, or gradients of the queries [DOT_ROWS][Dp]
+    float* spare;            // [2][DOT_ROWS][Dp]; of LongSums
     float* tokens;           // staged rows [CHUNK][Dp]
     float* grad_tokens;      // [CHUNK][Dp], where they cannot be written in place
     float* scores;           // of each chunk: weights [rows][CHUNK]; in the backward then those of `grad`
@@ -56,6 +57,7 @@ Scratch carve(const DotPass& a, bool backward, Arena& arena) {
     if (backward) s.grad_pooled = arena.take(2 * rows * wide);
     if (!backward) s.queries = arena.take(rows * wide);
     s.sums = arena.take(rows * wide);
+    s.spare = arena.take(2 * rows * wide);
     s.tokens = arena.take(CHUNK * wide);
     if (backward) s.grad_tokens = arena.take(CHUNK * wide);
     const int64_t chunks = (a.longest + CHUNK - 1) / CHUNK;
@@ -206,6 +208,7 @@ void forward_part(const DotForward& a, const Part& part, int64_t user_end, Scrat
         s.softmax.total[r] = 0;
     }
     zero(s.sums, int64_t{rows} * wide);
+    LongSums sums(s.sums, int64_t{rows} * wide, s.spare);
     float* scores = s.scores;
     if (a.top_k) choose_all(a, part, tokens, s);
     const int64_t soon = part.user + 2 < user_end ? part.user + 2 : user_end;
@@ -224,11 +227,13 @@ void forward_part(const DotForward& a, const Part& part, int64_t user_end, Scrat
         for (int r = 0; a.attention && r < rows; r++)
             for (int i = 0; i < n; i++)
                 a.attention[s.positions[i] * stride + part.row(r)] = scores[r * CHUNK + i];
-        weigh(s.softmax, scores, rows, n, wide, s.sums);
+        weigh(s.softmax, scores, rows, n, wide, sums);
         pool(scores, rows, s.rows, n, wide, s.sums);
+        sums.step();
         if (a.top_k) scores += rows * CHUNK;
         any = true;
     }
+    sums.finish();
     for (int r = 0; r < rows; r++) {
         float* pooled = s.sums + r * int64_t{wide};
         s.softmax.totals[r] = static_cast<float>(s.softmax.total[r]);
@@ -261,6 +266,7 @@ void backward_part(const DotBackward& a, const Part& part, int64_t user_end, boo
     }
     for (int r = 0; r < 2 * rows; r++) s.pairs[r] = s.grad_pooled + r * wide;
     zero(s.sums, int64_t{rows} * wide);
+    LongSums sums(s.sums, int64_t{rows} * wide, s.spare);
 
     const int64_t soon = part.user + 2 < user_end ? part.user + 2 : user_end;
     Cursor first(a.history, part.user);
@@ -285,6 +291,7 @@ void backward_part(const DotBackward& a, const Part& part, int64_t user_end, boo
         float* grads = weights + rows * CHUNK;
         to_score_grads(s.softmax, weights, grads, rows, n);
         pool(grads, rows, s.rows, n, wide, s.sums);
+        sums.step();
         for (int i = 0; i < n; i++)
             s.grads[i] =
                 direct ? a.grad_tokens + s.positions[i] * a.width + part.column : s.grad_tokens + i * wide;
@@ -295,6 +302,7 @@ void backward_part(const DotBackward& a, const Part& part, int64_t user_end, boo
         }
         weights = grads + rows * CHUNK;
     }
+    sums.finish();
     for (int r = 0; r < rows; r++)
         std::memcpy(a.grad_queries + flat_row(a, part, r) * width, s.sums + r * wide, sizeof(float) * width);
 }

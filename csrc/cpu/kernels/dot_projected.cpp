@@ -11,6 +11,8 @@ struct Scratch {
     float* tokens;         // staged rows [CHUNK][Dp]
     float* scores;         // [DOT_ROWS][CHUNK]; in the backward of each chunk weights, then their gradients
     float* sums;           // pooled vectors [DOT_ROWS][V], or gradients of the queries [DOT_ROWS][K]
+    float* spare;          // [2] of the same; of LongSums
+    float* weight_spare;   // backward: [2][H * (key_width + value_width)][Dp], so too
     float* keys_t;         // of each chunk, transposed [key_width][CHUNK]
     float* values_t;       // backward: likewise [value_width][CHUNK]
     float *keys, *values;  // [tokens][K] and [tokens][V]; what is read transposed only: one chunk
@@ -23,6 +25,10 @@ struct Scratch {
     float* outputs[CHUNK];
 };
 
+int64_t weight_floats(const DotProjected& a) {
+    return a.heads * (int64_t{a.key_width} + a.value_width) * padded(a.width);
+}
+
 Scratch carve(const DotProjected& a, bool backward, Arena& arena) {
     Scratch s{};
     const int64_t chunks = (a.longest + CHUNK - 1) / CHUNK, tokens = chunks * CHUNK, wide = padded(a.width);
@@ -32,12 +38,15 @@ Scratch carve(const DotProjected& a, bool backward, Arena& arena) {
     if (!backward) {
         s.scores = arena.take(DOT_ROWS * CHUNK);
         s.sums = arena.take(DOT_ROWS * value);
+        s.spare = arena.take(2 * DOT_ROWS * value);
         s.keys = arena.take(CHUNK * key);
         s.values = arena.take(tokens * value);
         return s;
     }
     s.scores = arena.take(2 * tokens * DOT_ROWS);
     s.sums = arena.take(DOT_ROWS * key);
+    s.spare = arena.take(2 * DOT_ROWS * key);
+    s.weight_spare = arena.take(2 * weight_floats(a));
     s.values_t = arena.take(tokens * a.value_width);
     s.keys = arena.take(tokens * key);
     s.values = arena.take(CHUNK * value);
@@ -109,14 +118,17 @@ void forward_part(const DotProjectedForward& a, const Part& part, int64_t total,
         softmax.total[r] = 0;
     }
     zero(s.sums, int64_t{rows} * value);
+    LongSums sums(s.sums, int64_t{rows} * value, s.spare);
     for (int64_t at = 0; at < total; at += CHUNK) {
         const int n = chunk_tokens(total, at);
         multiply(s.query_rows, rows, a.key_width, s.keys_t + at * a.key_width, CHUNK, CHUNK, nullptr, 0,
                  s.scores, CHUNK);
-        weigh(softmax, s.scores, rows, n, value, s.sums);
+        weigh(softmax, s.scores, rows, n, value, sums);
         for (int i = 0; i < n; i++) s.rows[i] = s.values + (at + i) * value;
         pool(s.scores, rows, s.rows, n, value, s.sums);
+        sums.step();
     }
+    sums.finish();
     for (int r = 0; r < rows; r++) {
         float *pooled = s.sums + r * int64_t{value}, *stats = a.stats + DOT_PROJECTED_STATS * part.row(a, r);
         stats[0] = softmax.highest[r], stats[1] = static_cast<float>(softmax.total[r]);
@@ -140,6 +152,7 @@ void backward_part(const DotProjectedBackward& a, const Part& part, int64_t tota
         softmax.mean[r] = softmax.total[r] = 0;
     }
     zero(s.sums, int64_t{rows} * key);
+    LongSums sums(s.sums, int64_t{rows} * key, s.spare);
     float* weights = s.scores;
     for (int64_t at = 0; at < total; at += CHUNK, weights += 2 * DOT_ROWS * CHUNK) {
         float* grads = weights + DOT_ROWS * CHUNK;
@@ -157,18 +170,21 @@ void backward_part(const DotProjectedBackward& a, const Part& part, int64_t tota
         to_score_grads(softmax, weights, grads, rows, n);
         for (int i = 0; i < n; i++) s.rows[i] = s.keys + (at + i) * key;
         pool(grads, rows, s.rows, n, key, s.sums);
+        sums.step();
         for (int i = 0; i < n; i++) s.outputs[i] = s.grad_keys + (at + i) * key;
         combine(grads, rows, s.query_rows, n, key, s.outputs, add);
         for (int i = 0; i < n; i++) s.outputs[i] = s.grad_values + (at + i) * value;
         combine(weights, rows, s.pooled_rows, n, value, s.outputs, add);
     }
+    sums.finish();
     for (int r = 0; r < rows; r++)
         std::memcpy(a.grad_queries + part.row(a, r) * a.key_width, s.sums + r * key,
                     sizeof(float) * a.key_width);
 }
 
 // The gradients of a head's keys and values to those of the tokens and the projections.
-void unproject(const DotProjectedBackward& a, int64_t user, int head, Scratch& s, float* sums) {
+void unproject(const DotProjectedBackward& a, int64_t user, int head, Scratch& s, float* sums,
+               LongSums& long_sums) {
     const int width = a.width, wide = padded(width), key = padded(a.key_width), value = padded(a.value_width);
     const int64_t first_key = head * int64_t{a.key_width}, first_value = head * int64_t{a.value_width};
     float* key_sums = sums + first_key * wide;
@@ -191,6 +207,7 @@ void unproject(const DotProjectedBackward& a, int64_t user, int head, Scratch& s
             for (int c = 0; c < width; c++) out[c] = head ? out[c] + from[c] : from[c];
         }
         grad_keys += CHUNK * key, grad_values += CHUNK * value;
+        long_sums.step();
     }
 }
 
@@ -218,14 +235,16 @@ void dot_projected_backward(const DotProjectedBackward& a, int64_t user_begin, i
                             float* memory, float* sums) {
     Arena arena(memory);
     Scratch s = carve(a, true, arena);
+    LongSums long_sums(sums, weight_floats(a), s.weight_spare);
     for (int64_t user = user_begin; user < user_end; user++) {
         zero_pads(a.history, user, a.grad_tokens, a.width);
         for (int head = 0; head < a.heads; head++) {
             const int64_t total = project(a, user, head, true, s);
             for_parts(a, user, head, [&](const Part& part) { backward_part(a, part, total, s); });
-            unproject(a, user, head, s, sums);
+            unproject(a, user, head, s, sums, long_sums);
         }
     }
+    long_sums.finish();
 }
 
 }  // namespace mixpol::cpu::MIXPOL_ISA

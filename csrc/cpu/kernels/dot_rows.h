@@ -11,7 +11,7 @@ static_assert(CHUNK % 4 == 0 && CHUNK % W == 0);
 
 // What the softmax of each row knows by now.
 struct Softmax {
-    float highest[DOT_ROWS], totals[DOT_ROWS];  // the largest score, and Σ exp(score - largest) when finished
+    float highest[DOT_ROWS], totals[DOT_ROWS];  // the shift, and Σ exp(score - shift) when finished
     double total[DOT_ROWS];                     // that sum so far; in the backward Σ w
     double mean[DOT_ROWS];                      // Σ w dw
 };
@@ -64,28 +64,28 @@ struct Softmax {
 
 MIXPOL_INLINE int whole_vectors(int n) { return (n + W - 1) & ~(W - 1); }
 
-// What a row's scores are shifted by: the largest, or 0 where all of them are -inf.
+// What a row's scores are shifted by: about the largest, or 0 where all of them are -inf.
 MIXPOL_INLINE float shift_of(float highest) { return highest == -INFINITY ? 0.0f : highest; }
 
-// A chunk's scores [rows][CHUNK] to exp(score - largest so far), under a running softmax; rescales what was
-// pooled.
+// A chunk's scores [rows][CHUNK] to exp(score - shift), under a running softmax; rescales what was pooled,
+// [rows][wide].
 [[maybe_unused]] static __attribute__((noinline)) void weigh(Softmax& s, float* scores, int rows, int n,
-                                                             int wide, float* sums) {
+                                                             int wide, LongSums& pooled) {
     const int filled = whole_vectors(n);
     for (int r = 0; r < rows; r++) {
-        float *p = scores + r * CHUNK, *pooled = sums + r * int64_t{wide};
+        float* p = scores + r * CHUNK;
         for (int i = n; i < filled; i++) p[i] = -INFINITY;
-        vec largest = broadcast(s.highest[r]);
+        vec largest = broadcast(-INFINITY);
         for (int i = 0; i < filled; i += W) {
             vec score = load(p + i);
             largest = score > largest ? score : largest;  // a NaN is passed over here, and stays in the sum
         }
         float now = largest[0];
         for (int i = 1; i < W; i++) now = largest[i] > now ? largest[i] : now;
-        if (now > s.highest[r]) {
+        if (raises(s.highest[r], now)) {
             vec factor = exp(broadcast(s.highest[r] - now));
             s.total[r] *= factor[0];
-            for (int c = 0; c < wide; c += W) store(pooled + c, load(pooled + c) * factor);
+            pooled.scale(r * int64_t{wide}, wide, factor);
             s.highest[r] = now;
         }
         vec shift = broadcast(shift_of(s.highest[r])), total{};

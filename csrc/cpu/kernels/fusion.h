@@ -16,11 +16,38 @@ struct FusionScratch {
     float* fused;         // x' [CHUNK][Dp]
     float* gates;         // g, then dz [CHUNK][Dp]
     float* gate_sum;      // Σ dz xᵀ [D][Dp] in panels
+    float* gate_spare;    // [2][D][Dp]; of LongSums, as `spare`
+    float* spare;         // [2][floats of FusionSums, but for large tables]
+    float* tables;        // a chunk's sums of small tables [rows + extra_rows][Dp]
     float* grad_pulls;    // [GROUP][Dp]
     float* grad_constants;  // [GROUP][Dp], full gate only
+    float* lost;            // what the sums of one of each lost [2][Dp]
+    LongSums gate_sums;
     const float* raw[CHUNK];
     Halves halves;
+
+    // Of a block's sums, which lie as carve_sums has them.
+    LongSums long_sums(const PolarityFusion& fusion, const FusionSums& sums) const {
+        const int64_t floats = long_floats(fusion);
+        if (floats == 0) return {};
+        return {floats == sum_floats(fusion) ? sums.table : sums.gate, floats, spare};
+    }
+    static int64_t sum_floats(const PolarityFusion& fusion) {
+        Arena arena(nullptr);
+        carve_sums(fusion, arena);
+        return arena.used();
+    }
+    static int64_t long_floats(const PolarityFusion& fusion) {
+        const int64_t all = sum_floats(fusion);
+        const int64_t tables = (int64_t{fusion.rows} + fusion.extra_rows) * padded(fusion.width);
+        return tables <= LARGE_TABLES ? all : all - tables;
+    }
+    // Their gradients wait for no total: it would be as much memory again, twice a thread.
+    static constexpr int64_t LARGE_TABLES = 1 << 18;
 };
+
+// Rows of a table whose gradients a chunk sums up by itself: of a larger one few tokens share a row.
+constexpr int SMALL_TABLE = 8;
 
 static inline FusionScratch carve_scratch(const PolarityFusion& fusion, bool backward, const Halves& halves,
                                           Arena& arena) {
@@ -29,6 +56,10 @@ static inline FusionScratch carve_scratch(const PolarityFusion& fusion, bool bac
     int64_t d = fusion.width, dp = padded(fusion.width);
     if (fusion.kind == Fusion::none) return s;
     s.fused = arena.take(CHUNK * dp);
+    if (backward) {
+        s.spare = arena.take(2 * FusionScratch::long_floats(fusion));
+        s.tables = arena.take(2 * SMALL_TABLE * dp);
+    }
     if (fusion.kind != Fusion::tapf) return s;
     s.gate_table = arena.take(d * dp);
     s.pulls = arena.take(GROUP * dp);
@@ -37,6 +68,9 @@ static inline FusionScratch carve_scratch(const PolarityFusion& fusion, bool bac
     if (backward) {
         s.gate_table_n = arena.take(d * dp);
         s.gate_sum = arena.take(d * dp);
+        s.gate_spare = arena.take(2 * d * dp);
+        s.gate_sums = {s.gate_sum, d * dp, s.gate_spare};
+        s.lost = arena.take(2 * dp);
         s.grad_pulls = arena.take(GROUP * dp);
         if (fusion.full_gate) s.grad_constants = arena.take(GROUP * dp);
     }
@@ -108,24 +142,28 @@ MIXPOL_INLINE void fuse_backward(const PolarityFusion& fusion, const PackedFusio
     if (fusion.kind == Fusion::none) return;
     const int d = fusion.width, wide = padded(d), n = chunk.n;
     const int64_t* positions = chunk.positions;
+    const bool small = fusion.rows <= SMALL_TABLE, small_extra = fusion.extra_rows <= SMALL_TABLE;
+    float* const polarities = small ? s.tables : sums.table;
+    float* const extras = small_extra ? s.tables + SMALL_TABLE * int64_t{wide} : sums.extra;
+    if (small) zero(polarities, fusion.rows * int64_t{wide});
+    if (small_extra) zero(extras, fusion.extra_rows * int64_t{wide});
     for (int i = 0; i < n && fusion.extra_rows; i++)
-        axpy(sums.extra + fusion.extra[positions[i]] * wide, 1.0f, grads[i], wide);
-    if (fusion.kind == Fusion::bias) {
+        axpy(extras + fusion.extra[positions[i]] * wide, 1.0f, grads[i], wide);
+    if (fusion.kind == Fusion::bias)
         for (int i = 0; i < n; i++)
-            axpy(sums.table + fusion.polarity[positions[i]] * wide, 1.0f, grads[i], wide);
-        return;
-    }
-    for (int k = 0; k < chunk.count; k++) {
+            axpy(polarities + fusion.polarity[positions[i]] * wide, 1.0f, grads[i], wide);
+    for (int k = 0; k < chunk.count && fusion.kind == Fusion::tapf; k++) {
         const Span& span = chunk.spans[k];
         const int64_t in_group = span.in_group * int64_t{wide};
         const float* pull = s.pulls + in_group;
         float *grad_pull = s.grad_pulls + in_group,
               *grad_constant = s.grad_constants ? s.grad_constants + in_group : sums.bias;
+        if (span.first() && !span.last) zero(s.lost, 2 * wide);
         for (int c = 0; c < wide; c += W) {
             vec pulled{}, biased{};
             for (int i = span.begin; i < span.begin + span.n; i++) {
                 int64_t row = fusion.polarity[positions[i]];
-                float *dz = s.gates + i * wide + c, *table = sums.table + row * wide + c;
+                float *dz = s.gates + i * wide + c, *table = polarities + row * wide + c;
                 vec g = load(grads[i] + c), gate = load(dz), moved = broadcast(fusion.sign[row]) * g;
                 store(table, load(table) + g);
                 pulled = fma(moved, gate, pulled);
@@ -133,10 +171,25 @@ MIXPOL_INLINE void fuse_backward(const PolarityFusion& fusion, const PackedFusio
                 store(dz, z);
                 biased += z;
             }
-            store(grad_pull + c, load(grad_pull + c) + pulled);
-            store(grad_constant + c, load(grad_constant + c) + biased);
+            if (span.whole()) {
+                store(grad_pull + c, load(grad_pull + c) + pulled);
+                store(grad_constant + c, load(grad_constant + c) + biased);
+                continue;
+            }
+            add_exactly(grad_pull + c, s.lost + c, pulled);
+            if (s.grad_constants) {
+                add_exactly(grad_constant + c, s.lost + wide + c, biased);
+            } else {
+                store(grad_constant + c, load(grad_constant + c) + biased);
+            }
         }
+        if (span.whole() || !span.last) continue;
+        settle_sums(grad_pull, s.lost, wide);
+        if (s.grad_constants) settle_sums(grad_constant, s.lost + wide, wide);
     }
+    if (small) axpy(sums.table, 1.0f, polarities, fusion.rows * wide);
+    if (small_extra) axpy(sums.extra, 1.0f, extras, fusion.extra_rows * wide);
+    if (fusion.kind == Fusion::bias) return;
     const float* rows[CHUNK];
     for (int i = 0; i < n; i++) rows[i] = s.gates + i * wide;
     const Blocks blocks{packed.gate_token_n, packed.gate_n, d, wide, true, nullptr};
@@ -150,7 +203,7 @@ MIXPOL_INLINE void fuse_backward(const PolarityFusion& fusion, const PackedFusio
                             store(at, acc.at[r][v] + load(at));
                         }
                 });
-    Outer outer{s.gate_sum, packed.gate_n, sums.gate_token, sums.gate, grad_targets};
+    Outer outer{s.gate_sum, &s.gate_sums, packed.gate_n, sums.gate_token, sums.gate, grad_targets};
     add_outer(outer, s.gates, wide, d, chunk, s.raw, wide, s.halves);
 }
 

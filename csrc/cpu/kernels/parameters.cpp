@@ -260,19 +260,33 @@ void gather_sum(float* out, const float* a, const float* b, int width) {
     for (; i < width; i++) out[i] = a[i] + b[i];
 }
 
-// Column by column in registers: the row order, and so the rounding, is the same for every column and level.
+namespace {
+
+constexpr int64_t SUM_RUN = 16;
+
+// Σ rows from column c on, in short runs whose sums lose nothing; T is a vector or one float.
+template <class T, class Load>
+MIXPOL_INLINE T sum_column(const float* const* rows, int64_t count, Load&& at) {
+    T total{}, lost{};
+    for (int64_t r = 0; r < count;) {
+        T run = at(rows[r++]);
+        for (int64_t end = r + SUM_RUN - 1; r < end && r < count; r++) run += at(rows[r]);
+        const T after = total + run, added = after - total;
+        lost += (total - (after - added)) + (run - added);
+        total = after;
+    }
+    return lost - lost == T{} ? total + lost : total;
+}
+
+}  // namespace
+
+// Column by column in registers: the order of rows, and so the rounding, is the same for every column and
+// level.
 void sum_rows(float* out, const float* const* rows, int64_t count, int width) {
     int c = 0;
-    for (; c + W <= width; c += W) {
-        vec total{};
-        for (int64_t r = 0; r < count; r++) total += load(rows[r] + c);
-        store(out + c, total);
-    }
-    for (; c < width; c++) {
-        float total = 0;
-        for (int64_t r = 0; r < count; r++) total += rows[r][c];
-        out[c] = total;
-    }
+    for (; c + W <= width; c += W)
+        store(out + c, sum_column<vec>(rows, count, [c](const float* row) { return load(row + c); }));
+    for (; c < width; c++) out[c] = sum_column<float>(rows, count, [c](const float* row) { return row[c]; });
 }
 
 void widen(float* to, const void* from, int64_t count, Element from_element) {

@@ -58,6 +58,7 @@ void fusion_backward(const FusionBackward& a, int64_t user_begin, int64_t user_e
     const int wide = padded(a.width);
     float* grads[CHUNK];
     for (int i = 0; i < CHUNK; i++) grads[i] = s.grad_tokens + i * wide;
+    LongSums long_sums = s.fusion.long_sums(a.fusion, sums);
     auto group = [&](int64_t, int n) {
         fusion_group(a.fusion, a.packed_fusion, s.group.rows, n, s.fusion);
         zero(s.grad_targets, GROUP * wide);
@@ -76,6 +77,7 @@ void fusion_backward(const FusionBackward& a, int64_t user_begin, int64_t user_e
         fuse_backward(a.fusion, a.packed_fusion, chunk, grads, s.grad_targets, s.fusion, sums);
         for (int i = 0; i < chunk.n; i++)
             std::memcpy(a.grad_tokens + chunk.positions[i] * a.width, grads[i], sizeof(float) * a.width);
+        long_sums.step();
     };
     auto finish = [&](int64_t row0, int n) {
         fusion_group_backward(a.fusion, a.packed_fusion, s.group.rows, n, s.grad_targets, s.fusion, sums);
@@ -84,6 +86,7 @@ void fusion_backward(const FusionBackward& a, int64_t user_begin, int64_t user_e
                         sizeof(float) * a.width);
     };
     for_user_chunks(a, user_begin, user_end, s.group, group, work, finish);
+    long_sums.finish();
 }
 
 }  // namespace mixpol::cpu::MIXPOL_ISA

@@ -288,6 +288,10 @@ MIXPOL_INLINE T* row_of(T* table, int64_t i, int64_t width) {
     return table ? table + i * width : nullptr;
 }
 
+// Whether a running softmax moves its shift to a larger score. Each move rounds what was summed so far, so that
+// scores that rise little by little move it seldom; no exponential passes e.
+MIXPOL_INLINE bool raises(float shift, float score) { return score > shift + 1.0f; }
+
 // Calls body.template operator()<V>(column) over columns, a multiple of 16, in blocks of sums that are enough
 // side by side to hide each other's latency.
 constexpr int SUMS = 8;
@@ -334,7 +338,7 @@ MIXPOL_INLINE void column_sums(const float* rows, int64_t ld, int n, vec (&total
         for (int v = 0; v < V; v++) total[v] += load(rows + v * W);
 }
 
-// out += the sum of n rows. Sums over a history go chunk by chunk: one long chain would lose its low bits.
+// out += the sum of n rows.
 MIXPOL_INLINE void add_rows(float* out, const float* rows, int64_t ld, int n, int padded_width) {
     for_sums(padded_width, [&]<int V>(int c) __attribute__((always_inline)) {
         vec total[V];
@@ -343,24 +347,87 @@ MIXPOL_INLINE void add_rows(float* out, const float* rows, int64_t ld, int n, in
     });
 }
 
-// out += x, compensated (Kahan): `lost` holds what earlier additions rounded away.
-MIXPOL_INLINE void add_compensated(float* out, float* lost, vec x) {
-    vec before = load(out), addend = x - load(lost), after = before + addend;
-    store(lost, (after - before) - addend);
+// out += x for sums over many chunks, where one chain would lose its low bits: `lost` gathers what the
+// additions round away (Knuth's exact difference), for `settled`. `out` itself is the plain chain.
+MIXPOL_INLINE void add_exactly(float* out, float* lost, vec x) {
+    const vec before = load(out), after = before + x, added = after - before;
+    store(lost, load(lost) + ((before - (after - added)) + (x - added)));
     store(out, after);
+}
+
+// The sum and what it lost. Of an infinite sum that is no number, and does not count.
+MIXPOL_INLINE vec settled(vec sum, vec lost) { return lost - lost == vec{} ? sum + lost : sum; }
+
+MIXPOL_INLINE void settle_sums(float* sums, const float* lost, int64_t floats) {
+    for (int64_t i = 0; i < floats; i += W) store(sums + i, settled(load(sums + i), load(lost + i)));
 }
 
 MIXPOL_INLINE void add_rows(float* out, float* lost, const float* rows, int64_t ld, int n, int padded_width) {
     for_sums(padded_width, [&]<int V>(int c) __attribute__((always_inline)) {
         vec total[V];
         column_sums(rows + c, ld, n, total);
-        for (int v = 0; v < V; v++) add_compensated(out + c + v * W, lost + c + v * W, total[v]);
+        for (int v = 0; v < V; v++) add_exactly(out + c + v * W, lost + c + v * W, total[v]);
     });
 }
 
-// out += Σ weights[i] rows[i]
-MIXPOL_INLINE void add_weighted(float* out, const float* weights, const float* const* rows, int n,
-                                int padded_width) {
+// Sums to which a chunk adds in every element: one chain of a chunk's sums loses its low bits where there are
+// many. After every FOLD chunks they move to a total that does not; fewer stay what they are.
+constexpr int FOLD = 32;
+class LongSums {
+ public:
+    LongSums() = default;
+    // `spare`: [2][floats], not read before the first FOLD chunks are over. Many sums move more seldom.
+    LongSums(float* sums, int64_t floats, float* spare)
+        : sums_(sums),
+          total_(spare),
+          lost_(spare + floats),
+          floats_(floats),
+          period_(floats > SEEN * FOLD ? floats / SEEN : FOLD) {}
+
+    void restart() { chunks_ = 0, moved_ = false; }
+
+    // Behind each chunk.
+    inline __attribute__((always_inline)) void step() {
+        if (++chunks_ % period_ == 0) move();
+    }
+
+    // The sums become what was added to them in all.
+    void finish() {
+        if (!moved_) return;
+        move();
+        for (int64_t i = 0; i < floats_; i += W)
+            store(sums_ + i, settled(load(total_ + i), load(lost_ + i)));
+    }
+
+    // All that was added to [at, at + floats) so far times a factor.
+    void scale(int64_t at, int64_t floats, vec factor) {
+        for (int64_t i = at; i < at + floats; i += W) store(sums_ + i, load(sums_ + i) * factor);
+        for (int64_t i = at; moved_ && i < at + floats; i += W) {
+            store(total_ + i, load(total_ + i) * factor);
+            store(lost_ + i, load(lost_ + i) * factor);
+        }
+    }
+
+ private:
+    static constexpr int64_t SEEN = 2048;  // moving so many sums takes a small part of a chunk's time
+
+    __attribute__((noinline)) void move() {
+        if (!moved_) std::memset(total_, 0, sizeof(float) * 2 * floats_);
+        moved_ = true;
+        for (int64_t i = 0; i < floats_; i += W) {
+            add_exactly(total_ + i, lost_ + i, load(sums_ + i));
+            store(sums_ + i, vec{});
+        }
+    }
+
+    float *sums_ = nullptr, *total_ = nullptr, *lost_ = nullptr;
+    int64_t floats_ = 0, period_ = FOLD, chunks_ = 0;
+    bool moved_ = false;
+};
+
+// out += Σ weights[i] rows[i]; `lost` as in add_exactly, or null where that is the whole sum.
+MIXPOL_INLINE void add_weighted(float* out, float* lost, const float* weights, const float* const* rows,
+                                int n, int padded_width) {
     for_sums(padded_width, [&]<int V>(int c) __attribute__((always_inline)) {
         vec total[V]{};
         for (int i = 0; i < n; i++) {
@@ -369,7 +436,14 @@ MIXPOL_INLINE void add_weighted(float* out, const float* weights, const float* c
 #pragma GCC unroll 8
             for (int v = 0; v < V; v++) total[v] = fma(weight, load(row + v * W), total[v]);
         }
-        for (int v = 0; v < V; v++) store(out + c + v * W, load(out + c + v * W) + total[v]);
+        for (int v = 0; v < V; v++) {
+            float* const to = out + c + v * W;
+            if (lost) {
+                add_exactly(to, lost + c + v * W, total[v]);
+            } else {
+                store(to, load(to) + total[v]);
+            }
+        }
     });
 }
 

@@ -15,6 +15,7 @@ struct Scratch {
     float* tokens;        // staged rows [CHUNK][Dp]
     float* grad_tokens;   // [CHUNK][Dp]
     float* pad;           // a zero token [Dp]
+    float* lost;          // forward: what the sum of squares lost [H_last p]
     const float* rows[CHUNK];
     float* grads[CHUNK];
 };
@@ -28,6 +29,7 @@ Scratch carve(const Pass& pass, Arena& arena) {
     s.tokens = arena.take(CHUNK * wide);
     s.grad_tokens = arena.take(CHUNK * wide);
     s.pad = arena.take(wide);
+    s.lost = arena.take(padded(pass.unit.units[pass.unit.layers - 1]));
     return s;
 }
 
@@ -53,32 +55,51 @@ template <Activation A>
 using PreActivations = decltype(&pre_activations<Activation::relu>);
 using SignalToFirst = decltype(&signal_to_first<Activation::relu>);
 
+// Calls body(begin, end) for short runs of n rows, whose sums then add up: one chain would round more.
+template <class Body>
+MIXPOL_INLINE void for_runs(int n, Body&& body) {
+    constexpr int RUN = 8;
+    for (int r = 0; r < n; r += RUN) body(r, r + RUN < n ? r + RUN : n);
+}
+
 // Adds n rows of weight `each` to running moments (Chan, Golub and LeVeque 1979): no difference of large
-// sums. The rows count from the mean so far, so that theirs is rounded at the scale of the spread.
-void add_moments(Moments& moments, const float* rows, int n, int hp, double each) {
+// sums. The rows count from the mean so far, so that theirs is rounded at the scale of the spread. `lost`: what
+// the squares lack.
+void add_moments(Moments& moments, float* lost, const float* rows, int n, int hp, double each) {
     const double before = moments.count, added = n * each;
     moments.count += added;
     const vec rows_there = broadcast(static_cast<float>(n)), weight = broadcast(static_cast<float>(each));
-    const float share = static_cast<float>(added / moments.count);
+    const vec share = broadcast(static_cast<float>(added / moments.count)),
+              between = broadcast(static_cast<float>(before * (added / moments.count)));
     for_sums(hp, [&]<int V>(int c) __attribute__((always_inline)) {
         vec from[V], delta[V]{}, spread[V]{};
         for (int v = 0; v < V; v++) from[v] = load((before > 0 ? moments.mean : rows) + c + v * W);
-        for (int r = 0; r < n; r++)
+        for_runs(n, [&](int begin, int end) __attribute__((always_inline)) {
+            vec run[V]{};
+            for (int r = begin; r < end; r++)
 #pragma GCC unroll 8
-            for (int v = 0; v < V; v++) delta[v] += load(rows + r * int64_t{hp} + c + v * W) - from[v];
+                for (int v = 0; v < V; v++) run[v] += load(rows + r * int64_t{hp} + c + v * W) - from[v];
+            for (int v = 0; v < V; v++) delta[v] += run[v];
+        });
         for (int v = 0; v < V; v++) delta[v] = delta[v] / rows_there;
-        for (int r = 0; r < n; r++)
+        for_runs(n, [&](int begin, int end) __attribute__((always_inline)) {
+            vec run[V]{};
+            for (int r = begin; r < end; r++)
 #pragma GCC unroll 8
-            for (int v = 0; v < V; v++) {
-                const vec off = (load(rows + r * int64_t{hp} + c + v * W) - from[v]) - delta[v];
-                spread[v] = fma(off, off, spread[v]);
-            }
+                for (int v = 0; v < V; v++) {
+                    const vec off = (load(rows + r * int64_t{hp} + c + v * W) - from[v]) - delta[v];
+                    run[v] = fma(off, off, run[v]);
+                }
+            for (int v = 0; v < V; v++) spread[v] += run[v];
+        });
         for (int v = 0; v < V; v++) {
-            float *const mean = moments.mean + c + v * W, *const squares = moments.squares + c + v * W;
-            store(mean, fma(delta[v], broadcast(share), from[v]));
-            const vec between =
-                fma(delta[v] * delta[v], broadcast(static_cast<float>(before) * share), spread[v] * weight);
-            store(squares, load(squares) + between);
+            const int at = c + v * W;
+            float *const mean = moments.mean + at, *const rest = moments.rest + at;
+            if (before == 0) store(mean, from[v]);
+            const vec off = delta[v] - load(rest), moved = fma(off, share, load(rest));
+            store(rest, vec{});
+            add_exactly(mean, rest, moved);
+            add_exactly(moments.squares + at, lost + at, fma(off * off, between, spread[v] * weight));
         }
     });
 }
@@ -99,6 +120,7 @@ void forward(const StatisticsPass& a, PreActivations layers, int64_t user_begin,
     Scratch s = carve(a, arena);
     const int last = a.unit.layers - 1, out = padded(a.unit.units[last]);
     zero(s.pad, padded(a.width));
+    zero(s.lost, out);
     auto group = [&](int64_t, int n) { unit_group(a.unit, a.packed_unit, s.group.rows, n, s.unit); };
     auto work = [&](const Chunk& chunk) {
         stage_rows(a.tokens, a.history, chunk, a.width, s.tokens, s.rows);
@@ -107,7 +129,7 @@ void forward(const StatisticsPass& a, PreActivations layers, int64_t user_begin,
         for (int k = 0; k < chunk.count; k++) {
             const Span& span = chunk.spans[k];
             if (span.n > 0)  // one target at a time: short chains of sums
-                add_moments(moments, s.unit.before[last] + span.begin * int64_t{out}, span.n, out, 1);
+                add_moments(moments, s.lost, s.unit.before[last] + span.begin * int64_t{out}, span.n, out, 1);
         }
         for (int k = 0; k < chunk.count; k++) {
             const Span& span = chunk.spans[k];
@@ -115,10 +137,11 @@ void forward(const StatisticsPass& a, PreActivations layers, int64_t user_begin,
             if (pads == 0) continue;
             const float* row = s.pad;
             layers(a.unit, a.packed_unit, pad_of(span), &row, s.unit);
-            add_moments(moments, s.unit.before[last], 1, out, static_cast<double>(pads));
+            add_moments(moments, s.lost, s.unit.before[last], 1, out, static_cast<double>(pads));
         }
     };
     for_user_chunks(a, user_begin, user_end, s.group, group, work, [](int64_t, int) {});
+    settle_sums(moments.squares, s.lost, out);
 }
 
 void backward(const StatisticsBackward& a, PreActivations layers, SignalToFirst down, int64_t user_begin,
@@ -129,7 +152,8 @@ void backward(const StatisticsBackward& a, PreActivations layers, SignalToFirst 
     const int out = padded(a.unit.units[last]), hidden = a.unit.units[0];
     const int ld = signal_width(a.unit, 0), ld_last = signal_width(a.unit, last);
     const Blocks blocks{a.packed_unit.token_n, a.packed_unit.product_n, hidden, wide, true, nullptr};
-    const Outer outer{s.unit.outer, a.packed_unit.product_n, sums.token, sums.product, s.grad_targets};
+    LongSums outer_sums = s.unit.outer_sums(a.unit), unit_sums = s.unit.long_sums(a.unit, sums);
+    const Outer outer{s.unit.outer, &outer_sums, a.packed_unit.product_n, sums.token, sums.product, s.grad_targets};
     zero(s.pad, wide);
     for (int i = 0; i < CHUNK; i++) s.grads[i] = s.grad_tokens + i * wide;
     // d mean and d variance of one row: (dmean + 2 (x - mean) dvar) / count, times the row's weight.
@@ -141,10 +165,6 @@ void backward(const StatisticsBackward& a, PreActivations layers, SignalToFirst 
                       broadcast(each) * fma(off, load(a.grad_square + c), load(a.grad_mean + c)));
             }
         down(a.unit, a.packed_unit, n, s.unit, sums);
-    };
-    auto add_constants = [&](const Span& span, int row, int n) {
-        add_rows(s.unit.grad_constants + span.in_group * hp, s.unit.lost, s.unit.signal[0] + row * ld, ld, n,
-                 hp);
     };
     auto group = [&](int64_t, int n) {
         unit_group(a.unit, a.packed_unit, s.group.rows, n, s.unit);
@@ -159,8 +179,15 @@ void backward(const StatisticsBackward& a, PreActivations layers, SignalToFirst 
         signal(chunk.n, 1.0f);
         for (int k = 0; k < chunk.count; k++) {
             const Span& span = chunk.spans[k];
+            float* const out = s.unit.grad_constants + span.in_group * hp;
+            const float* const rows = s.unit.signal[0] + span.begin * ld;
+            if (span.whole()) {
+                add_rows(out, rows, ld, span.n, hp);
+                continue;
+            }
             if (span.first()) zero(s.unit.lost, hp);
-            add_constants(span, span.begin, span.n);
+            add_rows(out, s.unit.lost, rows, ld, span.n, hp);
+            if (span.last) settle_sums(out, s.unit.lost, hp);
         }
         add_outer(outer, s.unit.signal[0], ld, hidden, chunk, s.rows, wide, s.unit.halves);
         point_rows(s.unit.rows, s.unit.signal[0], chunk.n, ld);
@@ -183,9 +210,9 @@ void backward(const StatisticsBackward& a, PreActivations layers, SignalToFirst 
             const float* row = s.pad;
             layers(a.unit, a.packed_unit, pad_of(span), &row, s.unit);
             signal(1, static_cast<float>(pads));
-            zero(s.unit.lost, hp);
-            add_constants(span, 0, 1);
+            add_rows(s.unit.grad_constants + span.in_group * hp, s.unit.signal[0], ld, 1, hp);
         }
+        unit_sums.step();
     };
     auto finish = [&](int64_t row0, int n) {
         unit_group_backward(a.unit, a.packed_unit, s.group.rows, n, s.grad_targets, s.unit, sums);
@@ -194,6 +221,7 @@ void backward(const StatisticsBackward& a, PreActivations layers, SignalToFirst 
                         sizeof(float) * a.width);
     };
     for_user_chunks(a, user_begin, user_end, s.group, group, work, finish);
+    unit_sums.finish();
 }
 
 constexpr PreActivations LAYERS[ACTIVATION_COUNT] = {

@@ -141,7 +141,7 @@ def unit_statistics(
                 *weights, *biases, *slopes,
             )  # fmt: skip
         else:
-            mean, variance = forward(
+            mean, variance, _ = forward(
                 target, history, *where.canonical(), weights, biases, slopes, act, dropout, seed, length
             )
     return Statistics(mean, variance, counted_rows(kept, where.batch, candidates, pad_to))

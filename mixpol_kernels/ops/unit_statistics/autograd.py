@@ -18,10 +18,10 @@ _INPUTS = (
     " Tensor[] weights, Tensor[] biases, Tensor[] slopes, int activation, float dropout, Tensor? seed,"
     " SymInt pad_to"
 )
-define("unit_statistics_fwd", f"({_INPUTS}) -> (Tensor mean, Tensor variance)")
+define("unit_statistics_fwd", f"({_INPUTS}) -> (Tensor mean, Tensor variance, Tensor mean_rest)")
 define(
     "unit_statistics_bwd",
-    f"(Tensor grad_mean, Tensor grad_variance, Tensor mean, {_INPUTS})"
+    f"(Tensor grad_mean, Tensor grad_variance, Tensor mean, Tensor mean_rest, {_INPUTS})"
     " -> (Tensor grad_target, Tensor grad_history, Tensor[] grad_parameters)",
 )
 
@@ -40,9 +40,9 @@ def _(
     dropout: float,
     seed: Tensor | None,
     pad_to: int,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     units = weights[-1].shape[0]
-    return target.new_empty(units), target.new_empty(units)
+    return target.new_empty(units), target.new_empty(units), target.new_empty(units)
 
 
 @torch.library.register_fake("mixpol::unit_statistics_bwd")
@@ -50,6 +50,7 @@ def _(
     grad_mean: Tensor,
     grad_variance: Tensor,
     mean: Tensor,
+    mean_rest: Tensor,
     target: Tensor,
     history: Tensor,
     offsets: Tensor | None,
@@ -72,7 +73,7 @@ _bwd = torch.ops.mixpol.unit_statistics_bwd.default
 
 
 class UnitStatistics(torch.autograd.Function):
-    """The fused op. Saves its inputs and the mean; recomputes the pre-activations."""
+    """The fused op. Saves its inputs and the mean, with what float32 rounds away of it; recomputes the pre-activations."""
 
     @staticmethod
     def forward(
@@ -90,21 +91,21 @@ class UnitStatistics(torch.autograd.Function):
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """`parameters`: `layers` weights, `layers` biases, then slopes."""
-        mean, variance = forward(
+        mean, variance, rest = forward(
             target, history, *canonical(offsets, lengths, mask), *split_parameters(parameters, layers),
             activation, dropout, seed, pad_to,
         )  # fmt: skip
-        ctx.save_for_backward(target, history, offsets, lengths, mask, seed, mean, *parameters)
+        ctx.save_for_backward(target, history, offsets, lengths, mask, seed, mean, rest, *parameters)
         ctx.config = (activation, dropout, pad_to, layers)
         return mean, variance
 
     @staticmethod
     @first_order("unit_statistics")
     def backward(ctx: Any, saved: Sequence[Any], grad_mean: Tensor, grad_variance: Tensor) -> tuple[Tensor | None, ...]:
-        target, history, offsets, lengths, mask, seed, mean, *parameters = saved
+        target, history, offsets, lengths, mask, seed, mean, rest, *parameters = saved
         activation, dropout, pad_to, layers = ctx.config
         grad_target, grad_history, grads = _bwd(
-            grad_mean, grad_variance, mean, target, history, *canonical(offsets, lengths, mask),
+            grad_mean, grad_variance, mean, rest, target, history, *canonical(offsets, lengths, mask),
             *split_parameters(parameters, layers), activation, dropout, seed, pad_to,
         )  # fmt: skip
         return grad_target, grad_history, *[None] * 8, *grads
