@@ -65,6 +65,29 @@ class Layout(NamedTuple):
         """Offsets, lengths and mask as the compiled ops take them."""
         return canonical(self.offsets, self.lengths, self.mask)
 
+    def occupied(self) -> Tensor | None:
+        """[B] bool: which users have a token; None where it is known, without waiting for a GPU, that all have one.
+
+        Whatever a matrix product makes of the zeros of an empty history, NaN where the matrix has one, is masked by it.
+        """
+        if self.offsets is not None:
+            found = self.offsets.diff() > 0
+        elif self.lengths is not None:
+            found = self.lengths > 0
+        elif self.mask is not None:
+            found = (self.mask != 0).any(1)
+        elif self.token_shape[1] != 0:
+            return None
+        else:
+            return torch.zeros(self.batch, dtype=torch.bool)
+        # Values may be looked at where they are at hand, and not while the call is being recorded.
+        recording = (
+            torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or type(found) is not Tensor
+        )
+        if not recording and found.device.type == "cpu" and bool(found.all()):
+            return None
+        return found
+
     @property
     def _device(self) -> torch.device | None:
         for tensor in (self.offsets, self.lengths, self.mask):

@@ -28,9 +28,41 @@ def constant(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+# Where torch sends a call that has such a tensor among its arguments.
+_OTHER_TENSORS = (
+    *("SparseCPU", "SparseCUDA", "SparseCsrCPU", "SparseCsrCUDA", "MkldnnCPU", "QuantizedCPU", "QuantizedCUDA"),
+    *("NestedTensorCPU", "NestedTensorCUDA", "AutogradNestedTensor"),
+)
+_refusals = torch.library.Library(NAMESPACE, "IMPL")
+
+
 def define(name: str, schema: str) -> None:
-    """Declares `mixpol::name`; the compiled library only adds implementations."""
+    """Declares `mixpol::name`; the compiled library only adds implementations, and these take dense tensors."""
     torch.library.define(f"{NAMESPACE}::{name}", schema)
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        op = getattr(torch.ops.mixpol, name).default
+        named = dict(zip((a.name for a in op._schema.arguments), args, strict=False)) | kwargs
+        for argument, value in named.items():
+            values = value if isinstance(value, list | tuple) else [value]
+            for i, tensor in enumerate(values):
+                if isinstance(tensor, torch.Tensor) and (kind := _kind(tensor)):
+                    entry = f"{argument}[{i}]" if isinstance(value, list | tuple) else argument
+                    raise TypeError(f"{entry} is {kind}")
+
+    for key in _OTHER_TENSORS:
+        _refusals.impl(name, refuse, key)
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    """What keeps a tensor's rows from being read where they lie, and what to do; empty for a dense tensor."""
+    if tensor.is_nested:
+        return "a nested tensor; expected its values, with offsets="
+    if tensor.is_quantized:
+        return f"quantized ({tensor.dtype}); expected floating point: convert it with .dequantize()"
+    if tensor.layout != torch.strided:
+        return f"stored as {tensor.layout}; expected a dense tensor: convert it with .to_dense()"
+    return ""
 
 
 def may_be_empty(schema: str, *lists: str) -> str:

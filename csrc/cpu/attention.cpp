@@ -49,7 +49,8 @@ struct Inputs {
             alive.push_back(floats(tensor, "target", {-1, -1, -1}, element));
         }
         users = target_shape.front(), width = target_shape.back();
-        candidates = target_shape.size() == 2 ? 1 : target_shape[1];
+        checked_size(width, "target", "columns");
+        candidates = target_shape.size() == 2 ? 1 : checked_size(target_shape[1], "target", "candidates");
         target = static_cast<const float*>(alive.back().const_data_ptr());
     }
 
@@ -103,15 +104,19 @@ Inputs read_ids(const Tensor& target, const Tensor& item_ids, const OptionalTens
     return in;
 }
 
+// Whether a bit per unit of the last hidden layer can stand in for it.
+bool has_bits(const ActivationUnit& unit) {
+    return unit.units[unit.layers - 1] <= 64 && unit.activation == Activation::relu && !unit.dropout.on;
+}
+
 std::tuple<Tensor, Tensor, Tensor> forward(const Inputs& in, bool save_attention, bool save_bits) {
     AttentionForward args{};
     in.fill(args);
     const int64_t hidden = in.unit.args.units[in.unit.args.layers - 1];
-    if (save_bits && (hidden > 64 || in.unit.args.activation != Activation::relu || in.unit.args.dropout.on))
+    if (save_bits && !has_bits(in.unit.args))
         fail(
             "save_bits was true; expected false unless the unit's layers are of ReLU without dropout, the "
-            "last "
-            "of at most 64 units");
+            "last of at most 64 units");
     Packed packed = pack(args, true, false);
     Tensor pooled = new_floats(in.target_shape);
     std::vector<int64_t> shape = in.token_shape;
@@ -155,9 +160,9 @@ void normalised_gradients(AttentionBackward& args, const Normalised& norm, const
     args.stash = args.candidates == 1 && units <= args.width && args.grad_element == Element::f32;
     const int64_t each = NORMALISED_SUMS * wide;
     Buffer sums = allocate(each * std::max<int64_t>(blocks, 1));
-    std::memset(sums.get(), 0, sizeof(float) * each * blocks);
-    std::memset(memory, 0, sizeof(float) * 3 * wide);
-    std::memcpy(memory, norm.mean, sizeof(float) * units);
+    clear(sums.get(), sizeof(float) * each * blocks);
+    clear(memory, sizeof(float) * 3 * wide);
+    copy(memory, norm.mean, sizeof(float) * units);
     args.mean = memory, args.grad_mean = memory + wide, args.grad_square = memory + 2 * wide;
     const Kernels& k = kernels();
     run_blocks(blocks, k.attention_scratch_floats(args, true), [&](int64_t block, float* scratch) {
@@ -180,6 +185,39 @@ void normalised_gradients(AttentionBackward& args, const Normalised& norm, const
         memory[2 * wide + h] = static_cast<float>(square);
     }
 }
+
+// What the kernels make of inputs with tokens and candidates: all gradients of the call, in float32.
+void run_backward(const Inputs& in, AttentionBackward& args, const Normalised* norm,
+                  UnitGradients& unit_gradients, FusionGradients& fusion_gradients) {
+    Packed packed = pack(args, true, true);
+    const std::vector<int64_t> bounds = cut_blocks(in.layout, in.candidates, backward_blocks(args, true));
+    const int64_t blocks = static_cast<int64_t>(bounds.size()) - 1;
+    const BlockSums sums = new_sums(args, true, std::max<int64_t>(blocks, 1));
+    Buffer statistics;
+    std::vector<float> grad_affine;
+    if (norm) {
+        const int64_t units = args.unit.units[0];
+        args.pad_to = norm->pad_to;
+        statistics = allocate(3 * padded_columns(units));
+        grad_affine.resize(3 * units);
+        normalised_gradients(args, *norm, bounds, statistics.get(), grad_affine.data());
+    }
+    const Kernels& k = kernels();
+    run_blocks(blocks, k.attention_scratch_floats(args, true), [&](int64_t block, float* scratch) {
+        sums.clear(block);
+        k.attention_backward(args, bounds[block], bounds[block + 1], scratch, sums.unit(args, block),
+                             sums.fusion(args, block));
+    });
+    add_blocks(sums.memory.get(), sums.blocks, sums.floats);
+    k.unfold_unit(args.unit, sums.unit(args, 0), args.keep_bits, unit_gradients);
+    k.unfold_fusion(args.fusion, sums.fusion(args, 0), fusion_gradients);
+    if (norm) {
+        const int64_t units = args.unit.units[0];
+        copy(unit_gradients.slope[0] + units, grad_affine.data() + units, sizeof(float) * 2 * units);
+    }
+}
+
+void clear_floats(Tensor& tensor) { clear(tensor.mutable_data_ptr(), sizeof(float) * tensor.numel()); }
 
 Gradients backward(const Inputs& in, const Tensor& grad_pooled, const OptionalTensor& grad_attention,
                    const Tensor& attention, const Tensor& bits, const Normalised* norm = nullptr) {
@@ -208,12 +246,22 @@ Gradients backward(const Inputs& in, const Tensor& grad_pooled, const OptionalTe
         weight_grad = as_contiguous(float_rows(*grad_attention, "grad_attention", in.candidates));
         args.grad_attention = static_cast<const float*>(weight_grad->const_data_ptr());
     }
-    if (args.keep_bits && bits.numel() != expected * ((in.unit.args.units[args.unit.layers - 1] + 7) / 8))
-        fail("bits has ", bits.numel(), " bytes; expected those that the forward saved");
+    const int64_t bytes = (in.unit.args.units[args.unit.layers - 1] + 7) / 8;
+    if (args.keep_bits && (!has_bits(in.unit.args) || bits.scalar_type() != ScalarType::Byte ||
+                           bits.numel() != expected * bytes))
+        fail("bits has ", bits.numel(), " values; expected the bytes that the forward saved");
+    Tensor saved_bits = as_contiguous(bits);
     args.grad_pooled = static_cast<const float*>(grad.const_data_ptr());
     args.attention = static_cast<const float*>(saved.const_data_ptr());
-    args.bits = static_cast<const uint8_t*>(bits.const_data_ptr());
-    Packed packed = pack(args, true, true);
+    args.bits = static_cast<const uint8_t*>(saved_bits.const_data_ptr());
+    // The zero tokens of the statistics meet an empty history's target too.
+    const bool pads = norm && norm->pad_to >= 0, some_empty = !pads && in.layout.any_empty();
+    const int64_t row = in.candidates * in.width;
+    std::optional<Tensor> clean;
+    if (some_empty) {
+        clean = without_empty(in.alive.front(), in.layout, row);
+        args.target = static_cast<const float*>(clean->const_data_ptr());
+    }
 
     Gradients result;
     result.target = new_floats(in.target_shape);
@@ -231,34 +279,16 @@ Gradients backward(const Inputs& in, const Tensor& grad_pooled, const OptionalTe
     args.grad_target = static_cast<float*>(result.target.mutable_data_ptr());
     args.grad_tokens = result.tokens.mutable_data_ptr();
 
-    // Tokens without a candidate have no gradient, and no kernel visits them.
-    if (in.candidates == 0) std::memset(args.grad_tokens, 0, sizeof(float) * result.tokens.numel());
-
-    const std::vector<int64_t> bounds = cut_blocks(in.layout, in.candidates, backward_blocks(args, true));
-    const int64_t blocks = static_cast<int64_t>(bounds.size()) - 1;
-    const BlockSums sums = new_sums(args, true, std::max<int64_t>(blocks, 1));
-    if (blocks < 1) sums.clear(0);
-    Buffer statistics;
-    std::vector<float> grad_affine;
-    if (norm) {
-        const int64_t units = args.unit.units[0];
-        args.pad_to = norm->pad_to;
-        statistics = allocate(3 * padded_columns(units));
-        grad_affine.resize(3 * units);
-        normalised_gradients(args, *norm, bounds, statistics.get(), grad_affine.data());
-    }
-    const Kernels& k = kernels();
-    run_blocks(blocks, k.attention_scratch_floats(args, true), [&](int64_t block, float* scratch) {
-        sums.clear(block);
-        k.attention_backward(args, bounds[block], bounds[block + 1], scratch, sums.unit(args, block),
-                             sums.fusion(args, block));
-    });
-    add_blocks(sums.memory.get(), sums.blocks, sums.floats);
-    k.unfold_unit(args.unit, sums.unit(args, 0), args.keep_bits, unit_gradients);
-    k.unfold_fusion(args.fusion, sums.fusion(args, 0), fusion_gradients);
-    if (norm) {
-        const int64_t units = args.unit.units[0];
-        std::memcpy(unit_gradients.slope[0] + units, grad_affine.data() + units, sizeof(float) * 2 * units);
+    // Without a token or a candidate no kernel has anything to visit, and no parameter has a gradient, NaN or
+    // not.
+    if (in.candidates == 0 || in.layout.all_empty()) {
+        clear(args.grad_tokens, element_bytes(args.grad_element) * result.tokens.numel());
+        for (Tensor* grad : {&result.target, &result.table, &result.extra}) clear_floats(*grad);
+        for (auto* grads : {&result.parameters, &result.gate})
+            for (Tensor& grad : *grads) clear_floats(grad);
+    } else {
+        run_backward(in, args, norm, unit_gradients, fusion_gradients);
+        if (some_empty) clear_empty(args.grad_target, in.layout, sizeof(float) * row);
     }
     if (in.element == Element::f32) return result;
     for (Tensor* grad : {&result.target, &result.table, &result.extra}) *grad = narrowed(*grad, in.element);
@@ -292,18 +322,25 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> target_attention_bwd(
     return {g.target, g.tokens, g.parameters};
 }
 
+static void check_dice(const std::vector<Tensor>& weights) {
+    if (weights.size() != 2)
+        fail("weights has ", weights.size(), " entries; expected a hidden and the output layer");
+    if (weights[0].dim() != 2 || weights[0].size(0) == 0)
+        fail("weights[0] has ", weights[0].dim(), " dimensions and ", weights[0].numel(),
+             " values; expected [H, 4 D] with at least one hidden unit");
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> dice_attention_fwd(
     Tensor target, Tensor history, OptionalTensor offsets, OptionalTensor lengths, OptionalTensor mask,
     std::vector<Tensor> weights, std::vector<Tensor> biases, Tensor alpha, OptionalTensor norm_weight,
     OptionalTensor norm_bias, double eps, int64_t normalize, int64_t pad_to, bool save_attention) {
-    if (weights.size() != 2)
-        fail("weights has ", weights.size(), " entries; expected a hidden and the output layer");
-    const int64_t units = alpha.numel();
-    Tensor slopes = new_floats({3, units}), given = floats(alpha, "alpha", {units});
+    check_dice(weights);
+    const int64_t units = weights[0].size(0);
+    Tensor given = floats(alpha, "alpha", {units}), slopes = new_floats({3, units});
     float *slope = static_cast<float*>(slopes.mutable_data_ptr()), *scale = slope + units,
           *shift = scale + units;
-    std::memset(slope, 0, sizeof(float) * 3 * units);
-    std::memcpy(slope, given.const_data_ptr(), sizeof(float) * units);
+    clear(slope, sizeof(float) * 3 * units);
+    copy(slope, given.const_data_ptr(), sizeof(float) * units);
     Inputs in = read_tokens(target, history, offsets, lengths, mask, weights, biases, {slopes},
                             static_cast<int64_t>(Activation::dice), normalize);
     if (in.element != Element::f32) fail("target is not float32; convert it with .float()");
@@ -339,8 +376,10 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> dice_attention_bwd(
     Tensor slopes, Tensor target, Tensor history, OptionalTensor offsets, OptionalTensor lengths,
     OptionalTensor mask, std::vector<Tensor> weights, std::vector<Tensor> biases, double eps,
     int64_t normalize, int64_t pad_to) {
+    check_dice(weights);
     Inputs in = read_tokens(target, history, offsets, lengths, mask, weights, biases, {slopes},
                             static_cast<int64_t>(Activation::dice), normalize);
+    if (in.element != Element::f32) fail("target is not float32; convert it with .float()");
     const int64_t hidden = in.unit.args.units[0];
     Tensor center = floats(mean, "mean", {hidden}), spread = floats(variance, "variance", {hidden});
     Normalised norm{static_cast<const float*>(center.const_data_ptr()),

@@ -19,6 +19,15 @@ struct Inputs {
     std::vector<int64_t> token_shape, row_shape;
 };
 
+// [B, M, H, width]
+void check_rows(const std::vector<int64_t>& shape) {
+    if (shape[2] < 1) fail("queries has ", shape[2], " heads; expected at least 1");
+    for (int i = 1; i < 4; i++)
+        checked_size(shape[i], "queries", i == 1 ? "candidates" : i == 2 ? "heads" : "columns");
+    checked_size(shape[2] * shape[3], "queries", "columns of all heads");
+    checked_size(shape[1] * shape[2], "queries", "candidates times heads");
+}
+
 Inputs read(const Tensor& queries, const Tensor& history, const OptionalTensor& offsets,
             const OptionalTensor& lengths, const OptionalTensor& mask, bool sliced, int64_t top_k) {
     Inputs in;
@@ -26,6 +35,7 @@ Inputs read(const Tensor& queries, const Tensor& history, const OptionalTensor& 
     if (queries.dim() != 4) fail("queries has ", queries.dim(), " dimensions; expected [B, M, H, D]");
     in.row_shape = sizes_of(queries);
     const int64_t users = in.row_shape[0], heads = in.row_shape[2], query_width = in.row_shape[3];
+    check_rows(in.row_shape);
     const int64_t width = sliced ? heads * query_width : query_width;
     Tensor rows = float_rows(queries, "queries", query_width);
     Tensor tokens = float_rows(history, "history", width);
@@ -84,9 +94,8 @@ Buffer padded_rows(const Tensor& weight) {
     const int64_t rows = weight.size(0), width = weight.size(1), wide = padded_columns(int(width));
     const float* from = static_cast<const float*>(weight.const_data_ptr());
     Buffer buffer = allocate(rows * wide);
-    std::memset(buffer.get(), 0, sizeof(float) * rows * wide);
-    for (int64_t r = 0; r < rows; r++)
-        std::memcpy(buffer.get() + r * wide, from + r * width, sizeof(float) * width);
+    clear(buffer.get(), sizeof(float) * rows * wide);
+    for (int64_t r = 0; r < rows; r++) copy(buffer.get() + r * wide, from + r * width, sizeof(float) * width);
     return buffer;
 }
 
@@ -109,12 +118,17 @@ ProjectedInputs read_projected(const Tensor& queries, const Tensor& history, con
     if (queries.dim() != 4) fail("queries has ", queries.dim(), " dimensions; expected [B, M, H, width]");
     if (history.dim() < 2) fail("history has ", history.dim(), " dimensions; expected [N, D] or [B, L, D]");
     const std::vector<int64_t> shape = sizes_of(queries);
-    const int64_t users = shape[0], heads = shape[2], width = history.size(history.dim() - 1);
+    const int64_t users = shape[0], heads = shape[2],
+                  width = checked_size(history.size(history.dim() - 1), "history", "columns");
+    check_rows(shape);
+    if (shape[3] == 0) fail("queries are 0 wide; expected at least 1");
     Tensor rows = float_rows(queries, "queries", shape[3]);
     Tensor tokens = float_rows(history, "history", width);
     Tensor keys = floats(w_k, "w_k", {heads * shape[3], width}), values = floats(w_v, "w_v", {-1, width});
-    if (heads == 0 || values.size(0) % heads)
-        fail("w_v has ", values.size(0), " rows; expected a multiple of ", heads, " heads");
+    if (values.size(0) == 0 || values.size(0) % heads)
+        fail("w_v has ", values.size(0), " rows; expected a multiple of ", heads,
+             " heads, at least one each");
+    checked_size(values.size(0), "w_v", "rows");
     std::vector<int64_t> token_shape = sizes_of(tokens);
     token_shape.pop_back();
     ProjectedInputs in{{},
@@ -145,12 +159,8 @@ ProjectedInputs read_projected(const Tensor& queries, const Tensor& history, con
     return in;
 }
 
-}  // namespace
-
-std::tuple<Tensor, Tensor, Tensor> dot_attention_fwd(Tensor queries, Tensor history, OptionalTensor offsets,
-                                                     OptionalTensor lengths, OptionalTensor mask, bool sliced,
-                                                     int64_t top_k, bool save_attention) {
-    Inputs in = read(queries, history, offsets, lengths, mask, sliced, top_k);
+// Pooled rows, what their backward needs, and the attention weights if they are saved.
+std::tuple<Tensor, Tensor, Tensor> attend(const Inputs& in, bool save_attention) {
     DotForward args{in.pass, nullptr, nullptr, nullptr};
     Tensor pooled = new_floats(in.row_shape);
     std::vector<int64_t> shape = in.row_shape;
@@ -172,6 +182,14 @@ std::tuple<Tensor, Tensor, Tensor> dot_attention_fwd(Tensor queries, Tensor hist
     return {pooled, stats, attention};
 }
 
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor> dot_attention_fwd(Tensor queries, Tensor history, OptionalTensor offsets,
+                                                     OptionalTensor lengths, OptionalTensor mask, bool sliced,
+                                                     int64_t top_k, bool save_attention) {
+    return attend(read(queries, history, offsets, lengths, mask, sliced, top_k), save_attention);
+}
+
 std::tuple<Tensor, Tensor> dot_attention_bwd(Tensor grad_pooled, Tensor stats, Tensor queries, Tensor history,
                                              OptionalTensor offsets, OptionalTensor lengths,
                                              OptionalTensor mask, bool sliced, int64_t top_k) {
@@ -190,7 +208,7 @@ std::tuple<Tensor, Tensor> dot_attention_bwd(Tensor grad_pooled, Tensor stats, T
     args.grad_tokens = static_cast<float*>(grad_tokens.mutable_data_ptr());
     // Tokens without a query have no gradient, and no kernel visits them.
     if (user_parts(args) == 0) {
-        std::memset(args.grad_tokens, 0, sizeof(float) * grad_tokens.numel());
+        clear(args.grad_tokens, sizeof(float) * grad_tokens.numel());
         return {grad_queries, grad_tokens};
     }
     const std::vector<int64_t> bounds = cut(in.layout, 1, rows[1] * rows[2]);
@@ -219,10 +237,14 @@ Tensor dot_attention_infer(Tensor target, Tensor history, OptionalTensor offsets
     if ((query_weight ? query_weight->size(0) : width) != inner)
         fail("queries are ", query_weight ? query_weight->size(0) : width, " wide and keys ", inner,
              "; expected the same");
-    if (heads < 1 || inner % heads || outer % heads || (heads > 1 && !keys != !values))
+    if (heads < 1 || inner < 1 || outer < 1 || inner % heads || outer % heads ||
+        (heads > 1 && !keys != !values))
         fail("num_heads was ", heads, "; expected a divisor of ", inner, " and ", outer,
              ", with both w_k and w_v or neither");
+    for (int64_t size : {width, inner, outer}) checked_size(size, "target, w_k or w_v", "columns or rows");
+    checked_size(candidates, "target", "candidates");
     const OptionalTensor outputs = projection(w_o, "w_o", outer);
+    if (outputs) checked_size(outputs->size(0), "w_o", "rows");
     Tensor given = shape.size() == 3 ? floats(target, "target", {users, candidates, width})
                                      : floats(target, "target", {users, width});
     const Kernels& k = kernels();
@@ -245,7 +267,7 @@ Tensor dot_attention_infer(Tensor target, Tensor history, OptionalTensor offsets
         if (query_weight) {
             k.project_rows(x, end - begin, width, read(*query_weight), int(inner), int(width), q, inner);
         } else {
-            std::memcpy(q, x, sizeof(float) * (end - begin) * width);
+            copy(q, x, sizeof(float) * (end - begin) * width);
         }
         const float factor = static_cast<float>(scale);
         for (int64_t i = 0; i < (end - begin) * inner; i++) q[i] *= factor;
@@ -253,8 +275,8 @@ Tensor dot_attention_infer(Tensor target, Tensor history, OptionalTensor offsets
             k.absorb_rows(q + h * each, end - begin, inner, read(*keys) + h * each * width, int(each),
                           int(width), to + (begin * heads + h) * width, heads * width);
     });
-    Tensor pooled =
-        std::get<0>(dot_attention_fwd(queries, history, offsets, lengths, mask, sliced, top_k, false));
+    const Inputs in = mixpol::cpu::read(queries, history, offsets, lengths, mask, sliced, top_k);
+    const Tensor pooled = std::get<0>(attend(in, false));
     shape.back() = outputs ? outputs->size(0) : outer;
     Tensor out = new_floats(shape);
     float* result = static_cast<float*>(out.mutable_data_ptr());
@@ -270,12 +292,12 @@ Tensor dot_attention_infer(Tensor target, Tensor history, OptionalTensor offsets
                                v + h * head_outer, outer);
             x = v;
         }
-        if (!values && !outputs)
-            std::memcpy(result + begin * outer, x, sizeof(float) * (end - begin) * outer);
+        if (!values && !outputs) copy(result + begin * outer, x, sizeof(float) * (end - begin) * outer);
         if (outputs)
             k.project_rows(x, end - begin, outer, read(*outputs), int(shape.back()), int(outer),
                            result + begin * shape.back(), shape.back());
     });
+    clear_empty(result, in.layout, sizeof(float) * candidates * shape.back());  // whatever the weights hold
     return out;
 }
 
@@ -318,7 +340,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dot_attention_projected_bwd(
     args.w_k = w_k_rows.get(), args.w_v = w_v_rows.get();
 
     const bool nothing = args.candidates == 0;  // no kernel visits tokens without a query
-    if (nothing) std::memset(args.grad_tokens, 0, sizeof(float) * grad_tokens.numel());
+    if (nothing) clear(args.grad_tokens, sizeof(float) * grad_tokens.numel());
     const int64_t key_rows = in.keys.size(0), value_rows = in.values.size(0);
     const int64_t wide = padded_columns(args.width), each = (key_rows + value_rows) * wide;
     const std::vector<int64_t> bounds =
@@ -326,7 +348,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dot_attention_projected_bwd(
                 : cut(in.layout, 1, int64_t{args.candidates} * args.heads, backward_blocks(each));
     const int64_t blocks = static_cast<int64_t>(bounds.size()) - 1;
     Buffer sums = allocate(each * std::max<int64_t>(blocks, 1));
-    std::memset(sums.get(), 0, sizeof(float) * each * std::max<int64_t>(blocks, 1));
+    clear(sums.get(), sizeof(float) * each * std::max<int64_t>(blocks, 1));
     const Kernels& k = kernels();
     run_blocks(blocks, k.dot_projected_scratch_floats(args, true), [&](int64_t block, float* scratch) {
         k.dot_projected_backward(args, bounds[block], bounds[block + 1], scratch, sums.get() + block * each);
@@ -335,7 +357,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dot_attention_projected_bwd(
     auto take = [&](Tensor& out, int64_t count, int64_t first) {
         float* to = static_cast<float*>(out.mutable_data_ptr());
         for (int64_t r = 0; r < count; r++)
-            std::memcpy(to + r * args.width, sums.get() + (first + r) * wide, sizeof(float) * args.width);
+            copy(to + r * args.width, sums.get() + (first + r) * wide, sizeof(float) * args.width);
     };
     take(grad_w_k, key_rows, 0);
     take(grad_w_v, value_rows, key_rows);

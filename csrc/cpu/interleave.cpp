@@ -27,16 +27,11 @@ struct Lists {
 Lists read_lists(const char* polarity, const Tensor& times, const Tensor& offsets) {
     const std::string times_name = std::string(polarity) + "_times",
                       name = std::string(polarity) + "_offsets";
-    if (!times.is_cpu() || times.dim() != 1) fail(times_name, " is not a [N] tensor on the CPU");
-    if (!offsets.is_cpu() || offsets.scalar_type() != ScalarType::Long || offsets.dim() != 1 ||
-        offsets.size(0) < 1)
+    if (times.dim() != 1) fail(times_name, " has ", times.dim(), " dimensions; expected [N]");
+    if (offsets.scalar_type() != ScalarType::Long || offsets.dim() != 1 || offsets.size(0) < 1)
         fail(name, " is not a [B + 1] int64 tensor on the CPU; convert it with .cpu().long()");
-    Lists lists{polarity,
-                torch::stable::contiguous(times),
-                torch::stable::contiguous(offsets),
-                nullptr,
-                offsets.size(0) - 1,
-                times.size(0)};
+    Lists lists{polarity, as_contiguous(times), as_contiguous(offsets),
+                nullptr,  offsets.size(0) - 1,  times.size(0)};
     const int64_t* at = lists.at = static_cast<const int64_t*>(lists.offsets.const_data_ptr());
     if (at[0] != 0 || at[lists.users] != lists.events)
         fail(name, " run from ", at[0], " to ", at[lists.users], "; expected 0 to ", lists.events,
@@ -194,7 +189,7 @@ std::tuple<Tensor, Tensor, Tensor> interleave(Tensor positive_times, Tensor posi
     if (rule.budget < 0 || rule.n_negative < 0 || rule.n_negative > rule.budget)
         fail("budget is ", rule.budget, " and n_negative ", rule.n_negative,
              "; expected 0 <= n_negative <= budget");
-    Tensor offsets = torch::stable::empty({users + 1}, ScalarType::Long);
+    Tensor offsets = new_tensor({users + 1}, ScalarType::Long);
     int64_t* to = static_cast<int64_t*>(offsets.mutable_data_ptr());
     Layout cost;
     cost.history.users = users;
@@ -204,8 +199,8 @@ std::tuple<Tensor, Tensor, Tensor> interleave(Tensor positive_times, Tensor posi
         to[b + 1] = to[b] + rule.events(positive.count(b), negative.count(b));
         cost.counts[b] = positive.count(b) + negative.count(b);
     }
-    Tensor source = torch::stable::empty({to[users]}, ScalarType::Long),
-           polarity = torch::stable::empty({to[users]}, ScalarType::Byte);
+    Tensor source = new_tensor({to[users]}, ScalarType::Long),
+           polarity = new_tensor({to[users]}, ScalarType::Byte);
     int64_t* places = static_cast<int64_t*>(source.mutable_data_ptr());
     uint8_t* rows = static_cast<uint8_t*>(polarity.mutable_data_ptr());
     const std::vector<int64_t> bounds = cut_blocks(cost, 1, MAX_BLOCKS);

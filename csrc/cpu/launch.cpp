@@ -7,7 +7,9 @@
 #endif
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <limits>
 
 namespace mixpol::cpu {
 
@@ -36,8 +38,7 @@ ScalarType scalar_type(Element element) {
                                       : ScalarType::Half;
 }
 
-void check_cpu_float(const Tensor& tensor, const char* name, Element element) {
-    if (!tensor.is_cpu()) fail(name, " is not on the CPU; move it with .cpu()");
+void check_float(const Tensor& tensor, const Name& name, Element element) {
     if (tensor.scalar_type() == scalar_type(element)) return;
     if (element == Element::f32) fail(name, " is not float32; convert it with .float()");
     fail(name, " is not ", element == Element::bf16 ? "bfloat16" : "float16",
@@ -51,6 +52,30 @@ void widen(const Tensor& from, int64_t* to, int64_t n) {
 }
 
 }  // namespace
+
+std::string unreadable(const Tensor& tensor) {
+    if (!tensor.defined()) return "is missing; expected a tensor";
+    if (!tensor.is_cpu()) return "is not on the CPU; move it with .cpu()";
+    int64_t bytes = 0, *sizes = nullptr, *strides = nullptr, last = tensor.storage_offset();
+    const AtenTensorHandle handle = tensor.get();
+    if (aoti_torch_get_storage_size(handle, &bytes) != AOTI_TORCH_SUCCESS ||
+        aoti_torch_get_sizes(handle, &sizes) != AOTI_TORCH_SUCCESS ||
+        aoti_torch_get_strides(handle, &strides) != AOTI_TORCH_SUCCESS)
+        return "has no rows in memory; expected a dense tensor";
+    const int64_t dims = tensor.dim();
+    for (int64_t i = 0; i < dims; i++) {
+        if (sizes[i] == 0) return "";
+        last += (sizes[i] - 1) * strides[i];
+    }
+    if ((last + 1) * static_cast<int64_t>(tensor.element_size()) <= bytes) return "";
+    return "has shape " + shape_text(tensor) + " and a storage of " + std::to_string(bytes) +
+           " bytes; expected one that holds it: its memory has been released";
+}
+
+int checked_size(int64_t size, const Name& name, const char* what) {
+    if (size > MAX_SIZE) fail(name, " has ", size, " ", what, "; expected at most ", MAX_SIZE);
+    return static_cast<int>(size);
+}
 
 Element element_of(const Tensor& tensor) {
     return tensor.scalar_type() == ScalarType::BFloat16 ? Element::bf16
@@ -82,8 +107,8 @@ Tensor narrowed(const Tensor& floats, Element element) {
     return narrow;
 }
 
-Tensor floats(const Tensor& tensor, const char* name, std::initializer_list<int64_t> sizes, Element element) {
-    check_cpu_float(tensor, name, element);
+Tensor floats(const Tensor& tensor, const Name& name, std::initializer_list<int64_t> sizes, Element element) {
+    check_float(tensor, name, element);
     const auto shape = tensor.sizes();
     bool same = shape.size() == sizes.size();
     const int64_t* at = shape.begin();
@@ -98,21 +123,31 @@ Tensor floats(const Tensor& tensor, const char* name, std::initializer_list<int6
     return widened(as_contiguous(tensor), element);
 }
 
-Tensor float_rows(const Tensor& tensor, const char* name, int64_t width, Element element) {
-    check_cpu_float(tensor, name, element);
+Tensor float_rows(const Tensor& tensor, const Name& name, int64_t width, Element element) {
+    check_float(tensor, name, element);
     if (tensor.dim() < 2 || tensor.size(tensor.dim() - 1) != width)
         fail(name, " has shape ", shape_text(tensor), "; expected rows of ", width, " floats");
     return tensor.stride(tensor.dim() - 1) == 1 || width == 1 ? tensor : as_contiguous(tensor);
 }
 
 Tensor as_contiguous(const Tensor& tensor) {
-    return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+    if (tensor.is_contiguous()) return tensor;
+    try {
+        return torch::stable::contiguous(tensor);
+    } catch (const std::exception&) {  // its own text names a line of torch
+        fail("a contiguous copy of ", tensor.numel(),
+             " values could not be made; expected enough free memory");
+    }
 }
 
 Tensor new_tensor(const std::vector<int64_t>& sizes, ScalarType type) {
     std::vector<int64_t> strides(sizes.size());
     int64_t stride = 1;
-    for (size_t i = sizes.size(); i-- > 0; stride *= std::max<int64_t>(sizes[i], 1)) strides[i] = stride;
+    for (size_t i = sizes.size(); i-- > 0;) {
+        strides[i] = stride;
+        if (__builtin_mul_overflow(stride, std::max<int64_t>(sizes[i], 1), &stride))
+            fail("a tensor of more than 2^63 values would be needed; expected smaller inputs");
+    }
     AtenTensorHandle handle;
     if (aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
                                  torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
@@ -139,6 +174,8 @@ Tensor new_elements(const std::vector<int64_t>& sizes, Element element) {
 }
 
 Buffer allocate(int64_t floats) {
+    constexpr int64_t most = std::numeric_limits<int64_t>::max() / 8;
+    if (floats < 0 || floats > most) fail("out of memory: scratch of more than 2^60 floats");
     size_t bytes = (static_cast<size_t>(floats) * sizeof(float) + 64 + 63) & ~size_t{63};
     void* p = std::aligned_alloc(64, bytes);
     if (!p) fail("out of memory: ", bytes, " bytes of scratch");
@@ -156,8 +193,11 @@ Layout read_layout(int64_t users, const std::vector<int64_t>& token_shape, const
     Layout layout;
     History& history = layout.history;
     history.users = users;
+    if (users < 0 || users > MAX_USERS)
+        fail("the batch has ", users, " users; expected 0 ... ", MAX_USERS,
+             ", and offsets with one entry more");
     auto index = [&](const Tensor& tensor, const char* name, int64_t size) {
-        if (!tensor.is_cpu() || tensor.scalar_type() != ScalarType::Long)
+        if (tensor.scalar_type() != ScalarType::Long)
             fail(name, " is not an int64 tensor on the CPU; convert it with .cpu().long()");
         if (tensor.dim() != 1 || tensor.size(0) != size)
             fail(name, " has shape ", shape_text(tensor), "; expected [", size, "]");
@@ -195,7 +235,7 @@ Layout read_layout(int64_t users, const std::vector<int64_t>& token_shape, const
             layout.counts[b] = n;
         }
     } else if (mask) {
-        if (!mask->is_cpu() || mask->scalar_type() != ScalarType::Bool)
+        if (mask->scalar_type() != ScalarType::Bool)
             fail("mask is not a bool tensor on the CPU; convert it with .cpu().bool()");
         if (mask->dim() != 2 || mask->size(0) != users || mask->size(1) != history.length)
             fail("mask has shape ", shape_text(*mask), "; expected [", users, ", ", history.length, "]");
@@ -212,8 +252,34 @@ Layout read_layout(int64_t users, const std::vector<int64_t>& token_shape, const
     return layout;
 }
 
-Ids::Ids(const Tensor& ids, const char* name, int64_t rows, const Layout& layout) {
-    if (!ids.is_cpu()) fail(name, " is not on the CPU; move it with .cpu()");
+bool Layout::any_empty() const { return std::find(counts.begin(), counts.end(), 0) != counts.end(); }
+
+bool Layout::all_empty() const {
+    return std::all_of(counts.begin(), counts.end(), [](int64_t n) { return n == 0; });
+}
+
+Tensor without_empty(const Tensor& target, const Layout& layout, int64_t row_floats) {
+    const float* from = static_cast<const float*>(target.const_data_ptr());
+    auto finite = [&](size_t user) {
+        const float *row = from + user * row_floats, *end = row + row_floats;
+        return std::all_of(row, end, [](float x) { return std::isfinite(x); });
+    };
+    bool all = true;
+    for (size_t b = 0; all && b < layout.counts.size(); b++) all = layout.counts[b] > 0 || finite(b);
+    if (all) return target;
+    Tensor clean = new_floats(sizes_of(target));
+    copy(clean.mutable_data_ptr(), from, sizeof(float) * target.numel());
+    clear_empty(clean.mutable_data_ptr(), layout, sizeof(float) * row_floats);
+    return clean;
+}
+
+void clear_empty(void* rows, const Layout& layout, int64_t row_bytes) {
+    for (size_t b = 0; b < layout.counts.size(); b++)
+        if (layout.counts[b] == 0) clear(static_cast<char*>(rows) + b * row_bytes, row_bytes);
+}
+
+Ids::Ids(const Tensor& ids, const Name& name, int64_t rows, const Layout& layout) {
+    if (rows < 0) fail("the table of ", name, " has ", rows, " rows; expected 0 or more");
     const History& history = layout.history;
     if (ids.numel() != history.tokens)
         fail(name, " has shape ", shape_text(ids), "; expected one id for each of ", history.tokens,
@@ -296,7 +362,7 @@ Unit read_unit(int64_t width, const std::vector<Tensor>& weights, const std::vec
     Unit unit;
     ActivationUnit& args = unit.args;
     args = {};
-    const int64_t given = static_cast<int64_t>(weights.size()), layers = given - output;
+    const int64_t given = unit.given = static_cast<int64_t>(weights.size()), layers = given - output;
     if (layers < 1 || layers > MAX_HIDDEN || static_cast<int64_t>(biases.size()) != given)
         fail("the activation unit has ", weights.size(), " weights and ", biases.size(),
              " biases; expected one to ", MAX_HIDDEN, " hidden layers",
@@ -309,21 +375,24 @@ Unit read_unit(int64_t width, const std::vector<Tensor>& weights, const std::vec
     if (static_cast<int64_t>(slopes.size()) != (rows ? activated : 0))
         fail("slopes has ", slopes.size(), " entries; expected ", rows ? activated : 0,
              ": one per activated layer for prelu and both dices, else none");
-    args.width = static_cast<int>(width);
+    args.width = checked_size(width, "target", "columns");
     args.layers = static_cast<int>(layers);
-    auto keep = [&](const Tensor& tensor, const char* name, std::initializer_list<int64_t> sizes) {
+    auto keep = [&](const Tensor& tensor, const Name& name, std::initializer_list<int64_t> sizes) {
         unit.alive.push_back(floats(tensor, name, sizes, element));
         return static_cast<const float*>(unit.alive.back().const_data_ptr());
     };
     int64_t inputs = 4 * width;
     for (int64_t i = 0; i < given; i++) {
         int64_t units = i == layers ? 1 : weights[i].dim() == 2 ? weights[i].size(0) : -1;
-        args.weight[i] = keep(weights[i], "a weight of the activation unit", {units, inputs});
-        args.bias[i] = keep(biases[i], "a bias of the activation unit", {units});
-        if (i < layers) args.units[i] = static_cast<int>(units);
+        args.weight[i] = keep(weights[i], {"weights", i}, {units, inputs});
+        if (units == 0)
+            fail("weights[", i, "] has shape ", shape_text(weights[i]),
+                 "; expected at least one hidden unit");
+        args.bias[i] = keep(biases[i], {"biases", i}, {units});
+        if (i < layers) args.units[i] = checked_size(units, {"weights", i}, "rows");
         if (i < static_cast<int64_t>(slopes.size()))
-            args.slope[i] =
-                rows == 1 ? keep(slopes[i], "a slope", {units}) : keep(slopes[i], "a slope", {rows, units});
+            args.slope[i] = rows == 1 ? keep(slopes[i], {"slopes", i}, {units})
+                                      : keep(slopes[i], {"slopes", i}, {rows, units});
         inputs = units;
     }
     for (const auto* list : {&weights, &biases, &slopes})
@@ -335,8 +404,8 @@ void read_dropout(ActivationUnit& unit, double p, const OptionalTensor& seed) {
     if (p == 0) return;
     if (!(p > 0 && p < 1)) fail("dropout is ", p, "; expected 0 <= dropout < 1");
     if (!seed) fail("seed is missing; dropout ", p, " needs one");
-    if (seed->numel() != 1 || seed->scalar_type() != ScalarType::Long || !seed->is_cpu())
-        fail("seed has ", seed->numel(), " values; expected one int64 on the CPU");
+    if (seed->numel() != 1 || seed->scalar_type() != ScalarType::Long)
+        fail("seed has ", seed->numel(), " values; expected one int64");
     const auto value = static_cast<uint64_t>(*static_cast<const int64_t*>(seed->const_data_ptr()));
     unit.dropout = {true, math::dropout_call(value), static_cast<int>(p * (1 << math::DROPOUT_BITS)),
                     static_cast<float>(1 / (1 - p))};
@@ -346,8 +415,8 @@ std::vector<Tensor> Unit::new_gradients(UnitGradients& out) const {
     std::vector<Tensor> grads;
     out = {};
     for (const Tensor& p : parameters) grads.push_back(new_floats(sizes_of(p)));
-    const int layers = args.layers, given = layers + (args.weight[layers] != nullptr);
-    for (int i = 0; i < given; i++) {
+    const int layers = args.layers;
+    for (int64_t i = 0; i < given; i++) {
         out.weight[i] = static_cast<float*>(grads[i].mutable_data_ptr());
         out.bias[i] = static_cast<float*>(grads[given + i].mutable_data_ptr());
         if (i < layers && args.slope[i])
@@ -361,7 +430,7 @@ FusionInputs read_fusion(int64_t width, const OptionalTensor& polarity, const Op
                          const OptionalTensor& extra_table, const Layout& layout, Element element) {
     FusionInputs inputs;
     PolarityFusion& args = inputs.args;
-    args.width = static_cast<int>(width);
+    args.width = checked_size(width, "target", "columns");
     if (extra_ids.has_value() != extra_table.has_value() || (extra_table && !table))
         fail("extra_ids and extra_table come together, and need a polarity table");
     if (!table) return inputs;
@@ -369,19 +438,19 @@ FusionInputs read_fusion(int64_t width, const OptionalTensor& polarity, const Op
     if (!gate.empty() && gate.size() != 3)
         fail("gate has ", gate.size(), " tensors; expected W_g, b_g and W_t");
     args.kind = gate.empty() ? Fusion::bias : Fusion::tapf;
-    auto keep = [&](const Tensor& tensor, const char* name, std::initializer_list<int64_t> sizes) {
+    auto keep = [&](const Tensor& tensor, const Name& name, std::initializer_list<int64_t> sizes) {
         inputs.alive.push_back(floats(tensor, name, sizes, element));
         return static_cast<const float*>(inputs.alive.back().const_data_ptr());
     };
     args.table = keep(*table, "polarity_table", {-1, width});
-    args.rows = static_cast<int>(table->size(0));
+    args.rows = checked_size(table->size(0), "polarity_table", "rows");
     inputs.polarity = Ids(*polarity, "polarity", args.rows, layout);
     args.polarity = inputs.polarity.data();
     args.sign = keep(sign, "sign", {args.rows});
     if (extra_table) {
         inputs.has_extra = true;
         args.extra_table = keep(*extra_table, "extra_table", {-1, width});
-        args.extra_rows = static_cast<int>(extra_table->size(0));
+        args.extra_rows = checked_size(extra_table->size(0), "extra_table", "rows");
         inputs.extra = Ids(*extra_ids, "extra_ids", args.extra_rows, layout);
         args.extra = inputs.extra.data();
     }
@@ -459,7 +528,7 @@ FusionSums BlockSums::fusion(const Pass& pass, int64_t block) const {
 }
 
 void BlockSums::clear(int64_t block) const {
-    std::memset(memory.get() + block * floats, 0, sizeof(float) * floats);
+    mixpol::cpu::clear(memory.get() + block * floats, sizeof(float) * floats);
 }
 
 }  // namespace mixpol::cpu

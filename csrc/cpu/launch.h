@@ -8,6 +8,8 @@
 
 #include <atomic>
 #include <cstdlib>
+#include <cstring>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <sstream>
@@ -35,6 +37,34 @@ template <class... Parts>
     throw std::runtime_error(text.str());
 }
 
+// The name of an argument, or of an entry of a list.
+struct Name {
+    const char* text;
+    int64_t entry = -1;
+    Name(const char* text, int64_t entry = -1) : text(text), entry(entry) {}
+};
+inline std::ostream& operator<<(std::ostream& out, const Name& name) {
+    out << name.text;
+    return name.entry < 0 ? out : out << "[" << name.entry << "]";
+}
+
+// Why a tensor's values cannot be read; empty if they can: it is there, on the CPU, and its storage holds all
+// of them (that of sharded parameters is released between steps). csrc/register.cpp asks it of every
+// argument.
+std::string unreadable(const Tensor& tensor);
+
+// A size as the kernels count it: they multiply a few of them as int.
+constexpr int64_t MAX_SIZE = 1 << 26, MAX_USERS = 1 << 28;
+int checked_size(int64_t size, const Name& name, const char* what);
+
+// memset and memcpy that take null for nothing: torch has it for empty tensors.
+inline void clear(void* to, int64_t bytes) {
+    if (bytes > 0) std::memset(to, 0, bytes);
+}
+inline void copy(void* to, const void* from, int64_t bytes) {
+    if (bytes > 0) std::memcpy(to, from, bytes);
+}
+
 // What a tensor stores; float32, which the checks below then ask for, if it is none of the three.
 Element element_of(const Tensor& tensor);
 
@@ -45,12 +75,12 @@ Tensor widened(const Tensor& tensor, Element element);
 Tensor narrowed(const Tensor& floats, Element element);
 
 // A tensor of `element` on the CPU with the given sizes (-1: any), in float32: itself, or a contiguous copy.
-Tensor floats(const Tensor& tensor, const char* name, std::initializer_list<int64_t> sizes,
+Tensor floats(const Tensor& tensor, const Name& name, std::initializer_list<int64_t> sizes,
               Element element = Element::f32);
 
 // The same, for rows that may lie at any stride: only the last dimension is made contiguous, and they stay
 // what they are.
-Tensor float_rows(const Tensor& tensor, const char* name, int64_t width, Element element = Element::f32);
+Tensor float_rows(const Tensor& tensor, const Name& name, int64_t width, Element element = Element::f32);
 
 // The tensor itself if it is contiguous: the copying op goes through the dispatcher by name, which costs more
 // than a short history's attention.
@@ -74,9 +104,18 @@ struct Layout {
     History history;
     std::vector<int64_t> counts;  // kept tokens a user
     std::vector<Tensor> alive;
+    bool any_empty() const;  // a user without a token
+    bool all_empty() const;
 };
 Layout read_layout(int64_t users, const std::vector<int64_t>& token_shape, const OptionalTensor& offsets,
                    const OptionalTensor& lengths, const OptionalTensor& mask);
+
+// Contract 5: whatever an empty history's target holds, NaN included, reaches no sum. `target` is float32 and
+// contiguous, with `row_floats` for each user: itself, or a copy with zeros for those users.
+Tensor without_empty(const Tensor& target, const Layout& layout, int64_t row_floats);
+
+// The same of what was computed for them: zeros in rows of `row_bytes`, a user each.
+void clear_empty(void* rows, const Layout& layout, int64_t row_bytes);
 
 std::vector<int64_t> sizes_of(const Tensor& tensor);
 
@@ -84,7 +123,7 @@ std::vector<int64_t> sizes_of(const Tensor& tensor);
 class Ids {
  public:
     Ids() = default;
-    Ids(const Tensor& ids, const char* name, int64_t rows, const Layout& layout);
+    Ids(const Tensor& ids, const Name& name, int64_t rows, const Layout& layout);
     const int64_t* data() const { return data_; }
 
  private:
@@ -126,6 +165,7 @@ struct Unit {
     ActivationUnit args;
     std::vector<Tensor> alive;
     std::vector<Tensor> parameters;  // weights, biases, slopes as given
+    int64_t given = 0;               // weights, the output layer's included
     std::vector<Tensor> new_gradients(UnitGradients& out) const;
 };
 Unit read_unit(int64_t width, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,

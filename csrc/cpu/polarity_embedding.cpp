@@ -18,6 +18,9 @@ constexpr int64_t RUN =
 Layout read_ids_layout(const Tensor& ids, const OptionalTensor& offsets, const OptionalTensor& lengths,
                        const OptionalTensor& mask) {
     std::vector<int64_t> shape = sizes_of(ids);
+    if (shape.empty() || shape.size() > 2)
+        fail("ids has ", shape.size(), " dimensions; expected [N] or [B, L]");
+    if (offsets && offsets->dim() != 1) fail("offsets has ", offsets->dim(), " dimensions; expected [B + 1]");
     if (shape.size() == 1 && !offsets) shape = {1, shape[0]};  // no layout: every position is kept
     int64_t users = offsets ? offsets->size(0) - 1 : shape[0];
     return read_layout(users, shape, offsets, lengths, mask);
@@ -59,7 +62,7 @@ Segments sort_by_id(const Layout& layout, const int64_t* ids, int64_t rows) {
     } else {  // a table much larger than the batch: radix sort, 11 bits at a time
         std::vector<int64_t> other(kept);
         s.order = positions;
-        for (int shift = 0; rows >> shift; shift += 11) {
+        for (int shift = 0; shift < 63 && rows >> shift; shift += 11) {
             int64_t at[2049] = {};
             for (int64_t p : s.order) at[((ids[p] >> shift) & 2047) + 1]++;
             for (int i = 0; i < 2048; i++) at[i + 1] += at[i];
@@ -129,10 +132,14 @@ void sum_segments(const Segments& s, const Tensor& grad_tokens, const Out& out) 
 Segments read_segments(const Tensor& ids, const Tensor& grad_tokens, const OptionalTensor& offsets,
                        const OptionalTensor& lengths, const OptionalTensor& mask, int64_t table_rows,
                        Layout& layout) {
+    if (table_rows < 0) fail("table_rows was ", table_rows, "; expected 0 or more, the rows of the table");
     layout = read_ids_layout(ids, offsets, lengths, mask);
-    if (grad_tokens.dim() != ids.dim() + 1 ||
-        grad_tokens.numel() != ids.numel() * grad_tokens.size(ids.dim()))
+    std::vector<int64_t> shape = sizes_of(grad_tokens);
+    const int64_t width = shape.empty() ? 0 : shape.back();
+    if (!shape.empty()) shape.pop_back();
+    if (grad_tokens.dim() < 1 || shape != sizes_of(ids))
         fail("grad_tokens does not have the shape of ids and a last dimension");
+    checked_size(width, "grad_tokens", "columns");
     Ids checked(ids, "ids", table_rows, layout);
     return sort_by_id(layout, checked.data(), table_rows);
 }
@@ -144,7 +151,12 @@ Tensor polarity_embedding_fwd(Tensor item_ids, Tensor polarity, Tensor item_tabl
                               OptionalTensor lengths, OptionalTensor mask) {
     if (extra_ids.has_value() != extra_table.has_value()) fail("extra_ids and extra_table come together");
     Layout layout = read_ids_layout(item_ids, offsets, lengths, mask);
-    const int64_t width = item_table.dim() == 2 ? item_table.size(1) : -1;
+    for (const auto& [table, name] :
+         {std::pair{&item_table, "item_table"}, {&polarity_table, "polarity_table"}})
+        if (table->dim() != 2) fail(name, " has ", table->dim(), " dimensions; expected [rows, D]");
+    if (extra_table && extra_table->dim() != 2)
+        fail("extra_table has ", extra_table->dim(), " dimensions; expected [R, D]");
+    const int64_t width = checked_size(item_table.size(1), "item_table", "columns");
     Tensor items = float_rows(item_table, "item_table", width);
     Tensor polarities = float_rows(polarity_table, "polarity_table", width);
     Ids item(item_ids, "item_ids", items.size(0), layout),
@@ -169,7 +181,7 @@ Tensor polarity_embedding_fwd(Tensor item_ids, Tensor polarity, Tensor item_tabl
             bool pad = padded && (history.mask ? !history.mask[p]
                                                : p % history.length >= history.lengths[p / history.length]);
             if (pad) {
-                std::memset(out + p * width, 0, sizeof(float) * width);
+                clear(out + p * width, sizeof(float) * width);
             } else {
                 k.gather_sum(out + p * width, item_rows + item.data()[p] * item_stride,
                              polarity_rows + row.data()[p] * polarity_stride, static_cast<int>(width));
@@ -188,7 +200,7 @@ Tensor table_grad_dense(Tensor ids, Tensor grad_tokens, OptionalTensor offsets, 
     Tensor grad = new_floats({table_rows, width});
     float* out = static_cast<float*>(grad.mutable_data_ptr());
     torch::stable::parallel_for(0, table_rows, 4096, [&](int64_t begin, int64_t end) {
-        std::memset(out + begin * width, 0, sizeof(float) * (end - begin) * width);
+        clear(out + begin * width, sizeof(float) * (end - begin) * width);
     });
     sum_segments(s, grad_tokens, [&](int64_t segment) { return out + s.ids[segment] * width; });
     return grad;
@@ -202,7 +214,7 @@ std::tuple<Tensor, Tensor> table_grad_sparse(Tensor ids, Tensor grad_tokens, Opt
     const int64_t width = grad_tokens.size(grad_tokens.dim() - 1),
                   unique = static_cast<int64_t>(s.ids.size());
     Tensor index = new_tensor({unique}, ScalarType::Long), rows = new_floats({unique, width});
-    if (unique) std::memcpy(index.mutable_data_ptr(), s.ids.data(), sizeof(int64_t) * unique);
+    copy(index.mutable_data_ptr(), s.ids.data(), sizeof(int64_t) * unique);
     float* out = static_cast<float*>(rows.mutable_data_ptr());
     sum_segments(s, grad_tokens, [&](int64_t segment) { return out + segment * width; });
     return {index, rows};

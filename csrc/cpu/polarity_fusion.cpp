@@ -41,6 +41,7 @@ Inputs read(const Tensor& target, const Tensor& tokens, const Tensor& polarity, 
     Inputs in;
     in.alive.push_back(floats(target, "target", {-1, -1}));
     in.users = target.size(0), in.width = target.size(1);
+    checked_size(in.width, "target", "columns");
     in.target = static_cast<const float*>(in.alive.back().const_data_ptr());
     in.rows = in.rows_of(tokens, "tokens");
     std::vector<int64_t> shape = sizes_of(tokens);
@@ -81,6 +82,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> polarity_fusion_
     in.fill(args);
     if (sizes_of(grad_fused) != sizes_of(tokens)) fail("grad_fused does not have the shape of tokens");
     args.grad_fused = in.rows_of(grad_fused, "grad_fused");
+    const bool some_empty = in.layout.any_empty();
+    std::optional<Tensor> clean;
+    if (some_empty) {
+        clean = without_empty(in.alive.front(), in.layout, in.width);
+        args.target = static_cast<const float*>(clean->const_data_ptr());
+    }
     Packed packed = pack(args, false, true);
     Tensor grad_target = new_floats({in.users, in.width}), grad_tokens = new_floats(sizes_of(tokens));
     FusionGradients gradients;
@@ -99,6 +106,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> polarity_fusion_
     });
     add_blocks(sums.memory.get(), sums.blocks, sums.floats);
     k.unfold_fusion(args.fusion, sums.fusion(args, 0), gradients);
+    if (some_empty) clear_empty(args.grad_target, in.layout, sizeof(float) * in.width);
     return {grad_target, grad_tokens, grad_table, grad_extra, grad_gate};
 }
 

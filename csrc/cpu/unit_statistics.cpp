@@ -27,8 +27,9 @@ Inputs read(const Tensor& target, const Tensor& history, const OptionalTensor& o
     in.target_shape = sizes_of(target);
     const bool many = in.target_shape.size() == 3;
     in.alive.push_back(many ? floats(target, "target", {-1, -1, -1}) : floats(target, "target", {-1, -1}));
-    const int64_t users = in.target_shape.front(), candidates = many ? in.target_shape[1] : 1,
-                  width = in.target_shape.back();
+    const int64_t users = in.target_shape.front(),
+                  candidates = many ? checked_size(in.target_shape[1], "target", "candidates") : 1,
+                  width = checked_size(in.target_shape.back(), "target", "columns");
     Tensor tokens = float_rows(history, "history", width);
     std::vector<int64_t> token_shape = sizes_of(tokens);
     token_shape.pop_back();
@@ -62,7 +63,7 @@ double statistics_rows(const Layout& layout, int64_t candidates, int64_t pad_to)
         if (pad_to >= 0 && kept > pad_to)
             fail("pad_to is ", pad_to, " and user ", b, " has ", kept,
                  " tokens; expected at least the longest history");
-        rows += static_cast<double>((pad_to < 0 ? kept : pad_to) * candidates);
+        rows += static_cast<double>(pad_to < 0 ? kept : pad_to) * static_cast<double>(candidates);
     }
     return rows;
 }
@@ -74,7 +75,7 @@ void batch_statistics(StatisticsPass& pass, const Layout& layout, float* to_mean
     const std::vector<int64_t> bounds = cut_blocks(layout, pass.candidates, BLOCKS);
     const int64_t blocks = static_cast<int64_t>(bounds.size()) - 1;
     Buffer memory = allocate(3 * wide * std::max<int64_t>(blocks, 1));
-    std::memset(memory.get(), 0, sizeof(float) * 3 * wide * blocks);
+    clear(memory.get(), sizeof(float) * 3 * wide * blocks);
     std::vector<Moments> moments;
     for (int64_t b = 0; b < blocks; b++) {
         float* const at = memory.get() + 3 * wide * b;
@@ -127,7 +128,7 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> unit_statistics_bwd(
            by_variance = floats(grad_variance, "grad_variance", {units}),
            center = floats(mean, "mean", {units}), rest = floats(mean_rest, "mean_rest", {units});
     Buffer memory = allocate(3 * wide);
-    std::memset(memory.get(), 0, sizeof(float) * 3 * wide);
+    clear(memory.get(), sizeof(float) * 3 * wide);
     const auto at = [](const Tensor& tensor, int64_t h) {
         return double{static_cast<const float*>(tensor.const_data_ptr())[h]};
     };
@@ -139,13 +140,25 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> unit_statistics_bwd(
     }
     pass.mean = memory.get(), pass.grad_mean = memory.get() + wide,
     pass.grad_square = memory.get() + 2 * wide;
+    const bool some_empty = pad_to < 0 && in.layout.any_empty();  // pads meet the target
+    const int64_t row = pass.candidates * int64_t{pass.width};
+    std::optional<Tensor> clean;
+    if (some_empty) {
+        clean = without_empty(in.alive.front(), in.layout, row);
+        pass.target = static_cast<const float*>(clean->const_data_ptr());
+    }
     Packed packed = pack(pass, true, true);
     Tensor grad_target = new_floats(in.target_shape), grad_history = new_floats(sizes_of(history));
     pass.grad_target = static_cast<float*>(grad_target.mutable_data_ptr());
     pass.grad_tokens = static_cast<float*>(grad_history.mutable_data_ptr());
     UnitGradients gradients;
     std::vector<Tensor> parameters = in.unit.new_gradients(gradients);
-    if (pass.candidates == 0) std::memset(pass.grad_tokens, 0, sizeof(float) * grad_history.numel());
+    if (pass.candidates == 0 || (pad_to < 0 && in.layout.all_empty())) {  // nothing for a kernel to visit
+        for (Tensor* grad : {&grad_target, &grad_history})
+            clear(grad->mutable_data_ptr(), sizeof(float) * grad->numel());
+        for (Tensor& grad : parameters) clear(grad.mutable_data_ptr(), sizeof(float) * grad.numel());
+        return {grad_target, grad_history, parameters};
+    }
     const std::vector<int64_t> bounds = cut_blocks(in.layout, pass.candidates, BLOCKS);
     const int64_t blocks = static_cast<int64_t>(bounds.size()) - 1;
     const BlockSums sums = new_sums(pass, true, std::max<int64_t>(blocks, 1));
@@ -157,6 +170,7 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> unit_statistics_bwd(
     });
     add_blocks(sums.memory.get(), sums.blocks, sums.floats);
     k.unfold_unit(pass.unit, sums.unit(pass, 0), false, gradients);
+    if (some_empty) clear_empty(pass.grad_target, in.layout, sizeof(float) * row);
     return {grad_target, grad_history, parameters};
 }
 

@@ -22,6 +22,7 @@ from mixpol_kernels.ops.dot_target_attention.autograd import (
     projected_forward,
 )
 from mixpol_kernels.ops.dot_target_attention.triton import support
+from mixpol_kernels.ops.target_attention.reference import masked
 
 
 @accepts_jagged("history")
@@ -176,7 +177,9 @@ def _fused(
     if not (triton or projecting or return_weights or backends.needs_grad(target, history, w_q, w_k, w_v, w_o)):
         out = infer(target, history, *where.canonical(), w_q, w_k, w_v, w_o, heads, scale, top_k)
         return out, out
-    queries = target if w_q is None else F.linear(target, w_q)
+    occupied = None if w_q is w_k is w_v is w_o is None else where.occupied()
+    target = masked(target, occupied)
+    queries = target if w_q is None else masked(F.linear(target, w_q), occupied)
     queries = queries if scale == 1 else queries * scale
     rows = queries.unflatten(-1, (heads, queries.shape[-1] // heads))
     if projecting:
@@ -185,7 +188,7 @@ def _fused(
         else:
             pooled, _ = projected_forward(rows, history, *where.canonical(), w_k, w_v)
         out = pooled.flatten(2)
-        return out if w_o is None else F.linear(out, w_o), out
+        return out if w_o is None else masked(F.linear(out, w_o), occupied), out
     if w_k is not None:  # [B, M, A] to [B, M, H, D]
         rows = _by_head(rows, w_k.unflatten(0, (heads, w_k.shape[0] // heads)))
     sliced = heads > 1 and w_k is None
@@ -197,8 +200,8 @@ def _fused(
         pooled, _, weights = ops(triton)[0](rows, history, *where.canonical(), sliced, top_k, return_weights)
     if w_v is not None:
         pooled = _by_head(pooled, w_v.unflatten(0, (heads, w_v.shape[0] // heads)).transpose(1, 2))
-    out = pooled.flatten(2)
-    return out if w_o is None else F.linear(out, w_o), weights
+    out = pooled.flatten(2) if w_v is None else masked(pooled.flatten(2), occupied)
+    return out if w_o is None else masked(F.linear(out, w_o), occupied), weights
 
 
 def _by_head(rows: Tensor, weights: Tensor) -> Tensor:

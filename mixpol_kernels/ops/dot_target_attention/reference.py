@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mixpol_kernels.ops.target_attention.reference import masked, with_tokens
+
 
 def dot_target_attention(
     target: Tensor,
@@ -35,12 +37,14 @@ def dot_target_attention(
     Returns:
         attended [B, M, outputs] and attention weights [T, M, H].
     """
-    if keep is not None:  # whatever stands in the pads, NaN included, must not leak
-        tokens = torch.where(keep[:, None], tokens, torch.zeros_like(tokens))
-    queries = _heads(target, w_q, num_heads)
-    keys, values = _heads(tokens, w_k, num_heads), _heads(tokens, w_v, num_heads)
+    batch = target.shape[0]
+    # Whatever stands in the pads, in the target of an empty history and in the weights, NaN included, must not leak.
+    occupied = with_tokens(user, keep, batch)
+    target, tokens = masked(target, occupied), masked(tokens, keep)
+    queries = _heads(target, w_q, num_heads, occupied)
+    keys, values = _heads(tokens, w_k, num_heads, keep), _heads(tokens, w_v, num_heads, keep)
     attended, weights = attend(queries, keys, values, user, keep, scale, top_k)
-    return attended if w_o is None else F.linear(attended, w_o), weights
+    return attended if w_o is None else masked(F.linear(masked(attended, occupied), w_o), occupied), weights
 
 
 def attend(
@@ -93,7 +97,7 @@ def best_tokens(scores: Tensor, user: Tensor, users: int, top_k: int) -> Tensor:
     return torch.zeros_like(scores, dtype=torch.bool).scatter(0, order, rank < top_k)
 
 
-def _heads(rows: Tensor, weight: Tensor | None, num_heads: int) -> Tensor:
-    """[..., D] to [..., H, width of a head], projected if there is a weight."""
-    projected = rows if weight is None else F.linear(rows, weight)
+def _heads(rows: Tensor, weight: Tensor | None, num_heads: int, keep: Tensor | None) -> Tensor:
+    """[..., D] to [..., H, width of a head], projected if there is a weight; zeros where `keep` is False."""
+    projected = rows if weight is None else masked(F.linear(rows, weight), keep)
     return projected.view(*projected.shape[:-1], num_heads, projected.shape[-1] // num_heads)

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mixpol_kernels.ops.target_attention.reference import masked, with_tokens
+
 
 def polarity_fusion(
     target: Tensor,
@@ -33,11 +35,10 @@ def polarity_fusion(
         extra_ids: [T] integer rows of the extra table, or None.
         extra_table: [R, D], or None.
     """
-    x = tokens[:, None, :]
-    if keep is not None:
-        x = torch.where(keep[:, None, None], x, torch.zeros_like(x))
-        if polarity is not None:
-            polarity = torch.where(keep, polarity, torch.zeros_like(polarity))
+    occupied = with_tokens(user, keep, len(target))
+    target, x = masked(target, occupied), masked(tokens[:, None, :], keep)
+    if keep is not None and polarity is not None:
+        polarity = torch.where(keep, polarity, torch.zeros_like(polarity))
     fused = x.expand(-1, target.shape[1], -1)
     if polarity_table is not None and polarity is not None:
         rows = polarity.long()
@@ -48,12 +49,11 @@ def polarity_fusion(
             inputs = x * t
             if gate_weight.shape[1] != t.shape[-1]:
                 inputs = torch.cat([x.expand_as(t), t, inputs], dim=-1)
-            g = torch.sigmoid(F.linear(inputs, gate_weight, gate_bias))
-            fused = fused + sign[rows][:, None, None] * g * F.linear(target, target_weight)[user]
+            g = torch.sigmoid(masked(F.linear(masked(inputs, keep), gate_weight, gate_bias), keep))
+            pull = masked(F.linear(target, target_weight), occupied)
+            fused = fused + masked(sign[rows][:, None, None] * g * pull[user], keep)
     if extra_table is not None and extra_ids is not None:
         if keep is not None:
             extra_ids = torch.where(keep, extra_ids, torch.zeros_like(extra_ids))
         fused = fused + extra_table[extra_ids.long()][:, None, :]
-    if keep is not None:
-        fused = torch.where(keep[:, None, None], fused, torch.zeros_like(fused))
-    return fused
+    return masked(fused, keep)

@@ -79,6 +79,20 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
+def masked(rows: Tensor, keep: Tensor | None) -> Tensor:
+    """`rows` [n, ...], with zeros where `keep` [n] is False, in the gradient too: NaN times zero would be NaN."""
+    if keep is None:
+        return rows
+    keep = keep.to(rows.device)
+    return torch.where(keep.view(-1, *[1] * (rows.dim() - 1)), rows, torch.zeros_like(rows))
+
+
+def with_tokens(user: Tensor, keep: Tensor | None, batch: int) -> Tensor:
+    """[B] bool: which users have a token, of tokens that name their user."""
+    ones = torch.ones_like(user) if keep is None else keep.to(user.dtype)
+    return torch.zeros(batch, dtype=user.dtype, device=user.device).index_add(0, user, ones) > 0
+
+
 def activation_unit(
     target: Tensor,
     tokens: Tensor,
@@ -87,13 +101,18 @@ def activation_unit(
     slopes: Sequence[Tensor],
     activation: str,
     drop: Callable[[Tensor, int], Tensor] | None = None,
+    keep: Tensor | None = None,
 ) -> Tensor:
-    """Raw scores of the DIN activation unit for matching rows: target and tokens [..., D] to [...]."""
+    """Raw scores of the DIN activation unit for matching rows: target and tokens [n, ..., D] to [n, ...].
+
+    `keep` [n]: what is not kept does not reach a gradient.
+    """
     h = torch.cat([target, tokens, target - tokens, target * tokens], dim=-1)
     for i, (weight, bias) in enumerate(zip(weights[:-1], biases[:-1], strict=True)):
-        h = activate(F.linear(h, weight, bias), activation, slopes[i] if slopes else None)
+        h = masked(F.linear(masked(h, keep), weight, bias), keep)
+        h = activate(h, activation, slopes[i] if slopes else None)
         h = h if drop is None else drop(h, i)
-    return F.linear(h, weights[-1], biases[-1]).squeeze(-1)
+    return masked(F.linear(masked(h, keep), weights[-1], biases[-1]).squeeze(-1), keep)
 
 
 def target_attention(
@@ -127,11 +146,11 @@ def target_attention(
     batch, candidates, width = target.shape
     if tokens.dim() == 2:
         tokens = tokens[:, None, :]
-    if keep is not None:  # whatever stands in the pads, NaN included, must not leak
-        tokens = torch.where(keep[:, None, None], tokens, torch.zeros_like(tokens))
+    # Whatever stands in the pads and in the target of an empty history, NaN included, must not leak.
+    target, tokens = masked(target, with_tokens(user, keep, batch)), masked(tokens, keep)
     tokens = tokens.expand(-1, candidates, width)
     drop = token_dropout(dropout, seed, user, keep, batch, candidates)
-    scores = activation_unit(target[user], tokens, weights, biases, slopes, activation, drop)
+    scores = activation_unit(target[user], tokens, weights, biases, slopes, activation, drop, keep)
     return pool(scores, tokens, user, keep, batch, normalize)
 
 

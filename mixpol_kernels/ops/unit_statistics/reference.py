@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mixpol_kernels.ops.target_attention.reference import activate, token_dropout
+from mixpol_kernels.ops.target_attention.reference import activate, masked, token_dropout, with_tokens
 
 
 def unit_statistics(
@@ -40,6 +40,8 @@ def unit_statistics(
     batch, candidates, width = target.shape
     if keep is not None:
         tokens, user = tokens[keep], user[keep]
+    if pads is None:  # the target of an empty history, NaN included, must not leak
+        target = masked(target, with_tokens(user, None, batch))
     rows = tokens[:, None, :].expand(-1, candidates, width)
     targets = target[user]
     drop = token_dropout(dropout, seed, user, None, batch, candidates)

@@ -13,6 +13,7 @@ from mixpol_kernels.checks import check_range
 from mixpol_kernels.history import Layout
 from mixpol_kernels.library import INTERPRETING
 from mixpol_kernels.ops.polarity_fusion.triton import configs, kernels, support
+from mixpol_kernels.ops.target_attention.reference import masked
 from mixpol_kernels.ops.triton import devices, shared
 
 # Programs of the backward, each with a slab of sums. A fixed number: bits depend on the inputs, not on the machine.
@@ -84,6 +85,9 @@ def backward(
     Raises:
         ValueError: a gradient of another shape or dtype than the fused tokens.
     """
+    positions = tokens.shape[:-1] if items is None else items.shape
+    occupied = Layout(target.shape[0], tuple(positions), offsets, lengths, mask).occupied()
+    target = masked(target, occupied)  # the kernels multiply by zero what an empty history's target holds
     call = _Call(
         target, tokens, items, polarity, polarity_table, sign, gate, extra_ids, extra_table, offsets, lengths, mask
     )
@@ -125,6 +129,7 @@ def backward(
         blocks = [found[name].view(width, width) for name in ("x", "q", "p") if name in found]
         grads = [torch.cat(blocks, 1), found["bias"], found["pull"].view(width, width)]
         grads = [grad.to(p.dtype, copy=True) for grad, p in zip(grads, gate, strict=True)]
+    grad_target = masked(grad_target, occupied)
     return grad_target, grad_tokens, rows("polarity", polarity_table), rows("extra", extra_table), grads
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from mixpol_kernels.history import Layout
 from mixpol_kernels.library import INTERPRETING
 from mixpol_kernels.ops.target_attention.autograd import ACTIVATIONS, NORMALIZERS
+from mixpol_kernels.ops.target_attention.reference import masked
 from mixpol_kernels.ops.target_attention.triton import kernels, support
 from mixpol_kernels.ops.triton import devices, shared
 from mixpol_kernels.ops.triton.parts import Histories, rescale_kernel
@@ -102,6 +103,8 @@ def backward(
     _check_dropout(dropout)
     if bits.numel():
         raise ValueError(f"bits has {bits.numel()} bytes; expected none: the Triton kernels do not save them")
+    occupied = Layout(target.shape[0], tuple(history.shape[:-1]), offsets, lengths, mask).occupied()
+    target = masked(target, occupied)  # the kernels multiply by zero what an empty history's target holds
     call = _Call(target, history, offsets, lengths, mask, weights, biases, slopes, activation)
     expected = (*history.shape[:-1], call.candidates)
     for name, tensor in (("attention", attention), ("grad_attention", grad_attention)):
@@ -163,7 +166,7 @@ def backward(
     names += [f"slope {i}" for i in range(len(slopes))]
     like = [*weights, *biases, *slopes]
     parameters = [grads[name].to(p.dtype).view(p.shape).clone() for name, p in zip(names, like, strict=True)]
-    return grad_target, grad_history.to(history.dtype), parameters
+    return masked(grad_target, occupied), grad_history.to(history.dtype), parameters
 
 
 def _check_dropout(dropout: float) -> None:
