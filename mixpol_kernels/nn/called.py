@@ -11,7 +11,10 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules.module import _global_backward_hooks as _backward_hooks
+from torch.nn.modules.module import _global_backward_pre_hooks as _backward_pre_hooks
+from torch.nn.modules.module import _global_forward_hooks as _forward_hooks
+from torch.nn.modules.module import _global_forward_pre_hooks as _forward_pre_hooks
 
 from mixpol_kernels.nn.starts import ScaledEmbedding, Slopes, ZeroLinear
 
@@ -25,8 +28,6 @@ _ORDINARY = (Tensor.__torch_function__.__func__, torch._C._disabled_torch_functi
 
 def all_plain(modules: Iterable[nn.Module | None], kinds: tuple[type[nn.Module], ...]) -> bool:
     """Whether each module is of one of these very classes, without hooks: this runs in every call."""
-    if _has_any_global_hook():
-        return False
     for module in modules:
         if type(module) not in kinds and not _is_parametrized(module, kinds):
             return False
@@ -39,9 +40,10 @@ def all_plain(modules: Iterable[nn.Module | None], kinds: tuple[type[nn.Module],
         ):
             return False
         for tensor in module._parameters.values():  # type: ignore[union-attr]
-            if type(tensor) not in _TENSORS and _is_foreign(tensor):
+            kind = type(tensor)
+            if kind is not nn.Parameter and kind not in _TENSORS and _is_foreign(tensor):
                 return False
-    return True
+    return not (_forward_hooks or _forward_pre_hooks or _backward_hooks or _backward_pre_hooks)
 
 
 def why(name: str, module: nn.Module | None, kinds: tuple[type[nn.Module], ...]) -> str:
@@ -70,7 +72,8 @@ def first_reason(parts: Iterable[tuple[str, nn.Module | None, tuple[type[nn.Modu
 
 def global_reason() -> str:
     """Says so where hooks are registered for all modules; else empty."""
-    return "hooks are registered for all modules" if _has_any_global_hook() else ""
+    found = _forward_hooks or _forward_pre_hooks or _backward_hooks or _backward_pre_hooks
+    return "hooks are registered for all modules" if found else ""
 
 
 def _is_parametrized(module: nn.Module | None, kinds: tuple[type[nn.Module], ...]) -> bool:

@@ -20,6 +20,8 @@ from mixpol_kernels.nn.target_attention import TargetAttention
 from mixpol_kernels.ops.mixed_polarity_attention.api import mixed_polarity_attention
 from mixpol_kernels.ops.mixed_polarity_attention.autograd import ops
 
+_PARTS = (PolarityFusion, TargetAttention)
+
 
 class MixedPolarityAttention(nn.Module):
     """Item look-up, polarity fusion and target attention in one pass; see `mixpol_kernels.mixed_polarity_attention`.
@@ -130,7 +132,7 @@ class MixedPolarityAttention(nn.Module):
         if not target.is_floating_point():
             target = looked_up("target", embedding, target)
         layout = {"lengths": lengths, "mask": mask, "offsets": offsets}
-        if rows is None and self._embedding_is_called():
+        if rows is None and self._embedding_is_called(embedding):
             rows = plain.look_up(embedding, item_ids, layout)
         items = item_ids if rows is None else rows
         if reason := self.called():
@@ -167,17 +169,17 @@ class MixedPolarityAttention(nn.Module):
 
     def called(self) -> str:
         """Why fusion and attention have to be called, and not their parameters read; empty if they have not."""
-        fusion, attention = self.fusion, self.attention
-        if not all_plain((fusion,), (PolarityFusion,)) or not all_plain((attention,), (TargetAttention,)):
+        modules: Any = self._modules  # attributes of nn.Module are slow
+        fusion, attention = modules["fusion"], modules["attention"]
+        if not all_plain((fusion, attention), _PARTS):
             return first_reason([("fusion", fusion, (PolarityFusion,)), ("attention", attention, (TargetAttention,))])
         if reason := fusion.called():
             return f"fusion.{reason}"
         reason = attention.called()
         return f"attention.{reason}" if reason else ""
 
-    def _embedding_is_called(self) -> bool:
+    def _embedding_is_called(self, embedding: Any) -> bool:
         """Whether the item embedding does more in its forward than to look rows up, or its gradient is another one."""
-        embedding = self.item_embedding
         if not all_plain((embedding,), EMBEDDING) or embedding.max_norm is not None:
             return True
         special = embedding.padding_idx is not None or embedding.scale_grad_by_freq

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from mixpol_kernels.backend import is_direct, plain_form
@@ -83,13 +85,16 @@ class MultiHeadTargetAttention(nn.Module):
 
     def called(self) -> str:
         """Why a projection has to be called, and not its weight read; empty if none has to."""
-        names = ("W_q", "W_k", "W_v", "W_o") if self.use_projections else ()
-        layers = [self._modules[name] for name in names]
+        if not self.use_projections:
+            return ""
+        modules: Any = self._modules  # attributes of nn.Module are slow
+        layers = modules["W_q"], modules["W_k"], modules["W_v"], modules["W_o"]
+        names = "W_q", "W_k", "W_v", "W_o"
         if not all_plain(layers, LINEAR):
             return first_reason((name, layer, LINEAR) for name, layer in zip(names, layers, strict=True))
-        for name, layer in zip(names, layers, strict=True):
-            if layer._parameters.get("bias") is not None:  # type: ignore[union-attr]
-                return f"{name} has a bias"
+        for layer in layers:
+            if layer._parameters.get("bias") is not None:
+                return f"{names[layers.index(layer)]} has a bias"
         return ""
 
     @accepts_jagged("history")

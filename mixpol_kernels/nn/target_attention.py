@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -128,9 +128,13 @@ class TargetAttention(nn.Module):
 
     def called(self) -> str:
         """Why a layer or norm has to be called, and not its parameters read; empty if none has to."""
-        slopes = self._modules["slopes"]
-        layers, norms = (cast(nn.Module, self._modules[name])._modules for name in ("layers", "norms"))
-        if all_plain(layers.values(), LINEAR) and all_plain(norms.values(), NORM) and all_plain((slopes,), SLOPES):
+        modules: Any = self._modules  # attributes of nn.Module are slow
+        layers, norms, slopes = modules["layers"]._modules, modules["norms"]._modules, modules["slopes"]
+        if (
+            all_plain(layers.values(), LINEAR)
+            and (not norms or all_plain(norms.values(), NORM))
+            and (not slopes._parameters or all_plain((slopes,), SLOPES))
+        ):
             return ""
         parts = [(f"layers[{i}]", layer, LINEAR) for i, layer in enumerate(layers.values())]
         parts += [(f"norms[{i}]", norm, NORM) for i, norm in enumerate(norms.values())]
