@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from mixpol_kernels.derivatives import refuse_tangents
 from mixpol_kernels.library import INTERPRETING, constant, library
@@ -139,7 +138,7 @@ def new_bytes(used: Iterable[Tensor | None], given: Iterable[Tensor | None]) -> 
 def is_direct(requested: str, like: Tensor) -> bool:
     """Whether a forward may go straight to the compiled CPU kernel: nothing but the forward itself is asked for.
 
-    Not with gradients of either mode, and not under autocast, in a transform, while a graph is made or `explain` asks.
+    Not with gradients or tangents, and not under autocast, in a transform, while a graph is made or `explain` asks.
     """
     return (
         not torch.is_grad_enabled()
@@ -150,7 +149,7 @@ def is_direct(requested: str, like: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and not torch._C._is_any_autocast_enabled()
         and torch._C._functorch.peek_interpreter_stack() is None
-        and forward_ad._current_level < 0
+        and torch.autograd.forward_ad._current_level < 0
         and not _explaining
     )
 

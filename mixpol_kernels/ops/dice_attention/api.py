@@ -69,7 +69,7 @@ def dice_attention(
 
     Args:
         target: [B, D], or [B, M, D] when M candidates share each user's history.
-        history: [N, D] with `offsets`, or [B, L, D]. Any strides.
+        history: [N, D] with `offsets`, or [B, L, D], or jagged, as in `target_attention`. Any strides.
         weights: the hidden layer [H, 4 D] and the output layer [1, H].
         biases: [H] and [1].
         alpha: [H].

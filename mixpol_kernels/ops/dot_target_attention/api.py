@@ -63,7 +63,7 @@ def dot_target_attention(
     Args:
         target: [B, D], or [B, M, D] when M candidates share each user's history.
         history: [N, D] with `offsets`, or [B, L, D] with `lengths`, `mask` or neither (every position kept).
-            Any strides.
+            Any strides. Or jagged: a nested tensor [B, *, D] of layout torch.jagged, or a TorchRec JaggedTensor.
         num_heads: H; divides the width of queries and values.
         w_q: [A, D], the queries' projection; A is D without it.
         w_k: [A, D], the keys' projection.

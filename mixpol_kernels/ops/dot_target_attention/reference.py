@@ -75,6 +75,8 @@ def attend(
         weights = torch.where(chosen, shifted.exp(), torch.zeros_like(shifted))
     total = torch.zeros_like(highest).index_add(0, user, weights)
     weights = weights / torch.where(total == 0, torch.ones_like(total), total)[user]
+    if chosen is not None:  # where the user's total is NaN
+        weights = torch.where(chosen, weights, torch.zeros_like(weights))
     shape = (batch, candidates, num_heads, values.shape[-1])
     return values.new_zeros(shape).index_add(0, user, weights[..., None] * values[:, None]).flatten(2), weights
 

@@ -71,6 +71,8 @@ def mixed_polarity_attention(
     Args:
         target: [B, D], or [B, M, D] when M candidates share each user's history.
         item_ids: [N] with `offsets`, or [B, L]; any integer dtype. Ids at pads are not read. None with `item_rows`.
+            Or jagged, as whatever has a row a token may be: a nested tensor [B, *] of layout torch.jagged, or a
+            TorchRec JaggedTensor.
         polarity: like `item_ids`, rows of `polarity_table`; None with fusion "none".
         item_table: [V, D]. None with `item_rows`.
         polarity_table: [P, D]; None with fusion "none".

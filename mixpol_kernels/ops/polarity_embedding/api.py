@@ -39,7 +39,8 @@ def polarity_embedding(
     Under `torch.autocast` the op runs in float32: inputs of a lower precision are cast.
 
     Args:
-        item_ids: [N] jagged or [B, L] padded, any integer dtype. Ids at pads are not read.
+        item_ids: [N] jagged or [B, L] padded, any integer dtype. Ids at pads are not read. Or a nested tensor [B, *] of
+            layout torch.jagged or a TorchRec JaggedTensor, as `polarity` and `extra_ids` may be then.
         polarity: like `item_ids`, rows of `polarity_table`.
         item_table: [V, D].
         polarity_table: [P, D].
@@ -53,7 +54,7 @@ def polarity_embedding(
             not coalesced).
 
     Returns:
-        tokens [N, D] or [B, L, D], dtype of `item_table`; pads are zeros.
+        tokens [N, D] or [B, L, D], dtype of `item_table`; pads are zeros. Nested for nested ids.
 
     Raises:
         ValueError: contradicting or misshapen arguments, or a backend that cannot take them.

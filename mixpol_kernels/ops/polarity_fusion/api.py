@@ -55,7 +55,8 @@ def polarity_fusion(
 
     Args:
         target: [B, D].
-        tokens: [N, D] with `offsets`, or [B, L, D] with `lengths`, `mask` or neither. Any strides.
+        tokens: [N, D] with `offsets`, or [B, L, D] with `lengths`, `mask` or neither. Any strides. Or jagged, a nested
+            tensor or a TorchRec JaggedTensor, as `polarity` and `extra_ids` may be then.
         polarity: [N] or [B, L], integer rows of `polarity_table` (uint8 ... int64); unused with "none".
         polarity_table: [P, D]; by convention row 0 is negative and row 1 positive; unused with "none".
         fusion: "none", "bias" or "tapf".
@@ -73,7 +74,8 @@ def polarity_fusion(
             or "reference" (plain PyTorch).
 
     Returns:
-        The fused tokens, with the shape and dtype of `tokens`; pads are zeros (with "none", `tokens` itself).
+        The fused tokens, with the shape and dtype of `tokens`, nested if they are; pads are zeros (with "none",
+        `tokens` itself).
 
     Raises:
         ValueError: contradicting or misshapen arguments, or a backend that cannot take them.

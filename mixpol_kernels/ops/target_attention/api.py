@@ -67,7 +67,7 @@ def target_attention(
     Args:
         target: [B, D], or [B, M, D] when M candidates share each user's history.
         history: [N, D] with `offsets`, or [B, L, D] with `lengths`, `mask` or neither (every position kept).
-            Any strides.
+            Any strides. Or jagged: a nested tensor [B, *, D] of layout torch.jagged, or a TorchRec JaggedTensor.
         weights: one to three hidden layers [H_1, 4 D], [H_2, H_1], ..., then the output layer [1, H_last].
         biases: [H_1], ..., [1], one per weight.
         activation: "relu", "prelu", "leaky_relu", "sigmoid", "silu", "tanh", "gelu" (exact), "dice":

@@ -174,5 +174,7 @@ def pool(
     if normalize == "softmax":
         total = scores.new_zeros(batch, candidates).index_add(0, user, scores)
         scores = scores / torch.where(total == 0, torch.ones_like(total), total)[user]
+        if keep is not None:  # where the user's total is NaN
+            scores = torch.where(keep[:, None], scores, torch.zeros_like(scores))
     pooled = tokens.new_zeros(batch, candidates, width).index_add(0, user, scores[..., None] * tokens)
     return pooled, scores

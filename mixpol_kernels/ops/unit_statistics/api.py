@@ -63,7 +63,7 @@ def unit_statistics(
 
     Args:
         target: [B, D] or [B, M, D].
-        history: [N, D] with `offsets`, or [B, L, D]. Any strides.
+        history: [N, D] with `offsets`, or [B, L, D], or jagged, as in `target_attention`. Any strides.
         weights: the hidden layers up to the one in question: [H_1, 4 D], [H_2, H_1], ...; one to three.
         biases: one [H_i] per weight.
         activation, slopes, negative_slope, blocks: as in `target_attention`; `slopes` for all layers but the last.
