@@ -6,6 +6,10 @@ other, so whatever changes in between (clock, neighbours) is part of its ratios.
 
 from __future__ import annotations
 
+from mixpol_models.environment import prepare
+
+prepare()  # before torch is imported
+
 from collections.abc import Callable
 from typing import Any
 

@@ -9,6 +9,10 @@ before it is timed; then both are timed in every round, forward alone and with b
 
 from __future__ import annotations
 
+from mixpol_models.environment import prepare
+
+prepare()  # before torch is imported
+
 import random
 from collections.abc import Callable, Sequence
 from functools import partial

@@ -9,6 +9,10 @@ AOTInductor packages, called from Python.
 
 from __future__ import annotations
 
+from mixpol_models.environment import prepare
+
+prepare()  # before torch is imported
+
 import copy
 import sys
 from collections.abc import Callable

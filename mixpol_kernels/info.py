@@ -39,6 +39,7 @@ def report() -> str:
     lines.append(f"  gpu         {_gpu()}")
     lines.append(f"  triton      {_triton()}")
     lines.append("  reference   ready (plain PyTorch, any device and float dtype)")
+    lines += [f"  waiting     {_waiting()}", f"  pages       {_pages()}"]
     lines.append("environment")
     for name, meaning in ENVIRONMENT.items():
         lines.append(f"  {name}={os.environ.get(name, '')}".ljust(32) + meaning)
@@ -58,6 +59,27 @@ def _triton() -> str:
     if INTERPRETING:
         return f"{version}; TRITON_INTERPRET=1: backend='triton' interprets its kernels on the CPU, for tests"
     return f"{version}, kernels for {WITH_TRITON}" + ("" if torch.cuda.is_available() else "; not used without a GPU")
+
+
+def _waiting() -> str:
+    """How the threads of torch's OpenMP wait for one another, and what that costs."""
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        if value := os.environ.get(name):
+            return f"{name}={value}"
+    return (
+        "threads that wait keep their cores: beside another busy process a step of several threads takes up to ten "
+        "times as long; GOMP_SPINCOUNT=10000, set before torch is imported, bounds it"
+    )
+
+
+def _pages() -> str:
+    """In which pages torch takes memory, and what that costs."""
+    if os.environ.get("THP_MEM_ALLOC_ENABLE") == "1":
+        return "THP_MEM_ALLOC_ENABLE=1: large tensors in huge pages"
+    return (
+        "large tensors in small pages: long histories train up to twice as slowly; THP_MEM_ALLOC_ENABLE=1, set before "
+        "torch is imported, takes huge ones"
+    )
 
 
 if __name__ == "__main__":

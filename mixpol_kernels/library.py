@@ -31,7 +31,7 @@ def constant(function: Callable[..., Any]) -> Callable[..., Any]:
 # Where torch sends a call that has such a tensor among its arguments.
 _OTHER_TENSORS = (
     *("SparseCPU", "SparseCUDA", "SparseCsrCPU", "SparseCsrCUDA", "MkldnnCPU", "QuantizedCPU", "QuantizedCUDA"),
-    *("NestedTensorCPU", "NestedTensorCUDA", "AutogradNestedTensor"),
+    *("SparseMeta", "SparseCsrMeta", "NestedTensorCPU", "NestedTensorCUDA", "AutogradNestedTensor"),
 )
 _refusals = torch.library.Library(NAMESPACE, "IMPL")
 

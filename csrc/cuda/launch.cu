@@ -151,6 +151,10 @@ History read_history(const Device& device, int64_t users, const std::vector<int6
 History read_ids_history(const Device& device, const Tensor& ids, const OptionalTensor& offsets,
                          const OptionalTensor& lengths, const OptionalTensor& mask, Alive& alive) {
     std::vector<int64_t> shape = sizes_of(ids);
+    if (shape.empty() || shape.size() > 2)
+        fail("ids has ", shape.size(), " dimensions; expected [N] or [B, L]");
+    if (offsets && (offsets->dim() != 1 || offsets->size(0) < 1))
+        fail("offsets has shape ", shape_text(*offsets), "; expected [B + 1], at least one entry");
     if (shape.size() == 1 && !offsets) shape = {1, shape[0]};
     return read_history(device, offsets ? offsets->size(0) - 1 : shape[0], shape, offsets, lengths, mask,
                         alive);
@@ -159,6 +163,7 @@ History read_ids_history(const Device& device, const Tensor& ids, const Optional
 Ids read_ids(const Device& device, const Tensor& ids, const char* name, int64_t rows, Argument argument,
              Checks& checks, Alive& alive) {
     device.require(ids, name);
+    if (rows < 0) fail("the table of ", name, " has ", rows, " rows; expected 0 or more");
     if (ids.numel() != checks.history.tokens)
         fail(name, " has shape ", shape_text(ids), "; expected one id for each of ", checks.history.tokens,
              " tokens");
@@ -217,6 +222,9 @@ ActivationUnit read_unit(const Device& device, int64_t width, const std::vector<
     for (int64_t i = 0; i < given; i++) {
         const int64_t units = i == layers ? 1 : weights[i].dim() == 2 ? weights[i].size(0) : -1;
         unit.weight[i] = keep(weights[i], "a weight of the activation unit", {units, inputs});
+        if (units == 0)
+            fail("weights[", i, "] has shape ", shape_text(weights[i]),
+                 "; expected at least one hidden unit");
         unit.bias[i] = keep(biases[i], "a bias of the activation unit", {units});
         inputs = units;
         if (i == layers) break;

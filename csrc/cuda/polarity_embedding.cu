@@ -18,8 +18,11 @@ struct Segments {
         : device(ids, "ids"), args{} {
         Checks checks;
         checks.history = args.history = read_ids_history(device, ids, offsets, lengths, mask, alive);
-        if (grad_tokens.dim() != ids.dim() + 1 ||
-            grad_tokens.numel() != ids.numel() * grad_tokens.size(ids.dim()))
+        if (table_rows < 0)
+            fail("table_rows was ", table_rows, "; expected 0 or more, the rows of the table");
+        std::vector<int64_t> shape = sizes_of(grad_tokens);
+        if (!shape.empty()) shape.pop_back();
+        if (grad_tokens.dim() < 1 || shape != sizes_of(ids))
             fail("grad_tokens does not have the shape of ids and a last dimension");
         args.width = static_cast<int>(grad_tokens.size(ids.dim()));
         args.rows = table_rows;

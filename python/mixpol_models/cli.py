@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
+from mixpol_models.environment import prepare
+
 _OPTIONAL = {
     "typer", "rich", "lightning", "torchmetrics", "polars", "matplotlib", "yaml", "pydantic", "httpx", "platformdirs"
 }  # fmt: skip
@@ -18,6 +20,7 @@ def main() -> None:
     """Entry point of the `mixpol` command."""
     if _typer_missing is not None:
         sys.exit(f"mixpol needs packages that are not installed (first: {_typer_missing}): {_INSTALL}")
+    prepare()  # torch is not imported yet
     app()
 
 

@@ -29,7 +29,10 @@ def calls() -> dict[str, tuple[Any, list[Any]]]:
 
 def test_spoilt_arguments_run_or_raise() -> None:
     command = [sys.executable, "-W", "ignore", "raw_calls.py", "0", "0", str(CALLS)]
-    done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False)
+    # Under AddressSanitizer too, no memory is an error that can be caught.
+    options = os.environ.get("ASAN_OPTIONS", "") + ":allocator_may_return_null=1:max_allocation_size_mb=3000"
+    environment = {**os.environ, "ASAN_OPTIONS": options}
+    done = subprocess.run(command, cwd=HERE, env=environment, capture_output=True, text=True, check=False)
     lines = done.stdout.splitlines()
     assert done.returncode == 0, f"ended with {done.returncode} in {lines[-2:]}\n{done.stderr[-3000:]}"
     ran, refused = (int(part.split()[0]) for part in lines[-1].split(", "))

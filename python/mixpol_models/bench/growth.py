@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from mixpol_models.environment import prepare
+
+prepare()  # before torch is imported
+
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
