@@ -19,11 +19,14 @@ import tempfile
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 HERE = Path(__file__).resolve().parent
+Selection = tuple[tuple[str, ...], str]  # arguments of pytest, and its -k
+T = TypeVar("T")
 PACKAGES = ("mixpol_kernels", "mixpol_models")
 LIMIT = 600.0  # seconds for one fault's tests; a fault that makes them hang counts as broken
 
@@ -53,7 +56,7 @@ class Fault:
         return self.file.startswith(("csrc/cpu/", "csrc/math/")) or self.file == "csrc/register.cpp"
 
     @property
-    def selection(self) -> tuple[tuple[str, ...], str]:
+    def selection(self) -> Selection:
         return self.tests, self.select
 
     def misfit(self, root: Path) -> str:
@@ -86,14 +89,19 @@ class Copy:
     Attributes:
         root: the folder of the copy.
         scratch: a folder for what belongs to it.
-        library: the compiled library without a fault; None where the repository has none.
         jobs: processes of one build.
+        library: the compiled library without a fault; None where the repository has none.
     """
 
     root: Path
     scratch: Path
-    library: Path | None
     jobs: int
+    library: Path | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where the library is built."""
+        return self.scratch / "build"
 
     def environment(self, library: Path | None) -> dict[str, str]:
         paths = (HERE / "site", self.root, self.root / "python")
@@ -103,14 +111,14 @@ class Copy:
             "MIXPOL_MUTANT_ROOT": str(self.root),
             "MIXPOL_MUTANT_PACKAGES": ",".join(name for name in PACKAGES if self.has(name)),
             "MIXPOL_TEST_SEED": os.environ.get("MIXPOL_TEST_SEED", "0"),
-            "PYTHONDONTWRITEBYTECODE": "1",  # files change within the resolution of what bytecode is checked by
+            "PYTHONDONTWRITEBYTECODE": "1",  # it is checked by whole seconds, in which files may change twice
         }
         return found | ({"MIXPOL_LIBRARY": str(library)} if library else {})
 
     def has(self, package: str) -> bool:
         return any((folder / package / "__init__.py").is_file() for folder in (self.root, self.root / "python"))
 
-    def test(self, selection: tuple[tuple[str, ...], str], library: Path | None) -> Outcome:
+    def test(self, selection: Selection, library: Path | None) -> Outcome:
         """Runs tests up to the first failure."""
         tests, select = selection
         log = self.scratch / "outcomes"
@@ -142,21 +150,30 @@ class Copy:
             return Outcome("broken", f"no test ran: {lines[-1] if lines else f'exit status {code}'}", seconds)
         return Outcome("passed", f"{kinds['passed']} tests", seconds)
 
-    def build(self, folder: Path) -> str:
-        """Builds the library in `folder`, or what changed since. Returns what the compiler said if it failed."""
-        steps = [["cmake", "--build", str(folder), "--target", "_C", "-j", str(self.jobs)]]
-        if not (folder / "build.ninja").is_file():
+    def build(self) -> str:
+        """Builds the library, or what changed since. Returns what the compiler said if it failed."""
+        steps = [["cmake", "--build", str(self.folder), "--target", "_C", "-j", str(self.jobs)]]
+        if not (self.folder / "build.ninja").is_file():
             options = ["-G", "Ninja", "-DCMAKE_BUILD_TYPE=", "-DMIXPOL_QUICK=ON", "-DMIXPOL_CUDA=OFF"]
-            steps.insert(
-                0, ["cmake", "-S", str(self.root), "-B", str(folder), *options, f"-DPython_EXECUTABLE={sys.executable}"]
-            )
+            options.append(f"-DPython_EXECUTABLE={sys.executable}")
+            steps.insert(0, ["cmake", "-S", str(self.root), "-B", str(self.folder), *options])
         for step in steps:
             run = subprocess.run(step, capture_output=True, text=True, check=False)
             if run.returncode:
-                errors = [line for line in run.stdout.splitlines() if "error" in line] or (
-                    run.stdout + run.stderr
-                ).split("\n")
-                return errors[0]
+                errors = [line for line in (run.stdout + run.stderr).splitlines() if "error" in line.lower()]
+                return errors[0] if errors else f"{step[0]} ended with {run.returncode}"
+        return ""
+
+    def begin_anew(self) -> str:
+        """Leaves a build without a fault: else the next fault would also build again what this one touches."""
+        clean = self.scratch / "clean"
+        if clean.exists():
+            shutil.rmtree(self.folder)
+            shutil.copytree(clean, self.folder)
+        elif error := self.build():
+            return f"the library does not build without a fault: {error}"
+        else:
+            shutil.copytree(self.folder, clean)
         return ""
 
     def plant(self, fault: Fault) -> Outcome:
@@ -164,27 +181,19 @@ class Copy:
         begin = time.monotonic()
         path = self.root / fault.file
         text, status = path.read_text(), path.stat()
-        folder, clean = self.scratch / "build", self.scratch / "clean"
         library = self.library
+        compiled = fault.compiled and library is not None
         try:
-            if fault.compiled and self.library:
-                if not clean.exists() and (error := self.build(folder)):
-                    return Outcome("broken", f"the library does not build without a fault: {error}")
-                # From the clean build each time: else the next fault would also build anew what this one touches.
-                if not clean.exists():
-                    shutil.copytree(folder, clean)
-                shutil.rmtree(folder)
-                shutil.copytree(clean, folder)
+            error = self.begin_anew() if compiled else ""
             path.write_text(text.replace(fault.old, fault.new))
-            if fault.compiled and self.library:
-                if error := self.build(folder):
-                    return Outcome("broken", f"does not build: {error}", time.monotonic() - begin)
-                library = folder / "_C.so"
-            outcome = self.test(fault.selection, library)
+            if compiled:
+                library = self.folder / "_C.so"
+                error = error or self.build()
+            outcome = Outcome("broken", error) if error else self.test(fault.selection, library)
         finally:
             path.write_text(text)
             os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-        return Outcome(outcome.kind, outcome.text, time.monotonic() - begin)
+        return replace(outcome, seconds=time.monotonic() - begin)
 
 
 def copy_tracked(source: Path, to: Path) -> None:
@@ -217,9 +226,9 @@ class Run:
         copies = self._copies() if fitting else []
         selections = list(dict.fromkeys(fault.selection for fault in fitting))
         self.say(f"{len(fitting)} faults; first the {len(selections)} selections of tests that they name, without any")
-        failing: dict[tuple[tuple[str, ...], str], Outcome] = {}
+        failing: dict[Selection, Outcome] = {}
 
-        def clean(copy: Copy, selection: tuple[tuple[str, ...], str]) -> None:
+        def clean(copy: Copy, selection: Selection) -> None:
             outcome = copy.test(selection, copy.library)
             if outcome.kind != "passed":
                 failing[selection] = outcome
@@ -236,7 +245,8 @@ class Run:
             outcome = copy.plant(fault)
             with self.lock:
                 self.results[fault.name] = outcome
-            self.say(f"{_word(outcome):<10} {outcome.seconds:5.0f} s  {fault.name}")
+            count = f"{len(self.results)}/{len(self.faults)}"
+            self.say(f"{count:>7}  {_word(outcome):<10} {outcome.seconds:5.0f} s  {fault.name}")
 
         self._share(copies, rest, planted)
         return self._table()
@@ -249,25 +259,20 @@ class Run:
     def _copies(self) -> list[Copy]:
         cores = len(os.sched_getaffinity(0))
         copies = []
-        library = None
         for worker in range(self.jobs):
-            scratch = self.scratch / str(worker)
-            root = scratch / "copy"
-            root.mkdir(parents=True)
-            copy_tracked(self.source, root)
-            copy = Copy(root, scratch, library, max(cores // self.jobs, 1))
-            if worker == 0 and (root / "CMakeLists.txt").is_file():
-                self.say("building the library")
-                first = Copy(root, scratch, None, cores)
-                if error := first.build(scratch / "build"):
-                    raise SystemExit(f"the library does not build: {error}")
-                library = self.scratch / "_C.so"
-                shutil.copy2(scratch / "build" / "_C.so", library)
-                copy = Copy(root, scratch, library, copy.jobs)
+            copy = Copy(self.scratch / str(worker) / "copy", self.scratch / str(worker), max(cores // self.jobs, 1))
+            copy_tracked(self.source, copy.root)
             copies.append(copy)
-        return copies
+        first = copies[0]
+        if not (first.root / "CMakeLists.txt").is_file():
+            return copies
+        self.say("building the library")
+        if error := replace(first, jobs=cores).build():
+            raise SystemExit(f"the library does not build: {error}")
+        library = Path(shutil.copy2(first.folder / "_C.so", self.scratch))
+        return [replace(copy, library=library) for copy in copies]
 
-    def _share(self, copies: Sequence[Copy], items: Sequence, work) -> None:
+    def _share(self, copies: Sequence[Copy], items: Iterable[T], work: Callable[[Copy, T], None]) -> None:
         """Calls work(copy, item) for all: every other copy takes from the end."""
         waiting = deque(items)
         errors: list[BaseException] = []
@@ -289,8 +294,10 @@ class Run:
         try:
             for thread in threads:
                 thread.join()
-        except BaseException as error:  # Ctrl-C: the workers end with what they are at
+        except BaseException as error:  # Ctrl-C
             errors.append(error)
+            for thread in threads:  # to the end of what they are at, since they use the folder
+                thread.join()
         if errors:
             raise errors[0]
 
