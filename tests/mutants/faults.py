@@ -201,7 +201,7 @@ CPU = (
         "csrc/cpu/launch.cpp",
         "b * history.length + history.lengths[b]);",
         "b * history.length + history.lengths[b] - 1);",
-        HISTORIES,
+        ("tests/ops/test_bad_ids.py",),
     ),
     Fault(
         "the order of a sum follows the number of threads",
