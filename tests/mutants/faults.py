@@ -238,7 +238,7 @@ CPU = (
         "csrc/cpu/polarity_embedding.cpp",
         "rows >> shift; shift += 11)",
         "rows >> shift; shift += 12)",
-        TABLES,
+        ("tests/ops/test_large_ids.py",),
     ),
     Fault(
         "a row of the polarity table is found by the item table's stride",
