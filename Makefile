@@ -10,7 +10,7 @@ PIP := $(BIN)/pip --disable-pip-version-check install --quiet --no-compile --con
 # Real logs beside the checkout, when there are any; MIXPOL_DATA overrides.
 export MIXPOL_DATA ?= $(wildcard ../shared/data)
 
-.PHONY: help setup demo test test-asan test-gpu test-abi test-cuda-link gpu-compile cuda-compile instructions bench docs wheel lint format schemas clean
+.PHONY: help setup demo test test-asan test-mutants test-gpu test-abi test-cuda-link gpu-compile cuda-compile instructions bench docs wheel lint format schemas clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/'
 
@@ -56,6 +56,10 @@ test-asan: $(VENV)/.built ## the op tests under AddressSanitizer and UndefinedBe
 	ASAN_OPTIONS=detect_leaks=0:malloc_fill_byte=255:max_malloc_fill_size=16777216 UBSAN_OPTIONS=print_stacktrace=1 \
 		$(BIN)/python -m pytest tests/ops -p no:cacheprovider $(ASAN_SKIP) $(TESTS)
 ASAN_SKIP := $(foreach name,large compile export,--ignore=tests/ops/test_$(name).py)
+
+FAULTS ?= *
+test-mutants: $(VENV)/.tests ## plant faults, one at a time, and expect the tests to fail (FAULTS="*softmax*"; half an hour)
+	$(BIN)/python tests/mutants --only "$(FAULTS)" --jobs 2
 
 test-gpu: $(VENV)/.tests ## the op tests on a GPU, where there is one
 	$(BIN)/python -m pytest -n 8 tests/gpu -rs
