@@ -70,18 +70,16 @@ def check_output_file(path: str | Path, name: str = "output") -> None:
     """Whether a file can be written. Makes nothing.
 
     Args:
-        path: the file, which is replaced if it is there.
+        path: the file, which is replaced if it is there; its folder need not be there.
         name: of the argument, for the message.
 
     Raises:
-        ValueError: it is a folder, or its own folder is missing or cannot be written to.
+        ValueError: it is a folder, or its own folder can neither be made nor written to.
     """
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{name} was {str(path)!r}, which is a folder; expected a file: add a name")
-    if not path.parent.is_dir():
-        raise ValueError(f"{name} was {str(path)!r} and {path.parent} is no folder; expected one: make it first")
-    _check_writable(path.parent, path, name)
+    check_output_folder(path.parent, name)
 
 
 def check_free(folder: str | Path, files: Sequence[str], ways: str, name: str = "output") -> None:

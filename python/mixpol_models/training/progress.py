@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 
 from mixpol_models import stopping
+from mixpol_models.progress import clock
 
 
 class ProgressBar(RichProgressBar):
@@ -51,10 +52,3 @@ class StopsBetweenSteps(Callback):
     def on_train_batch_start(self, *_: object) -> None:
         """Looks for it."""
         stopping.check()
-
-
-def clock(seconds: float) -> str:
-    """Minutes and seconds, with hours where there are some: 1:02:03."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
