@@ -52,7 +52,7 @@ class TrainConfig(BaseModel):
         epochs: at most.
         batch_size: examples per step.
         learning_rate: of the dense layers (AdamW).
-        table_learning_rate: of the item and user tables; None takes `learning_rate`.
+        table_learning_rate: of the item and user tables; None takes `learning_rate`, as tables that are not sparse do.
         weight_decay: of the dense layers, decoupled. The tables have none.
         gradient_clip: largest total gradient norm; None does not clip.
         patience: epochs without a better validation AUC before training stops.
@@ -110,6 +110,11 @@ class TrainConfig(BaseModel):
             raise ValueError(
                 f"negative_share is {self.negative_share} with sequence 'positive', expected none: "
                 "leave it out, or take sequence 'mixed'"
+            )
+        if self.table_learning_rate is not None and not self.sparse_tables:
+            raise ValueError(
+                f"table_learning_rate is {self.table_learning_rate} with sparse_tables false, which trains the tables "
+                "at learning_rate; expected none: leave it out, or take sparse_tables"
             )
         if self.precision == "fp16" and self.accelerator == "cpu":
             raise ValueError("precision is 'fp16' with accelerator 'cpu', which has none: take 'bf16'")

@@ -70,12 +70,12 @@ class KeepLast(_Keep):
 
     def __init__(self, folder: Path, note: bool = False) -> None:
         super().__init__(folder, LAST)
-        self.note = note
+        self.run, self.note = folder, note
 
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
         super()._save_checkpoint(trainer, filepath)
         if self.note:
-            note_kept(Path(filepath).parent, trainer.current_epoch + 1, trainer.max_epochs)
+            note_kept(self.run, trainer.current_epoch + 1, trainer.max_epochs)
 
 
 class EarlyStopping(callbacks.EarlyStopping):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -38,6 +39,7 @@ from mixpol_models.training.run import check_device
 
 CONFIG = "experiment.yaml"
 _OWN = "fingerprint"
+_LOG = ".log-"
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def run_experiment(
         known = store.done()
         todo = [(run, key) for run, key in zip(runs, keys, strict=True) if key not in known]
         trained = failed = 0
-        ends = _ends([run for run, _ in todo], log, experiment, _workers(workers, len(todo)))
+        ends = _ends([run for run, _ in todo], log, experiment, _workers(workers, len(todo)), store.folder)
         _note(store.folder, len(runs) - len(todo), len(runs))
         started = time.perf_counter()
         with _bar(console) as bar:
@@ -203,7 +205,11 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _ends(runs: Sequence[Run], log: InteractionLog, experiment: ExperimentConfig, workers: int) -> Iterator[Done]:
+def _ends(
+    runs: Sequence[Run], log: InteractionLog, experiment: ExperimentConfig, workers: int, store: Path
+) -> Iterator[Done]:
+    for left in store.glob(f"{_LOG}*"):  # by a run that was killed: the store is locked
+        shutil.rmtree(left, ignore_errors=True)
     if not runs:
         return
     if workers == 0:
@@ -212,7 +218,7 @@ def _ends(runs: Sequence[Run], log: InteractionLog, experiment: ExperimentConfig
             row, error = attempt(log, run, experiment)
             yield Done(index, row, error, time.perf_counter() - started)
         return
-    with tempfile.TemporaryDirectory(prefix="mixpol-log-") as folder:
+    with tempfile.TemporaryDirectory(prefix=_LOG, dir=store) as folder:
         yield from in_workers(runs, experiment, share(log, Path(folder)), workers, max(1, _cores() // workers))
 
 
@@ -237,4 +243,5 @@ def _bar(console: Console) -> Progress:
         TimeLeft(),
         TextColumn("last: {task.description}"),
         console=console,
+        disable=not console.is_terminal,  # a line a run there
     )
