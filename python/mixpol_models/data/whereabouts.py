@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from mixpol_models.data.cache import cache_dir
+
+_KUAIRAND = "kuairand-pure"
+_NAMES = (_KUAIRAND, "ml-100k", "synthetic")
 
 
 def whereabouts(data: str | os.PathLike[str] | None = None) -> str:
@@ -18,7 +22,7 @@ def whereabouts(data: str | os.PathLike[str] | None = None) -> str:
         ValueError: `data` or MIXPOL_DATA is given, and nothing known is there.
     """
     wish, origin = (os.fspath(data), "--data") if data else (os.environ.get("MIXPOL_DATA", ""), "MIXPOL_DATA")
-    cached = cache_dir() / "kuairand-pure"
+    cached = cache_dir() / _KUAIRAND
     if not wish:
         reason = "--data and MIXPOL_DATA are not set"
         if cached.is_dir() and _sources().kuairand.find_kuairand(cached):
@@ -28,40 +32,38 @@ def whereabouts(data: str | os.PathLike[str] | None = None) -> str:
         return f"synthetic, drawn when it is used (from {origin})"
     if wish == "ml-100k":
         return f"ml-100k, {_ml100k()} (from {origin})"
-    if wish == "kuairand-pure":
+    if wish == _KUAIRAND:
         if not cached.is_dir() or not _sources().kuairand.find_kuairand(cached):
-            raise ValueError(
-                f"{origin} is {wish!r}, expected it in the cache {cached}: run `mixpol data get kuairand-pure`"
-            )
+            raise ValueError(f"{origin} is {wish!r}, expected it in the cache {cached}: run `mixpol data get {wish}`")
         return f"kuairand-pure in {cached} (from {origin})"
     return f"{_on_disk(wish, origin)} (from {origin})"
 
 
 def _on_disk(wish: str, origin: str) -> str:
-    sources = _sources()
     name, colon, rest = wish.partition(":")
-    named = bool(colon) and name in sources.SOURCES
-    place = Path(rest if named else wish).expanduser()
-    there = "a file" if place.suffix in sources.described.SUFFIXES and not named else "a folder with data"
-    if not (place.is_file() if there == "a file" else place.is_dir()):
+    if not any(place.exists() for place in _places(wish)):
         raise ValueError(
-            f"{origin} is {wish!r}, where there is no such {there.partition(' ')[2]}; expected {there} or one of "
-            f"{sources.NAMES}"
+            f"{origin} is {wish!r}, where there is nothing; expected a folder with data or one of {_NAMES}"
         )
-    if there != "a file" and not named and sources.store.is_store(place):
-        return f"the store {place}"
-    if named:
+    sources = _sources()
+    if colon and name in sources.SOURCES:
+        place = Path(rest).expanduser()
         if not sources.SOURCES[name].find(place):
             raise ValueError(f"{origin} is {wish!r}, expected in that folder: {sources.SOURCES[name].files}")
         return f"{name} in {place}"
+    place = Path(wish).expanduser()
+    if sources.store.is_store(place):
+        return f"the store {place}"
     try:
-        lines: list[str] = []
-        scan = sources.recognise(place, say=lines.append)
+        scan = sources.recognise(place, say=lambda line: None)
     except ValueError as error:
-        raise ValueError(
-            f"{origin} is {wish!r}, expected a folder with data or one of {sources.NAMES}. {error}"
-        ) from error
+        raise ValueError(f"{origin} is {wish!r}, expected a folder with data or one of {_NAMES}. {error}") from error
     return f"{scan.name} in {place}"
+
+
+def _places(wish: str) -> list[Path]:
+    """What a wish may mean: the path, or that of NAME:PATH."""
+    return [Path(text).expanduser() for text in (wish, wish.partition(":")[2]) if text]
 
 
 def _ml100k() -> str:
@@ -69,7 +71,7 @@ def _ml100k() -> str:
     return "in the cache" if there else "which pip would fetch once (2 MB)"
 
 
-def _sources():  # type: ignore[no-untyped-def]
+def _sources() -> Any:
     # Late: it imports polars.
     from mixpol_models.data import sources
 
