@@ -431,14 +431,14 @@ def test_flags_that_an_experiment_would_ignore_are_refused(command: Command) -> 
 def test_a_finished_bar_has_nothing_left() -> None:
     now = 0.0
     bar = Progress(get_time=lambda: now, console=Console(file=io.StringIO()))
-    bar.add_task("", total=2)
+    bar.add_task("", total=3)
     (task,) = bar.tasks
     shown = [TimeLeft().render(task).plain]
-    for done in (0, 1, 2):
-        now = 35.0 * done
+    for done in range(4):
+        now = 20.0 * done
         bar.update(task.id, completed=done)
         shown.append(TimeLeft().render(task).plain)
-    assert shown == ["", "", "left 0:35", ""]
+    assert shown == ["", "", "", "left 0:20", ""]
 
 
 def test_print_config_is_light_and_looks_for_the_data(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import shlex
 import signal
 import subprocess
@@ -20,8 +21,11 @@ import torch
 
 from mixpol_models import stopping
 from mixpol_models.__main__ import main
+from mixpol_models.data import store as data_store
 from mixpol_models.data import synthetic_log
 from mixpol_models.experiments.grid import ResultStore, outcome, pool
+from mixpol_models.pnfrec import comparison
+from mixpol_models.pnfrec.store import Store
 from mixpol_models.training import run as training_run
 from mixpol_models.training.checkpoints import read_checkpoint
 from mixpol_models.training.progress import StopsBetweenSteps
@@ -172,6 +176,47 @@ def test_a_stopped_experiment_leaves_no_worker(command: Command, monkeypatch: py
         ]
         assert rows[0].filter(pl.col("kind") == "run").height == 4
         assert rows[0].equals(rows[1])
+
+
+def test_a_stopped_pnfrec_goes_on(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three models of a made-up log; the signal comes in the second one's training."""
+    rng = random.Random(0)
+    rows = [(u, rng.randrange(1, 40), rng.randrange(1, 6), 100 * i + u % 97) for i in range(60) for u in range(1, 80)]
+    Path("ratings.dat").write_text("".join("::".join(map(str, row)) + "\n" for row in rows), encoding="utf-8")
+    Path("p.yaml").write_text("{data: ratings.dat, epochs: 1, width: 8, max_length: 5, mixed_length: 5}")
+    arguments = ["pnfrec", "run", "p.yaml", "--models", "sasrec,pnfrec", "--output", "store"]
+    with monkeypatch.context() as patch:
+        kill_at(patch, comparison, "train", lambda *given: given[2] == "pnfrec", signal.SIGTERM)
+        status, line = command(*arguments)
+    assert (status, line) == (
+        143,
+        f"Stopped by SIGTERM: store/ has 1 of 2 runs; go on with: {shlex.join(['mixpol', *arguments])}\n",
+    )
+    assert command(*going_on(line))[0] == 0
+    assert command(*arguments[:-1], "whole")[0] == 0
+    stopped, whole = Store(Path("store")).read(), Store(Path("whole")).read()
+    assert [(r.model, r.seed, r.rank, r.positive) for r in stopped] == [
+        (r.model, r.seed, r.rank, r.positive) for r in whole
+    ]
+
+
+def test_stopped_while_data_are_prepared(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("log.csv").write_text("u,i,t,y\n" + "".join(f"{n % 7},{n % 5},{n},{n % 2}\n" for n in range(70)))
+    Path("log.yaml").write_text(
+        "{name: mine, files: log.csv, columns: {user: u, item: i, time: t}, polarity: 'y < 1: negative'}"
+    )
+    arguments = ["data", "prepare", "log.yaml", "store"]
+    with monkeypatch.context() as patch:
+        kill_at(patch, data_store._Build, "_write", lambda *_: True, signal.SIGINT)
+        status, line = command(*arguments)
+    assert (status, line) == (
+        130,
+        "Stopped by Ctrl-C: nothing is kept; start again with: mixpol data prepare log.yaml store\n",
+    )
+    assert {path.name for path in Path().iterdir()} >= {"log.csv", "log.yaml"}
+    assert not Path("store").exists()
+    assert not list(Path().glob("store.part*"))
+    assert command(*arguments)[0] == 0
 
 
 def ended(code: str) -> tuple[int, str]:
