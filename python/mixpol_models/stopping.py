@@ -61,6 +61,8 @@ def watch() -> None:
 
 def _stop(number: int, frame: FrameType | None) -> None:
     if os.getpid() != _Watch.process:  # a fork, such as a worker of a data loader
+        if number == signal.SIGINT:  # went to the whole group of processes; the parent decides what it means
+            return
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
         return
@@ -99,8 +101,11 @@ def kept() -> str:
 
 def this_command() -> str:
     """The command line that runs, for a shell."""
-    program = os.path.basename(sys.argv[0])
-    return shlex.join(["mixpol" if program == "__main__.py" else program, *sys.argv[1:]])
+    program = [os.path.basename(sys.argv[0])]
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if program == ["__main__.py"] and spec is not None:
+        program = ["python", "-m", spec.parent]
+    return shlex.join([*program, *sys.argv[1:]])
 
 
 def shell(*arguments: object) -> str:

@@ -251,6 +251,16 @@ def test_the_ladder_s_own_command_looks_first(tmp_path: Path, monkeypatch: pytes
             ladder.main([f"--{name}={tmp_path}"])
 
 
+def test_a_demo_that_ends_early_leaves_nothing(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        Path("demo_output/auc.png").write_text("half")
+        raise OSError("the ninth wave")
+
+    monkeypatch.setattr("mixpol_models.experiments.demo._accuracy", fail)
+    command("demo", "--data", "synthetic", "--quick", status=1)
+    assert not any(Path().iterdir())
+
+
 def test_a_demo_replaces_no_earlier_one(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     class Enough(ValueError):
         pass
@@ -290,6 +300,18 @@ def test_a_full_disk_leaves_the_checkpoints_of_before(command: Command) -> None:
     assert {name: Path("run", name).read_bytes() for name in before} == before
     assert not [path for path in Path("run").iterdir() if path.name.startswith((".last", ".best"))]
     command("train", "--resume", "run")
+
+
+def test_checkpoints_are_written_beside_and_renamed(log: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, renamed = os.replace, {}
+
+    def replace(source: Path, target: Path) -> None:
+        renamed[Path(target).name] = Path(source).parent == Path(target).parent
+        real(source, target)
+
+    monkeypatch.setattr(files.os, "replace", replace)
+    train(TrainConfig(epochs=1, batch_size=64, budget=5, output=str(tmp_path / "run")), log=log, callbacks=[])
+    assert renamed == dict.fromkeys(("config.yaml", "best.ckpt", "last.ckpt", "metrics.json"), True)
 
 
 def test_files_are_replaced_whole(tmp_path: Path) -> None:

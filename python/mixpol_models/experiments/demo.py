@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import tempfile
 import time
@@ -129,16 +130,16 @@ def run_demo(
     if size.events is not None:
         log = some_users(log, size.events)
     examples = prepare(log, config)
-    folder.mkdir(parents=True, exist_ok=True)
-    _say_setting(console, found, log, examples, config, quick)
-    with _timed(found, "accuracy"):
-        _accuracy(console, found, log, config, range(n_seeds), size.resamples, folder)
-    if not skip_bench:
-        with _timed(found, "ladder"):
-            _ladder(console, found, size, folder)
-        with _timed(found, "step"):
-            _step(console, found, examples, config, size, folder)
-    _save(console, found, log, config, folder)
+    with _whole(folder):
+        _say_setting(console, found, log, examples, config, quick)
+        with _timed(found, "accuracy"):
+            _accuracy(console, found, log, config, range(n_seeds), size.resamples, folder)
+        if not skip_bench:
+            with _timed(found, "ladder"):
+                _ladder(console, found, size, folder)
+            with _timed(found, "step"):
+                _step(console, found, examples, config, size, folder)
+        _save(console, found, log, config, folder)
     return folder
 
 
@@ -320,6 +321,19 @@ def _bar(console: Console) -> Progress:
         console=console,
         transient=True,
     )
+
+
+@contextmanager
+def _whole(folder: Path) -> Iterator[None]:
+    """Makes the folder; a demo that ends early takes it away again."""
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if made:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 @contextmanager
