@@ -8,20 +8,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
+from mixpol_models import stopping
 from mixpol_models.environment import prepare
 
 _OPTIONAL = {
     "typer", "rich", "lightning", "torchmetrics", "polars", "matplotlib", "yaml", "pydantic", "httpx", "platformdirs"
 }  # fmt: skip
+# Flags of `mixpol train` that are no settings of a run.
+_NOT_SETTINGS = ("config", "resume", "force", "print_config")
 _INSTALL = "pip install 'mixpol-kernels[models]'"
 
 
 def main() -> None:
-    """Entry point of the `mixpol` command."""
-    if _typer_missing is not None:
-        sys.exit(f"mixpol needs packages that are not installed (first: {_typer_missing}): {_INSTALL}")
-    prepare()  # torch is not imported yet
-    app()
+    """Runs the `mixpol` command."""
+    with stopping.in_words():
+        if _typer_missing is not None:
+            sys.exit(f"mixpol needs packages that are not installed (first: {_typer_missing}): {_INSTALL}")
+        prepare()  # torch is not imported yet
+        app()
 
 
 @contextmanager
@@ -30,6 +34,7 @@ def _plainly() -> Iterator[None]:
     from rich.console import Console
 
     def stop(message: str, status: int) -> None:
+        stopping.check()  # a library may have made an error of a signal
         Console(stderr=True).print(message, style="bold red", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(status)
 
@@ -40,7 +45,7 @@ def _plainly() -> Iterator[None]:
             raise
         stop(f"mixpol needs packages that are not installed (first: {error.name}): {_INSTALL}", 1)
     except OSError as error:
-        stop(str(error), 1)
+        stop(f"{error}{f'. {stopping.kept()}' if stopping.kept() else ''}", 1)
     except (ValueError, RuntimeError) as error:
         if not _is_ours(error):
             raise
@@ -54,6 +59,17 @@ def _is_ours(error: BaseException) -> bool:
         place = place.tb_next
     name = "" if place is None else place.tb_frame.f_globals.get("__name__", "")
     return name.partition(".")[0] in ("mixpol_models", "mixpol_kernels")
+
+
+def _version() -> str:
+    """The package, torch and the kernels, in a line."""
+    import torch
+
+    import mixpol_kernels
+    from mixpol_kernels.library import library
+
+    kernels = f"CPU kernels {library.isa()}" if library.loaded else f"no CPU kernels ({library.reason})"
+    return f"mixpol {mixpol_kernels.__version__}, torch {torch.__version__}, {kernels}"
 
 
 try:
@@ -75,6 +91,20 @@ else:
     app.add_typer(experiment_app, name="experiment")
     app.add_typer(pnfrec_app(_plainly), name="pnfrec")
     app.command()(bench)
+
+    def _say_version(asked: bool) -> None:
+        if asked:
+            typer.echo(_version())
+            raise typer.Exit
+
+    @app.callback()
+    def options(
+        version: Annotated[
+            bool,
+            typer.Option("--version", help="Say which versions are here.", callback=_say_version, is_eager=True),
+        ] = False,
+    ) -> None:
+        """Mixed-polarity CTR models on fused kernels."""
 
     _DATA = "Folder, NAME:FOLDER or YAML file, or kuairand-pure, ml-100k, synthetic. Default: look around."
 
@@ -119,70 +149,87 @@ else:
         accelerator: Annotated[Literal["auto", "cpu", "gpu"] | None, typer.Option(help="Where.")] = None,
         backend: Annotated[Literal["auto", "cpu", "reference"] | None, typer.Option(help="Of the attention.")] = None,
         workers: Annotated[int | None, typer.Option(help="Processes that build batches.")] = None,
-        output: Annotated[str | None, typer.Option(help="Folder of the run.")] = None,
-        resume: Annotated[Path | None, typer.Option(help="Checkpoint or run folder to go on from.")] = None,
-        print_config: Annotated[bool, typer.Option("--print-config", help="Print the settings and stop.")] = False,
+        output: Annotated[
+            str | None,
+            typer.Option(help="Folder of the run, without an earlier one. Default: a new one in mixpol_runs."),
+        ] = None,
+        resume: Annotated[
+            Path | None,
+            typer.Option(help="Run folder or checkpoint to go on from, with its settings where no flag is given."),
+        ] = None,
+        force: Annotated[bool, typer.Option("--force", help="Replace an earlier run in --output.")] = False,
+        print_config: Annotated[
+            bool, typer.Option("--print-config", help="Print the settings, say which data would be used, and stop.")
+        ] = False,
     ) -> None:
         """Train a model. Flags override the YAML file, which overrides the defaults (din.yaml)."""
-        flags = {name: value for name, value in locals().items() if name not in ("config", "resume", "print_config")}
+        flags = {name: value for name, value in locals().items() if name not in _NOT_SETTINGS}
         with _plainly():
-            from mixpol_models.training.config import load_config
+            from mixpol_models.settings import load_config, saved_settings
 
-            settings = load_config(config or backbone, flags)
+            if force and resume is not None:
+                raise ValueError("force was given with resume, which keeps the run; expected one of them")
+            if force and output is None:
+                raise ValueError("force was given without output; expected both: a default folder is always a new one")
+            saved = saved_settings(resume) if resume is not None and config is None else None
+            settings = load_config(config or (backbone if saved is None else None), flags, saved=saved)
             if print_config:
-                typer.echo(settings.to_yaml(), nl=False)
-                return
-            import json
-            from dataclasses import asdict
+                from mixpol_models.data.whereabouts import whereabouts
 
+                found = whereabouts(settings.data)
+                typer.echo(f"{settings.to_yaml()}# data: {found}")
+                return
             from rich.console import Console
 
             from mixpol_models.experiments.tables import metrics_table
             from mixpol_models.training.run import train as run
 
-            result = run(settings, resume=resume)
+            result = run(settings, resume=resume, force=force)
             Console(width=None if sys.stdout.isatty() else 110).print(metrics_table(result).rich())
-            numbers = {
-                "valid": result.valid and asdict(result.valid),
-                "test": asdict(result.test),
-                "seconds": result.seconds,
-            }
-            (result.config.folder / "metrics.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
             typer.echo(f"Saved in {result.config.folder}/")
 
     @app.command()
     def demo(
         data: Annotated[str | None, typer.Option(help=_DATA)] = None,
-        output: Annotated[Path, typer.Option(help="Folder for tables and pictures.")] = Path("demo_output"),
+        output: Annotated[
+            Path | None, typer.Option(help="Folder for tables and pictures. Default: a new one, demo_output.")
+        ] = None,
         seeds: Annotated[int | None, typer.Option(help="How many. Default: 2, or 1 with --quick.")] = None,
         quick: Annotated[bool, typer.Option("--quick", help="A small form, under a minute.")] = False,
         skip_bench: Annotated[bool, typer.Option("--skip-bench", help="Accuracy only, no timings.")] = False,
+        force: Annotated[bool, typer.Option("--force", help="Replace earlier results in --output.")] = False,
     ) -> None:
         """Train DIN four ways, time the layer and the whole step, save tables and pictures."""
         with _plainly():
             from mixpol_models.experiments.demo import run_demo
 
-            run_demo(data, output, seeds=seeds, quick=quick, skip_bench=skip_bench)
+            run_demo(data, output, seeds=seeds, quick=quick, skip_bench=skip_bench, force=force)
 
     @app.command("gpu-report")
     def gpu_report(
-        output: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("gpu_report"),
-        users: Annotated[int, typer.Option(help="Users a batch in the timings.")] = 4096,
-        length: Annotated[int, typer.Option(help="Their histories are uniform in 1 ... LENGTH.")] = 200,
+        output: Annotated[
+            Path | None, typer.Option(help="Folder for the report. Default: a new one, gpu_report.")
+        ] = None,
+        users: Annotated[int, typer.Option(help="Users a batch in the timings.", min=1)] = 4096,
+        length: Annotated[int, typer.Option(help="Their histories are uniform in 1 ... LENGTH.", min=1)] = 200,
+        force: Annotated[bool, typer.Option("--force", help="Replace an earlier report in --output.")] = False,
     ) -> None:
         """Check and time the GPU kernels on the GPU at hand; every check stands alone."""
-        import torch
-
-        if not torch.cuda.is_available():
-            typer.echo("No GPU that torch can use: nothing to report. `make test` runs the kernels on the CPU.")
-            return
         with _plainly():
+            from mixpol_models.files import results_folder
+
+            folder = results_folder(output, "gpu_report", ("gpu_report.json", "gpu_report.md"), force)
+            import torch
+
+            if not torch.cuda.is_available():
+                typer.echo("No GPU that torch can use: nothing to report. `make test` runs the kernels on the CPU.")
+                return
             from mixpol_models.bench.gpu import Size, run_report
 
-            checks = run_report(torch.device("cuda"), output, Size(users=users, length=length))
+            checks = run_report(torch.device("cuda"), folder, Size(users=users, length=length))
             failed = [check.name for check in checks if check.passed is False]
-            typer.echo((output / "gpu_report.md").read_text())
-            typer.echo(f"Saved in {output}/. " + (f"Failed: {', '.join(failed)}" if failed else "Nothing failed."))
+            typer.echo((folder / "gpu_report.md").read_text())
+            typer.echo(f"Saved in {folder}/. " + (f"Failed: {', '.join(failed)}" if failed else "Nothing failed."))
             if failed:
                 raise typer.Exit(1)
 
@@ -197,12 +244,16 @@ else:
         workers: Annotated[int, typer.Option(help="Processes that compile and check; one times.", min=1)] = 8,
     ) -> None:
         """Find the fastest launch configurations of the Triton kernels on the GPU at hand."""
-        import torch
-
-        if not torch.cuda.is_available():
-            typer.echo("No GPU that torch can use: nothing to tune.")
-            return
         with _plainly():
+            from mixpol_models.files import check_output_folder
+
+            check_output_folder(output)
+            import torch
+
+            if not torch.cuda.is_available():
+                typer.echo("No GPU that torch can use: nothing to tune.")
+                return
+            stopping.note(f"{output}/ has what was tuned so far")
             from mixpol_models.bench.tune_cli import run_tune
 
             run_tune(output, only, users, length, workers)

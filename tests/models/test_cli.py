@@ -132,5 +132,5 @@ def test_the_console_script_points_here() -> None:
     import tomllib
 
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
-    assert project["project"]["scripts"]["mixpol"] == "mixpol_models.cli:main"
+    assert project["project"]["scripts"]["mixpol"] == "mixpol_models.__main__:main"
     assert callable(cli.main)

@@ -27,11 +27,20 @@ from mixpol_models.bench.report import (
     sentences,
 )
 from mixpol_models.bench.rungs import RUNGS
+from mixpol_models.files import check_output_file, write_atomically
+from mixpol_models.stopping import in_words
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the ladder, prints it, writes what was asked for. Returns the exit status."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        for name in ("json", "markdown", "plot"):
+            if getattr(options, name):
+                check_output_file(getattr(options, name), f"--{name}")
+    except ValueError as error:
+        parser.error(str(error))
     console = Console(width=None if sys.stdout.isatty() else 110)
     facts = machine_facts()
     console.print(", ".join(f"{key} {value}" for key, value in facts.items()), highlight=False)
@@ -58,9 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(noise(rows), style="yellow", highlight=False)
     if options.json:
         document = {"machine": facts, "seed": options.seed, "rows": [asdict(row) for row in rows]}
-        options.json.write_text(json.dumps(document, indent=2) + "\n")
+        write_atomically(options.json, json.dumps(document, indent=2) + "\n")
     if options.markdown:
-        options.markdown.write_text(ladder_markdown(rows))
+        write_atomically(options.markdown, ladder_markdown(rows))
     if options.plot:
         plot_ladder(rows, options.plot)
     return 0
@@ -96,4 +105,5 @@ def _names(text: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with in_words():
+        sys.exit(main())

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from mixpol_models.files import check_output_file, results_folder
+
 
 def bench(
     quick: Annotated[
@@ -24,9 +26,12 @@ def bench(
     compare: Annotated[
         str | None, typer.Option(metavar="REF", help="Instead: time the kernels against those of a git revision.")
     ] = None,
-    tolerance: Annotated[float, typer.Option(help="Of --compare: by how much a case may be slower.", min=0.0)] = 0.05,
-    rounds: Annotated[int, typer.Option(help="Of --compare: turns of either side.", min=2)] = 9,
-    seed: Annotated[int, typer.Option(help="Of inputs, weights and order.")] = 0,
+    tolerance: Annotated[
+        float | None, typer.Option(help="Of --compare: by how much a case may be slower. Default: 0.05.", min=0.0)
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(help="Of --compare: turns of either side. Default: 9.", min=2)] = None,
+    seed: Annotated[int, typer.Option(help="Of inputs, weights and order.", min=0)] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace earlier results in --output.")] = False,
 ) -> None:
     """Measure the fused kernels against their PyTorch forms on this machine, each checked against float64 first.
 
@@ -35,6 +40,20 @@ def bench(
     from mixpol_models.cli import _plainly
 
     with _plainly():
+        if compare and (output or readme or force):
+            raise ValueError("compare came with output, readme or force; expected it alone: it writes no report")
+        if only is not None and (quick or compare):
+            raise ValueError("only came with quick or compare, which have shapes of their own; expected it alone")
+        for name, value in (("tolerance", tolerance), ("rounds", rounds)):
+            if value is not None and not compare:
+                raise ValueError(f"{name} was {value} without compare, whose it is; expected both: add --compare REF")
+        if force and output is None:
+            raise ValueError("force was given without output; expected both")
+        if output is not None:
+            results_folder(output, output, ("bench.json", "bench.md"), force)
+        if readme is not None:
+            check_output_file(readme, "readme")
+
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -43,12 +62,10 @@ def bench(
         from mixpol_models.bench.report import changes_table, headline_table, ladder_table
         from mixpol_models.bench.shapes import LENGTHS, QUICK_LENGTHS, main_shapes
 
-        if compare and (output or readme):
-            raise ValueError("compare came with output or readme; expected it alone: it writes no report")
-
-        if only is not None and (quick or compare):
-            raise ValueError("only came with quick or compare, which have shapes of their own; expected it alone")
-
+        if readme is not None:
+            suite.readme_parts(readme)
+        plan = None if compare else suite.quick() if quick else suite.full(only or "")
+        tolerance = revisions.TOLERANCE if tolerance is None else tolerance
         console = Console(width=None if sys.stdout.isatty() else 110)
         columns = (BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
         with Progress(*columns, console=console, transient=True) as bar:
@@ -56,14 +73,16 @@ def bench(
 
             def progress(line: str, done: float) -> None:
                 bar.update(task, description=line, completed=done)
-                if not console.is_terminal and line.endswith(": inputs"):  # no bar there: a line a shape
+                # No bar there: a line a shape, or a turn.
+                if not console.is_terminal and (compare or line.endswith(": inputs")):
                     console.print(f"{done:4.0%}  {line.removesuffix(': inputs')}", highlight=False)
 
             if compare:
                 lengths = QUICK_LENGTHS if quick else LENGTHS
-                changes = revisions.compare(compare, main_shapes(lengths), rounds, progress=progress, seed=seed)
-            else:
-                results = suite.run(suite.quick() if quick else suite.full(only or ""), progress, seed)
+                turns = revisions.ROUNDS if rounds is None else rounds
+                changes = revisions.compare(compare, main_shapes(lengths), turns, progress=progress, seed=seed)
+            elif plan is not None:
+                results = suite.run(plan, progress, seed)
         if compare:
             console.print(changes_table(changes, tolerance))
             if any(change.slower(tolerance) for change in changes):

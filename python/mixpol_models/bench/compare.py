@@ -12,11 +12,12 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -104,14 +105,8 @@ def _change(name: str, direction: str, before: list[float], now: list[float], so
 def _turn(path: Path, revision: str, shapes: Sequence[Shape], seconds: float, check: bool) -> list[tuple[float, float]]:
     """One process on one library."""
     request = {"shapes": [asdict(shape) for shape in shapes], "seconds": seconds, "check": check}
-    done = subprocess.run(
-        [sys.executable, "-m", "mixpol_models.bench.turns"],
-        input=json.dumps(request),
-        env={**os.environ, "MIXPOL_LIBRARY": str(path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = (sys.executable, "-m", "mixpol_models.bench.turns")
+    done = _run_group(command, json.dumps(request), {**os.environ, "MIXPOL_LIBRARY": str(path)})
     if done.returncode:
         who = f"revision {revision}" if revision else "this checkout"
         raise RuntimeError(f"{who} cannot be measured: {done.stderr.strip().splitlines()[-1]}")
@@ -163,7 +158,24 @@ def _tool(name: str) -> str:
 
 
 def _run(*command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return _run_group(command)
+
+
+def _run_group(
+    command: Sequence[str], text: str | None = None, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Runs a program, which ends with all that it started if this process is stopped meanwhile."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment, text=True, start_new_session=True
+    ) as process:
+        try:
+            out, error = process.communicate(text)
+        except BaseException:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, out, error)
 
 
 def _expect(done: subprocess.CompletedProcess[str], reference: str) -> None:

@@ -24,6 +24,7 @@ from mixpol_models.bench.kernel_time import kernel_seconds
 from mixpol_models.bench.machine import machine_facts
 from mixpol_models.bench.padding import Padding, pad_right
 from mixpol_models.bench.rungs import Concat, PerTarget
+from mixpol_models.files import write_atomically
 
 FORWARD, BACKWARD = 2.0, 5.0  # times the error of plain PyTorch in the same dtype
 
@@ -346,7 +347,7 @@ def _write(folder: Path, device: torch.device, size: Size, checks: list[Check]) 
             "gpu memory GiB": round(properties.total_memory / 2**30, 1),
         }
     report = {"facts": facts, "size": asdict(size), "checks": [asdict(check) for check in checks]}
-    (folder / "gpu_report.json").write_text(json.dumps(report, indent=1) + "\n")
+    write_atomically(folder / "gpu_report.json", json.dumps(report, indent=1) + "\n")
     words = {True: "passed", False: "FAILED", None: "–"}
     lines = ["# GPU report", "", ", ".join(f"{key} {value}" for key, value in facts.items()), ""]
     lines += ["| check | result | figures |", "|---|---|---|"]
@@ -367,7 +368,7 @@ def _write(folder: Path, device: torch.device, size: Size, checks: list[Check]) 
             times = [f"{row[f'{what} ms']:.3f}" for what in columns]
             ratios = [f"{row[f'x {what}']:.2f}" for what in columns]
             lines.append(f"| {' | '.join([name, *times, *ratios])} | {row['peak MiB']:.0f} |")
-    (folder / "gpu_report.md").write_text("\n".join(lines) + "\n")
+    write_atomically(folder / "gpu_report.md", "\n".join(lines) + "\n")
 
 
 def _name(dtype: torch.dtype) -> str:

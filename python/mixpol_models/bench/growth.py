@@ -19,6 +19,7 @@ from rich.table import Table
 from mixpol_kernels.nn import TargetAttention
 from mixpol_models.bench.gate import OUTPUT_FACTOR
 from mixpol_models.bench.timing import interleaved, per_round
+from mixpol_models.files import check_output_file, replacing
 
 LENGTHS = (10, 100, 1000, 10_000, 100_000)
 _TOKENS = 100_000
@@ -139,7 +140,8 @@ def plot(rows: Sequence[GrowthRow], path: Path) -> None:
     axes.set_ylabel("ns per token")
     axes.set_title(f"Fused DIN unit: cost of a token, {torch.get_num_threads()} threads")
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)
+    with replacing(path) as fresh:
+        figure.savefig(fresh, dpi=120)
     plt.close(figure)
 
 
@@ -150,6 +152,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5, metavar="N")
     parser.add_argument("--plot", type=Path, metavar="PATH", help="write the picture")
     options = parser.parse_args(arguments)
+    if options.plot:
+        try:
+            check_output_file(options.plot, "--plot")
+        except ValueError as error:
+            parser.error(str(error))
     rows = measure(tokens=options.tokens, rounds=options.rounds)
     table = Table(title="Cost of a kept token, ns; D = 64, one ReLU layer of 64, float32")
     for name in ("tokens a user", "padded to", "users", "forward", "forward + backward"):

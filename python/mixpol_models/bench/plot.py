@@ -14,6 +14,7 @@ from mixpol_models.bench.case import COMPILED, CONTROL, FUSED
 from mixpol_models.bench.headline import caption
 from mixpol_models.bench.ladder import REFACTORED, LadderRow
 from mixpol_models.bench.work import Peaks
+from mixpol_models.files import replacing
 
 _EAGER, _REFACTORED = ("#9c2f2f", "#d9824a"), ("#5a7fb5", "#1f3f77")  # eager, compiled
 _FUSED, _CONTROL = "#12805c", "#8a8a8a"
@@ -48,7 +49,8 @@ def plot_ladder(rows: Sequence[LadderRow], path: str | Path, peaks: Peaks | None
         for axes, (title, value) in zip(figure.subplots(1, len(panels)), panels, strict=True):
             _panel(axes, rows, value, title)
         figure.suptitle(caption(rows).partition("; medians")[0], x=0.01, ha="left", fontsize=12)
-        figure.savefig(path)
+        with replacing(Path(path)) as fresh:
+            figure.savefig(fresh)
 
 
 def _color(rung: str) -> str:

@@ -17,6 +17,7 @@ from mixpol_models.bench.plot import plot_ladder
 from mixpol_models.bench.report import ladder_markdown, number
 from mixpol_models.bench.shapes import QUICK_LENGTHS, SHAPES, Shape, main_shapes
 from mixpol_models.bench.work import Peaks, measure_peaks
+from mixpol_models.files import write_atomically
 
 START, END = "<!-- bench:start -->", "<!-- bench:end -->"
 # The variant of the activation unit that is usually the fastest when compiled (docs/results/ladder.md).
@@ -141,18 +142,27 @@ def readme_block(results: Results) -> str:
     return f"{headline_markdown(results)}\n{said}\n"
 
 
+def readme_parts(path: Path) -> tuple[str, str]:
+    """What stands before and after the markers.
+
+    Raises:
+        ValueError: there is no such file, or it does not have each marker once, in order.
+    """
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if text.count(START) != 1 or text.count(END) != 1 or text.index(START) > text.index(END):
+        raise ValueError(f"readme was {path}; expected a file with one line {START!r} and, below it, one line {END!r}")
+    before, rest = text.split(START)
+    return before, rest.split(END)[1]
+
+
 def write_readme(results: Results, path: Path) -> None:
     """Rewrites what stands between the markers in a Markdown file, and nothing else.
 
     Raises:
         ValueError: the file does not have each marker once, in order.
     """
-    text = path.read_text(encoding="utf-8")
-    if text.count(START) != 1 or text.count(END) != 1 or text.index(START) > text.index(END):
-        raise ValueError(f"readme was {path}; expected a file with one line {START!r} and, below it, one line {END!r}")
-    before, rest = text.split(START)
-    after = rest.split(END)[1]
-    path.write_text(f"{before}{START}\n{readme_block(results)}{END}{after}", encoding="utf-8")
+    before, after = readme_parts(path)
+    write_atomically(path, f"{before}{START}\n{readme_block(results)}{END}{after}")
 
 
 def markdown(results: Results) -> str:
@@ -179,8 +189,8 @@ def save(results: Results, folder: Path) -> list[Path]:
         ],
     }
     written = [folder / "bench.json", folder / "bench.md"]
-    written[0].write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    written[1].write_text(markdown(results), encoding="utf-8")
+    write_atomically(written[0], json.dumps(document, indent=2) + "\n")
+    write_atomically(written[1], markdown(results))
     for case, rows in results.by_case():
         words = "".join(c if c.isalnum() else " " for c in case.lower()).split()
         written.append(folder / f"bench_{'_'.join(words)}.png")

@@ -12,6 +12,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import signal
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -32,6 +33,8 @@ from mixpol_models.bench.gate import GateError
 from mixpol_models.bench.gpu import seconds_of
 from mixpol_models.bench.kernel_time import kernel_seconds
 from mixpol_models.bench.problems import Problem, Size, dot_problem, fusion_problem, unit_problem
+from mixpol_models.files import write_atomically
+from mixpol_models.stopping import end_with_parent
 
 FOLDERS = {"target_attention": attention.FOLDER, "polarity_fusion": fusion.FOLDER, "dot_target_attention": dot.FOLDER}
 _TILES, _WARPS, _STAGES, _FLUSHES = (16, 32, 64, 128), (4, 8), (1, 2, 3), (0, 1, 2)
@@ -272,6 +275,12 @@ def _prepare(entry: Entry, architecture: str, size: Size, device: torch.device, 
     return ""
 
 
+def _begin() -> None:
+    # Ctrl-C goes to the whole group of processes; the parent decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
+
+
 class Preparing:
     """Processes that compile and check candidates at once. One that dies refuses its candidate alone.
 
@@ -284,12 +293,16 @@ class Preparing:
         self.pool = self._start()
 
     def _start(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(self.workers, mp_context=multiprocessing.get_context("spawn"))
+        spawn = multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(self.workers, mp_context=spawn, initializer=_begin)
 
     def __enter__(self) -> Preparing:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:  # nobody waits for what is under way
+            for process in list((self.pool._processes or {}).values()):
+                process.kill()
         self.pool.shutdown(cancel_futures=True)
 
     def __call__(
@@ -329,12 +342,9 @@ def _result(future: Future[str] | None) -> str | None:
 
 def write(found: dict[str, Config], path: Path) -> None:
     """Adds configurations to a file of `devices.tuned_file`, which is replaced whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     kept = json.loads(path.read_text()) if path.exists() else {}
     kept |= {name: asdict(config) for name, config in found.items()}
-    scratch = path.with_suffix(".part")
-    scratch.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n")
-    scratch.replace(path)
+    write_atomically(path, json.dumps(dict(sorted(kept.items())), indent=1) + "\n")
     devices.configured.cache_clear()
 
 

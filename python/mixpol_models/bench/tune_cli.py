@@ -22,12 +22,21 @@ def run_tune(output: Path, only: str, users: int, length: int, workers: int) -> 
     columns = (BarColumn(), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=1.0)
+        said = ""
+
+        def progress(line: str, done: float) -> None:
+            nonlocal said
+            bar.update(task, description=line, completed=done)
+            if not console.is_terminal and line != said:  # no bar there: a line an entry
+                said = line
+                console.print(f"{done:4.0%}  {line}", highlight=False)
+
         found, there = run(
             output,
             torch.device("cuda", torch.cuda.current_device()),
             Size(users, length),
             only,
-            lambda line, done: bar.update(task, description=line, completed=done),
+            progress,
             workers,
         )
     if there:

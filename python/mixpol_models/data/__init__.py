@@ -17,21 +17,46 @@ The rooms:
     examples, batches    what the model gets
 """
 
-from mixpol_models.data.batches import Batch
-from mixpol_models.data.described import load_described
-from mixpol_models.data.examples import Examples, ExampleSet, build_examples
-from mixpol_models.data.kuairand import load_kuairand
-from mixpol_models.data.kuairec import load_kuairec
-from mixpol_models.data.kuaivideo import KuaiVideoColumns, load_kuaivideo
-from mixpol_models.data.log import InteractionLog
-from mixpol_models.data.movielens import SourceUnavailable, load_ml100k
-from mixpol_models.data.ratings import load_ratings
-from mixpol_models.data.sequence import SequenceConfig
-from mixpol_models.data.sources import recognise, resolve
-from mixpol_models.data.splits import DateSplit, TailSplit, TimeSplit, UserSplit
-from mixpol_models.data.store import open_store, write_store
-from mixpol_models.data.synthetic import synthetic_log
-from mixpol_models.data.tencentgr import load_tencentgr
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mixpol_models.data.batches import Batch
+    from mixpol_models.data.described import load_described
+    from mixpol_models.data.examples import Examples, ExampleSet, build_examples
+    from mixpol_models.data.kuairand import load_kuairand
+    from mixpol_models.data.kuairec import load_kuairec
+    from mixpol_models.data.kuaivideo import KuaiVideoColumns, load_kuaivideo
+    from mixpol_models.data.log import InteractionLog
+    from mixpol_models.data.movielens import SourceUnavailable, load_ml100k
+    from mixpol_models.data.ratings import load_ratings
+    from mixpol_models.data.sequence import SequenceConfig
+    from mixpol_models.data.sources import recognise, resolve
+    from mixpol_models.data.splits import DateSplit, TailSplit, TimeSplit, UserSplit
+    from mixpol_models.data.store import open_store, write_store
+    from mixpol_models.data.synthetic import synthetic_log
+    from mixpol_models.data.tencentgr import load_tencentgr
+
+# Where each name is; imported when first asked for, so that a look at the files needs no torch.
+_HOMES = {
+    "batches": ("Batch",),
+    "described": ("load_described",),
+    "examples": ("Examples", "ExampleSet", "build_examples"),
+    "kuairand": ("load_kuairand",),
+    "kuairec": ("load_kuairec",),
+    "kuaivideo": ("KuaiVideoColumns", "load_kuaivideo"),
+    "log": ("InteractionLog",),
+    "movielens": ("SourceUnavailable", "load_ml100k"),
+    "ratings": ("load_ratings",),
+    "sequence": ("SequenceConfig",),
+    "sources": ("recognise", "resolve"),
+    "splits": ("DateSplit", "TailSplit", "TimeSplit", "UserSplit"),
+    "store": ("open_store", "write_store"),
+    "synthetic": ("synthetic_log",),
+    "tencentgr": ("load_tencentgr",),
+}
 
 __all__ = [
     "Batch",
@@ -59,3 +84,10 @@ __all__ = [
     "synthetic_log",
     "write_store",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,6 +15,7 @@ from mixpol_models.experiments.report_pictures import Series, plot_series
 from mixpol_models.experiments.rows import Gap, Report, baseline_of, gap_of, pooled, resamples, same_seeds
 from mixpol_models.experiments.tables import NONE, ResultTable
 from mixpol_models.experiments.variants import BASELINE, VARIANTS
+from mixpol_models.files import check_output_folder, write_atomically
 
 _INTERVAL = "[95 % interval]: paired bootstrap over users, AUCs averaged over seeds."
 _ORDER = {variant.name: i for i, variant in enumerate(VARIANTS)}
@@ -35,6 +36,7 @@ def analyse(name: str, store: Path, output: Path) -> list[Path]:
     """
     if name not in ANALYSES:
         raise ValueError(f"analysis is {name!r}, expected one of {tuple(ANALYSES)}: mend the name")
+    check_output_folder(output)
     report = read_report(store)
     table, series, x, y = ANALYSES[name](report)
     output.mkdir(parents=True, exist_ok=True)
@@ -42,7 +44,7 @@ def analyse(name: str, store: Path, output: Path) -> list[Path]:
     plot_series(series, picture, f"{report.runs['data'][0]}: {table.title}", x, y)
     missing = report.expected - report.runs.height
     state = f"**{missing} of {report.expected} runs are missing.**\n\n" if missing else ""
-    text.write_text(f"{state}{table.markdown()}\n![{name}]({picture.name})\n", encoding="utf-8")
+    write_atomically(text, f"{state}{table.markdown()}\n![{name}]({picture.name})\n")
     return [text, picture]
 
 

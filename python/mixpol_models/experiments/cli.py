@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from mixpol_models.files import check_output_file, write_atomically
+
 app = typer.Typer(help="Grids of runs: train, report, analyse.", no_args_is_help=True)
 
 _STORE = "Folder that `mixpol experiment run` wrote."
@@ -32,7 +34,7 @@ def run(
 
         experiment = load_experiment(config)
         if data is not None:
-            experiment = experiment.model_copy(update={"data": data})
+            experiment = experiment.with_data(data)
         folder = output or Path("mixpol_experiments") / experiment.name
         part = experiment.only(_choices(only)) if only else None
         done = run_experiment(experiment, folder, workers=workers, only=part)
@@ -90,6 +92,10 @@ def throughput(
     from mixpol_models.cli import _plainly
 
     with _plainly():
+        if output is not None:
+            check_output_file(output)
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads is {threads}, expected at least 1: leave it out for torch's own choice")
         import torch
 
         from mixpol_models.experiments.grid import load_experiment
@@ -101,13 +107,13 @@ def throughput(
             torch.set_num_threads(threads)
         experiment = load_experiment(config)
         if data is not None:
-            experiment = experiment.model_copy(update={"data": data})
+            experiment = experiment.with_data(data)
         part = experiment.only(_choices(only)) if only else experiment
         log = experiment_log(part, say=lambda line: typer.echo(line, err=True))
         table = throughput_table(measure(log, part, progress=lambda line: typer.echo(line, err=True))).markdown()
         typer.echo(table)
         if output is not None:
-            output.write_text(table, encoding="utf-8")
+            write_atomically(output, table)
 
 
 @app.command("list")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import tempfile
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from mixpol_models.bench import (
     GateError,
@@ -33,6 +34,8 @@ from mixpol_models.experiments.step_time import StepMismatch, step_time
 from mixpol_models.experiments.subset import some_users
 from mixpol_models.experiments.tables import ResultTable, accuracy_table, count, relative_table, step_table
 from mixpol_models.experiments.variants import VARIANTS
+from mixpol_models.files import results_folder, write_atomically
+from mixpol_models.progress import TimeLeft
 from mixpol_models.training.config import TrainConfig, load_config
 from mixpol_models.training.prepare import prepare
 
@@ -86,11 +89,12 @@ class _Findings:
 
 def run_demo(
     data: str | None = None,
-    output: str | Path = "demo_output",
+    output: str | Path | None = None,
     *,
     seeds: int | None = None,
     quick: bool = False,
     skip_bench: bool = False,
+    force: bool = False,
     console: Console | None = None,
 ) -> Path:
     """Trains DIN four ways, measures layer and step, prints and saves it all, whatever the numbers are.
@@ -99,37 +103,43 @@ def run_demo(
 
     Args:
         data: as in `mixpol_models.data.resolve`.
-        output: folder for the files.
+        output: folder for the files, without earlier results; None is demo_output, or the first of demo_output-2,
+            demo_output-3, ... that is free.
         seeds: how many, instead of 2 (1 with `quick`).
         quick: a part of the data, one seed, few points: under a minute, and no evidence for anything.
         skip_bench: accuracy only.
+        force: replace earlier results in `output`.
         console: where to print.
 
     Returns:
         The folder.
+
+    Raises:
+        ValueError: no seeds, no data, or a folder with earlier results.
     """
     # A pipe has no width of its own, and 80 columns would cut the figures.
     console = console or Console(width=None if sys.stdout.isatty() else 110)
-    size, folder = QUICK if quick else FULL, Path(output)
+    size = QUICK if quick else FULL
     n_seeds = size.seeds if seeds is None else seeds
     if n_seeds < 1:
         raise ValueError(f"seeds is {n_seeds}, expected at least 1: 2 shows the spread")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = results_folder(output, "demo_output", ("metrics.json", "results.md"), force)
     found = _Findings()
     config = load_config("din", {"batch_size": size.batch_size})
     log = resolve(data, say=lambda line: console.print(line, style="dim", highlight=False, markup=False))
     if size.events is not None:
         log = some_users(log, size.events)
     examples = prepare(log, config)
-    _say_setting(console, found, log, examples, config, quick)
-    with _timed(found, "accuracy"):
-        _accuracy(console, found, log, config, range(n_seeds), size.resamples, folder)
-    if not skip_bench:
-        with _timed(found, "ladder"):
-            _ladder(console, found, size, folder)
-        with _timed(found, "step"):
-            _step(console, found, examples, config, size, folder)
-    _save(console, found, log, config, folder)
+    with _whole(folder):
+        _say_setting(console, found, log, examples, config, quick)
+        with _timed(found, "accuracy"):
+            _accuracy(console, found, log, config, range(n_seeds), size.resamples, folder)
+        if not skip_bench:
+            with _timed(found, "ladder"):
+                _ladder(console, found, size, folder)
+            with _timed(found, "step"):
+                _step(console, found, examples, config, size, folder)
+        _save(console, found, log, config, folder)
     return folder
 
 
@@ -162,7 +172,13 @@ def _accuracy(
     with tempfile.TemporaryDirectory() as runs, _bar(console) as bar:
         task = bar.add_task("training", total=None)
 
+        said = ""
+
         def tick(label: str, done: int, total: int) -> None:
+            nonlocal said
+            if not console.is_terminal and label != said:  # no bar there: a line a model
+                said = label
+                console.print(f"training {label}, {done / total:.0%} done", highlight=False)
             bar.update(task, description=f"training {label}", completed=done, total=total)
 
         comparison = compare(log, config, seeds, Path(runs), resamples=resamples, tick=tick)
@@ -231,7 +247,7 @@ def _run_ladder(console: Console, size: DemoSize, rungs: Sequence[str] | None) -
             rounds=size.rounds,
             seconds_per_rung=size.seconds,
             rungs=rungs,
-            progress=lambda line: bar.update(task, description=f"ladder, {line}"),
+            progress=lambda line: _told(console, bar, task, f"ladder, {line}"),
         )
 
 
@@ -246,7 +262,7 @@ def _step(
             task = bar.add_task("whole step", total=None)
             rows = step_time(
                 batch, sizes, config, rounds=size.rounds, seconds=size.seconds,
-                progress=lambda line: bar.update(task, description=line),
+                progress=lambda line: _told(console, bar, task, line),
             )  # fmt: skip
     except StepMismatch as error:
         _missing(console, found, "step", f"the two layers disagree, so nothing was timed: {error}")
@@ -280,13 +296,19 @@ def _save(console: Console, found: _Findings, log: InteractionLog, config: Train
         "seconds": {name: round(value, 1) for name, value in found.seconds.items()},
         **found.numbers,
     }
-    (folder / "metrics.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+    write_atomically(folder / "metrics.json", json.dumps(numbers, indent=2) + "\n")
     times = ", ".join(f"{name} {value:.0f} s" for name, value in found.seconds.items())
     about = ", ".join(f"{name} {value}" for name, value in facts.items())
     report = ["# `mixpol demo`", *found.texts, f"Time: {times}.", f"Measured on: {about}."]
-    (folder / "results.md").write_text("\n\n".join(report) + "\n", encoding="utf-8")
+    write_atomically(folder / "results.md", "\n\n".join(report) + "\n")
     names = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_file()))
     console.print(f"Time: {times}. Saved in {folder}/: {names}.", highlight=False, markup=False)
+
+
+def _told(console: Console, bar: Progress, task: TaskID, line: str) -> None:
+    bar.update(task, description=line)
+    if not console.is_terminal:
+        console.print(line, style="dim", highlight=False, markup=False)
 
 
 def _bar(console: Console) -> Progress:
@@ -295,11 +317,23 @@ def _bar(console: Console) -> Progress:
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        TimeLeft(),
         console=console,
         transient=True,
     )
+
+
+@contextmanager
+def _whole(folder: Path) -> Iterator[None]:
+    """Makes the folder; a demo that ends early takes it away again."""
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if made:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 @contextmanager

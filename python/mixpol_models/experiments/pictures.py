@@ -12,6 +12,7 @@ from mixpol_models.experiments.compare import Comparison
 from mixpol_models.experiments.step_time import StepRow
 from mixpol_models.experiments.tables import count
 from mixpol_models.experiments.variants import BASELINE, VARIANTS
+from mixpol_models.files import replacing
 
 COLORS = {"positive-only": "#8a8a8a", "mixed": "#d9824a", "mixed + bias": "#5a7fb5", "mixed + TAPF": "#12805c"}
 _EAGER, _FUSED = "#9c2f2f", "#12805c"
@@ -101,4 +102,5 @@ def new_figure(
 
 def save_figure(figure: Any, path: str | Path, title: str) -> None:
     figure.suptitle(title, x=0.01, ha="left", fontsize=12)
-    figure.savefig(path)
+    with replacing(Path(path)) as fresh:
+        figure.savefig(fresh)

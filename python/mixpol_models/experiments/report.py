@@ -17,6 +17,7 @@ from mixpol_models.experiments.report_pictures import plot_budget
 from mixpol_models.experiments.rows import Cell, Report, cells
 from mixpol_models.experiments.tables import NONE, ResultTable, count
 from mixpol_models.experiments.variants import BASELINE
+from mixpol_models.files import check_output_folder, write_atomically
 
 _COLUMNS = (
     *("model", "AUC", "AUC per tab", "gAUC", "gAUC frozen", "logloss", "RelaImpr, %", "ratio, %"),
@@ -49,6 +50,7 @@ def write_report(store: Path, output: Path) -> list[Path]:
     Raises:
         ValueError: no store, or no finished run in it.
     """
+    check_output_folder(output)
     report = read_report(store)
     output.mkdir(parents=True, exist_ok=True)
     title = f"Experiment {report.experiment.name}"
@@ -61,8 +63,8 @@ def write_report(store: Path, output: Path) -> list[Path]:
     if report.failed.height:
         blocks.append(("table", _failures(report.failed)))
     markdown, page = output / "report.md", output / "report.html"
-    markdown.write_text(_render(title, blocks, _MARKDOWN), encoding="utf-8")
-    page.write_text(_PAGE.format(title=html.escape(title), body=_render(title, blocks, _HTML)), encoding="utf-8")
+    write_atomically(markdown, _render(title, blocks, _MARKDOWN))
+    write_atomically(page, _PAGE.format(title=html.escape(title), body=_render(title, blocks, _HTML)))
     return [markdown, page]
 
 

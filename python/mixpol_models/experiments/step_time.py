@@ -15,8 +15,8 @@ from mixpol_models.backbones import DIN
 from mixpol_models.bench.timing import interleaved, per_round
 from mixpol_models.data import Batch
 from mixpol_models.experiments.eager_layer import EagerAttention, PaddedHistory
+from mixpol_models.settings import Fusion, TrainConfig
 from mixpol_models.training.clipping import clip_gradients
-from mixpol_models.training.config import Fusion, TrainConfig
 from mixpol_models.training.optimizer import build_optimizer
 
 TOLERANCE = 1e-4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mixpol_models.training.config import Fusion, Kind
+from mixpol_models.settings import Fusion, Kind
 
 
 @dataclass(frozen=True)

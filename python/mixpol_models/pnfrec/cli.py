@@ -46,7 +46,7 @@ def pnfrec_app(plainly: Callable[[], AbstractContextManager[None]]) -> typer.Typ
     def report(
         folder: Annotated[Path, typer.Argument(help="Folder of the results.")],
         output: Annotated[Path | None, typer.Option(help="Markdown file. Default: report.md in the folder.")] = None,
-        resamples: Annotated[int, typer.Option(help="Of the bootstrap over users.")] = 2000,
+        resamples: Annotated[int, typer.Option(help="Of the bootstrap over users.", min=20)] = 2000,
     ) -> None:
         """Show the results beside the published ones, and write them as Markdown."""
         with plainly():
@@ -64,7 +64,7 @@ def pnfrec_app(plainly: Callable[[], AbstractContextManager[None]]) -> typer.Typ
     def speed(
         config: Annotated[str, typer.Argument(help=_CONFIG)],
         model: Annotated[str, typer.Option(help="A model over positives.")] = "pnfrec",
-        steps: Annotated[int | None, typer.Option(help="Of an epoch. Default: all.")] = None,
+        steps: Annotated[int | None, typer.Option(help="Of an epoch. Default: all.", min=1)] = None,
         rounds: Annotated[int, typer.Option(help="Interleaved rounds.", min=1)] = 3,
         clock: Annotated[Literal["wall", "cpu"], typer.Option(help="CPU time where the machine is busy.")] = "wall",
         data: Annotated[str | None, typer.Option(help=_DATA)] = None,

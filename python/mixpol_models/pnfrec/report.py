@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mixpol_models.experiments.tables import NONE, ResultTable
+from mixpol_models.files import check_output_file, write_atomically
 from mixpol_models.pnfrec.evaluation import TOP
 from mixpol_models.pnfrec.intervals import Interval, user_intervals
 from mixpol_models.pnfrec.published import METRICS, published
@@ -39,11 +40,15 @@ def write_report(folder: Path, output: Path | None = None, resamples: int = 2000
         folder: of the store.
         output: the file; None is report.md in the folder.
         resamples: of the bootstrap.
+
+    Raises:
+        ValueError: no records, or the file cannot be written.
     """
-    found = tables(Store(folder).read(), resamples)
     path = output or folder / "report.md"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(table.markdown() for table in found), encoding="utf-8")
+    records = Store(folder).read()
+    check_output_file(path)
+    found = tables(records, resamples)
+    write_atomically(path, "\n".join(table.markdown() for table in found))
     return path, found
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mixpol_models.data.cache import write_atomically
+from mixpol_models.files import write_atomically
 from mixpol_models.pnfrec.config import PNFRecConfig
 from mixpol_models.pnfrec.evaluation import Ranking, metrics
 from mixpol_models.pnfrec.training import TrainedRun
@@ -101,7 +101,7 @@ class Store:
         """Keeps a record; a file is there whole or not at all."""
         path = self.path(record.model, record.seed, config)
         text = json.dumps({"version": _VERSION, **asdict(record)}, separators=(",", ":"))
-        write_atomically(path, (text + "\n").encode())
+        write_atomically(path, text + "\n")
         return path
 
     def read(self) -> list[Record]:
@@ -114,10 +114,12 @@ class Store:
         for path in sorted(self.folder.glob("*-seed*-*.json")):
             try:
                 content = json.loads(path.read_text(encoding="utf-8"))
+                if not isinstance(content, dict):
+                    raise TypeError(f"holds a {type(content).__name__}")
                 if content.pop("version") != _VERSION:
                     raise KeyError("version")
                 records.append(Record(**content))
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
                     f"{path}: not a record of version {_VERSION} ({error}): delete it and run again"
                 ) from None

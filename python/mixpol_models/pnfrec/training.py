@@ -50,9 +50,15 @@ class TrainedRun:
 
 
 def pick_device(name: str) -> torch.device:
-    """ "auto" is a GPU if there is one."""
+    """ "auto" is a GPU if there is one.
+
+    Raises:
+        ValueError: a GPU is asked for and there is none.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device was 'cuda', and torch finds no GPU here; expected 'cpu' or 'auto'")
     return torch.device(name)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -124,10 +125,10 @@ def test_without_a_library_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_other_signatures_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process on a library that does not load says why, and whose it was."""
 
-    def failed(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+    def failed(command: list[str], *_: object) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess(command, 1, "", "a warning\n_C.so was built for another signature of x\n")
 
-    monkeypatch.setattr(subprocess, "run", failed)
+    monkeypatch.setattr(revisions, "_run_group", failed)
     with pytest.raises(RuntimeError, match=r"revision v1 cannot be measured: _C\.so was built for another signature"):
         revisions._turn(Path("_C.so"), "v1", [TINY], 0.01, True)
 
@@ -140,3 +141,26 @@ def test_a_turn_checks_before_it_times(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mixpol_models.bench.case.gate.OUTPUT_FACTOR", -1e9)
     with pytest.raises(GateError):
         turns.turn(TINY, 0.01, check=True)
+
+
+def test_a_stop_ends_what_a_build_has_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that starts another one: both hold the pipe, which ends when neither is left."""
+
+    class Stop(BaseException):
+        pass
+
+    inner = "import time; print('started', flush=True); time.sleep(60)"
+    outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])"
+    pipes = []
+
+    def stop(process: subprocess.Popen[str], *_: object) -> None:
+        assert process.stdout is not None
+        pipes.append(process.stdout)
+        assert process.stdout.readline() == "started\n"
+        raise Stop
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", stop)
+    monkeypatch.setattr(subprocess.Popen, "__exit__", lambda process, *_: process.wait() and None)
+    with pytest.raises(Stop):
+        revisions._run_group([sys.executable, "-c", outer])
+    assert pipes[0].read() == ""

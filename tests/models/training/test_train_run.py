@@ -135,7 +135,10 @@ def test_the_planted_polarity_effect_is_learned(config: Make) -> None:
     log = synthetic_log(seed=1, n_users=1500, n_items=60, n_groups=6, mean_length=30.0)
     found = {
         (sequence, fusion): train(
-            config(sequence=sequence, fusion=fusion, epochs=4, batch_size=256, budget=50), log=log, callbacks=[]
+            config(sequence=sequence, fusion=fusion, epochs=4, batch_size=256, budget=50),
+            log=log,
+            callbacks=[],
+            force=True,
         ).test.auc
         for sequence, fusion in (("positive", "none"), ("mixed", "none"), ("mixed", "bias"))
     }
@@ -158,5 +161,5 @@ def test_without_validation_rows_the_last_epoch_is_kept(log: InteractionLog, con
 def test_prepared_examples_take_the_log_s_place(log: InteractionLog, config: Make, tmp_path: Path) -> None:
     settings = config(epochs=1)
     once = train(settings, log=log, callbacks=[])
-    again = train(settings, examples=prepare(log, settings), callbacks=[])
+    again = train(settings, examples=prepare(log, settings), callbacks=[], force=True)
     assert np.array_equal(once.test_logit, again.test_logit)

@@ -100,6 +100,19 @@ class ExperimentConfig(BaseModel):
             raise ValueError("planted is given together with data or days, expected one source: leave the others out")
         return self
 
+    def with_data(self, data: str) -> ExperimentConfig:
+        """The same experiment on other data.
+
+        Raises:
+            ValueError: its log is drawn, so that it reads no data.
+        """
+        if self.planted is not None:
+            raise ValueError(
+                f"data was {data!r}, and the experiment {self.name!r} draws its own log (planted); expected no data: "
+                "leave --data out, or take an experiment that reads some"
+            )
+        return self.model_copy(update={"data": data})
+
     def only(self, choices: Mapping[str, Sequence[str]]) -> ExperimentConfig:
         """A part of the grid: on each axis named the values given, as text. Seeds of the rest stay what they are."""
         grid = dict(self.grid)

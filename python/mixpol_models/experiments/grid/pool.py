@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mixpol_models.experiments.grid.config import ExperimentConfig, Run
+from mixpol_models.stopping import end_with_parent
 
 _STOP_SECONDS = 5.0
 
@@ -109,8 +110,8 @@ def _receive(worker: _Worker) -> Done:
 def _dismiss(crew: Sequence[_Worker]) -> None:
     for worker in crew:
         worker.pipe.close()
-        if worker.index is not None:
-            worker.process.terminate()
+        if worker.index is not None:  # SIGTERM would wait for the end of a step
+            worker.process.kill()
     for worker in crew:
         worker.process.join(_STOP_SECONDS)
         if worker.process.is_alive():
@@ -121,6 +122,7 @@ def _dismiss(crew: Sequence[_Worker]) -> None:
 def _work(pipe: Connection, experiment: ExperimentConfig, log_folder: Path, threads: int) -> None:
     # Ctrl-C goes to the whole group of processes; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
     import torch
 
     from mixpol_models.experiments.grid.source import shared

@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from mixpol_models.data.cache import write_atomically
+from mixpol_models.files import write_atomically
 
 FILE = "results.parquet"
 _STRATUM = pl.Struct(
@@ -66,7 +66,7 @@ class ResultStore:
             raise ValueError(f"store is {str(folder)!r}, where there is no {FILE}: run `mixpol experiment run` first")
         try:
             return pl.read_parquet(file).select(pl.col(name).cast(dtype) for name, dtype in SCHEMA.items())
-        except pl.exceptions.PolarsError as error:
+        except (pl.exceptions.PolarsError, OSError) as error:
             raise ValueError(f"{file} is not readable as a store of results ({error}): take another folder") from None
 
     def done(self) -> set[str]:

@@ -1,0 +1,78 @@
+"""Which data a run would use, without reading them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from mixpol_models.data.cache import cache_dir
+
+_KUAIRAND = "kuairand-pure"
+_NAMES = (_KUAIRAND, "ml-100k", "synthetic")
+
+
+def whereabouts(data: str | os.PathLike[str] | None = None) -> str:
+    """Says where `sources.resolve` would find its log, in a line.
+
+    Args:
+        data: as in `sources.resolve`.
+
+    Raises:
+        ValueError: `data` or MIXPOL_DATA is given, and nothing known is there.
+    """
+    wish, origin = (os.fspath(data), "--data") if data else (os.environ.get("MIXPOL_DATA", ""), "MIXPOL_DATA")
+    cached = cache_dir() / _KUAIRAND
+    if not wish:
+        reason = "--data and MIXPOL_DATA are not set"
+        if cached.is_dir() and _sources().kuairand.find_kuairand(cached):
+            return f"kuairand-pure in {cached} ({reason}; found in the cache)"
+        return f"ml-100k, {_ml100k()}, else synthetic ({reason}, no KuaiRand-Pure in the cache)"
+    if wish == "synthetic":
+        return f"synthetic, drawn when it is used (from {origin})"
+    if wish == "ml-100k":
+        return f"ml-100k, {_ml100k()} (from {origin})"
+    if wish == _KUAIRAND:
+        if not cached.is_dir() or not _sources().kuairand.find_kuairand(cached):
+            raise ValueError(f"{origin} is {wish!r}, expected it in the cache {cached}: run `mixpol data get {wish}`")
+        return f"kuairand-pure in {cached} (from {origin})"
+    return f"{_on_disk(wish, origin)} (from {origin})"
+
+
+def _on_disk(wish: str, origin: str) -> str:
+    name, colon, rest = wish.partition(":")
+    if not any(place.exists() for place in _places(wish)):
+        raise ValueError(
+            f"{origin} is {wish!r}, where there is nothing; expected a folder with data or one of {_NAMES}"
+        )
+    sources = _sources()
+    if colon and name in sources.SOURCES:
+        place = Path(rest).expanduser()
+        if not sources.SOURCES[name].find(place):
+            raise ValueError(f"{origin} is {wish!r}, expected in that folder: {sources.SOURCES[name].files}")
+        return f"{name} in {place}"
+    place = Path(wish).expanduser()
+    if sources.store.is_store(place):
+        return f"the store {place}"
+    try:
+        scan = sources.recognise(place, say=lambda line: None)
+    except ValueError as error:
+        raise ValueError(f"{origin} is {wish!r}, expected a folder with data or one of {_NAMES}. {error}") from error
+    return f"{scan.name} in {place}"
+
+
+def _places(wish: str) -> list[Path]:
+    """What a wish may mean: the path, or that of NAME:PATH."""
+    return [Path(text).expanduser() for text in (wish, wish.partition(":")[2]) if text]
+
+
+def _ml100k() -> str:
+    there = (cache_dir() / "ml-100k" / "ml-100k.inter").is_file()
+    return "in the cache" if there else "which pip would fetch once (2 MB)"
+
+
+def _sources() -> Any:
+    # Late: it imports polars.
+    from mixpol_models.data import sources
+
+    return sources
