@@ -105,11 +105,11 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("--drawn"):
-        return
-    left = [item for item in items if not draws(item)]
-    config.hook.pytest_deselected(items=left)
-    items[:] = [item for item in items if draws(item)]
+    # Workers begin at the front and in the middle, and take over from the front's end: no long test starts last.
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    if config.getoption("--drawn"):
+        config.hook.pytest_deselected(items=[item for item in items if not draws(item)])
+        items[:] = [item for item in items if draws(item)]
 
 
 def draws(item: pytest.Item) -> bool:
