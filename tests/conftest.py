@@ -20,6 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import hypothesis
 import numpy as np
 import torch
+from hypothesis.internal.conjecture import providers
 
 # Triton's interpreter is chosen when kernels are imported: its tests run when they are asked for by name.
 INTERPRETED = Path(__file__).parent / "triton_kernels"
@@ -70,6 +71,9 @@ def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.load_profile("fresh" if fresh else "revision")
     if fresh and config.getoption("--hypothesis-seed", None) is None:
         config.option.hypothesis_seed = str(config.stash[SEED])
+    # It would also draw constants of the modules loaded so far: others in each worker, in a test alone, in each folder.
+    none = providers.Constants()
+    providers._get_local_constants = lambda: none
 
 
 @pytest.hookimpl(optionalhook=True)

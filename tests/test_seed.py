@@ -9,15 +9,20 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 CONFTEST = Path(__file__).with_name("conftest.py")
 PROBE = """
-import json, random
+import json, os, random
 from pathlib import Path
-import numpy as np, pytest, torch
+import hypothesis, numpy as np, pytest, torch
+from hypothesis import strategies as st
+
+if "LOAD_MORE" in os.environ:
+    import loaded_module
 
 drawn_on_import = random.random()
 
@@ -34,17 +39,31 @@ def test_same_name(word, shared, generator, source):
     }
     Path(__file__).with_name(f"{Path(__file__).stem}-{word}.json").write_text(json.dumps(found))
     assert word == "a", "a failure says how it is repeated"
+
+def test_examples():
+    found = []
+
+    @hypothesis.settings(max_examples=100)
+    @hypothesis.given(st.integers() | st.text())
+    def collect(value):
+        found.append(value)
+
+    collect()
+    Path(__file__).with_name(f"{Path(__file__).stem}-examples.json").write_text(json.dumps(found))
 """
+# A module of the project, whose constants hypothesis would try.
+LOADED = f"NUMBERS = {[37**n for n in range(2, 40)]}\nWORDS = {[f'word {n}' for n in range(40)]}\n"
 
 
-def drawn(folder: Path, *options: str, seed: str = "", hash_seed: str = "0") -> tuple[dict[str, dict], str]:
+def drawn(folder: Path, *options: str, seed: str, **more: str) -> tuple[dict[str, Any], str]:
     """What two files' tests of one name drew, and what the run printed."""
     folder.mkdir()
     shutil.copy(CONFTEST, folder)
     (folder / "pytest.ini").write_text("[pytest]\n")
+    (folder / "loaded_module.py").write_text(LOADED)
     for name in ("one", "two"):
         (folder / f"test_{name}.py").write_text(PROBE)
-    environment = {**os.environ, "MIXPOL_TEST_SEED": seed, "PYTHONHASHSEED": hash_seed}
+    environment = {**os.environ, "MIXPOL_TEST_SEED": seed, "PYTHONPATH": str(folder), **more}
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options, str(folder)]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=folder)
     assert run.returncode == 1, run.stdout + run.stderr
@@ -52,17 +71,18 @@ def drawn(folder: Path, *options: str, seed: str = "", hash_seed: str = "0") -> 
 
 
 def test_every_process_draws_from_the_run_s_seed(tmp_path: Path) -> None:
-    """In a worker, with one test alone, and whatever PYTHONHASHSEED is."""
+    """In a worker, with one file alone, whatever PYTHONHASHSEED is and whichever modules are loaded."""
     whole, text = drawn(tmp_path / "whole", "-n", "1", seed="7")
     assert "random inputs: MIXPOL_TEST_SEED=7 (a fresh one)" in text
     assert "MIXPOL_TEST_SEED=7 pytest 'test_one.py::test_same_name[b]'" in text
+    examples = {name: whole.pop(name) for name in ("test_one-examples", "test_two-examples")}
     assert len(whole) == 4
     for kind in ("random", "numpy", "torch", "generator", "source"):
         assert len({found[kind] for found in whole.values()}) == 4, "tests of one name in two files draw differently"
     for kind in ("import", "shared"):
         assert len({found[kind] for found in whole.values()}) == 2
-    alone, text = drawn(tmp_path / "alone", "-k", "test_two and b", seed="7", hash_seed="3")
-    assert alone == {"test_two-b": whole["test_two-b"]}
+    alone, text = drawn(tmp_path / "alone", "-k", "test_two and not a]", seed="7", PYTHONHASHSEED="3", LOAD_MORE="1")
+    assert alone == {"test_two-b": whole["test_two-b"], "test_two-examples": examples["test_two-examples"]}
     assert "MIXPOL_TEST_SEED=7" in text
 
 
