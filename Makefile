@@ -10,7 +10,7 @@ PIP := $(BIN)/pip --disable-pip-version-check install --quiet --no-compile --con
 # Real logs beside the checkout, when there are any; MIXPOL_DATA overrides.
 export MIXPOL_DATA ?= $(wildcard ../shared/data)
 
-.PHONY: help setup demo test test-asan test-mutants test-gpu test-abi test-cuda-link gpu-compile cuda-compile instructions bench docs wheel lint format schemas clean
+.PHONY: help setup demo test test-fresh test-asan test-mutants test-gpu test-abi test-cuda-link gpu-compile cuda-compile instructions bench docs wheel lint format schemas clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/'
 
@@ -41,10 +41,21 @@ $(VENV)/.tests: $(VENV)/.built
 	$(PIP) tensordict pyre-extensions iopath
 	@touch $@
 
-# Two processes: most tests keep one core busy. The Triton kernels are interpreted, which a process does or does not.
-test: $(VENV)/.tests lint ## every test
-	$(BIN)/python -m pytest -n 2 --dist worksteal --durations 15 --durations-min 10
-	$(BIN)/python -m pytest -n 2 --dist worksteal tests/triton_kernels
+# Two processes: most tests keep one core busy. The Triton kernels are interpreted, which a process does or does not:
+# their part has a command of its own, and runs whatever the first one found. Lint runs beside.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
+test: $(VENV)/.tests ## every test, and lint
+	@mkdir -p build; failed=; \
+	$(MAKE) --no-print-directory lint > build/lint.log 2>&1 & lint=$$!; \
+	$(PYTEST) --durations 15 --durations-min 10 || failed="$$failed tests"; \
+	$(PYTEST) tests/triton_kernels || failed="$$failed tests/triton_kernels"; \
+	wait $$lint || failed="$$failed lint"; \
+	cat build/lint.log; \
+	test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
+
+N ?= 1
+test-fresh: $(VENV)/.tests ## the tests that draw their inputs, on N fresh draws (N=5, ARGS="tests/ops -k budget")
+	$(BIN)/python tests/fresh.py $(N) $(ARGS)
 
 # Also NaN into every fresh buffer. Left out: what needs address space or compilers of its own.
 SANITIZERS = $$(for f in libasan libubsan libstdc++; do $(CXX) -print-file-name=$$f.so; done | tr '\n' ' ')

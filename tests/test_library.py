@@ -1,4 +1,4 @@
-"""The compiled library: found, loaded, its instruction sets apart and in agreement."""
+"""The compiled library: found, loaded, its instruction sets apart (ops/test_levels.py: in agreement)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 import mixpol_kernels
 from mixpol_kernels.library import ISA_LEVELS, CompiledLibrary, library
@@ -25,42 +24,11 @@ def selfcheck(*flags: str, **environment: str) -> subprocess.CompletedProcess[st
     )  # fmt: skip
 
 
-def best_level() -> str:
-    """The widest instruction set of this CPU, as PyTorch sees it."""
-    if torch.cpu._is_avx512_bf16_supported():
-        return "avx512_bf16"
-    return {"AVX2": "avx2", "AVX512": "avx512"}.get(torch.backends.cpu.get_cpu_capability(), "base")
-
-
 def test_is_loaded() -> None:
     """A machine that runs the tests has built the library: nothing here is skipped for its absence."""
     assert library.loaded, library.reason
     assert library.path is not None
     assert library.path.is_file()
-
-
-def test_isa() -> None:
-    assert library.isa() == os.environ.get("MIXPOL_CPU_ISA", best_level())
-
-
-@pytest.mark.parametrize("level", ISA_LEVELS)
-def test_every_level_is_within_the_budget(level: str) -> None:
-    """MIXPOL_CPU_ISA lowers the level, never raises it; each one computes the same within the error budget."""
-    expected = min(level, best_level(), key=ISA_LEVELS.index)
-    run = selfcheck("--cases", "12" if level == expected else "1", MIXPOL_CPU_ISA=level)
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert re.match(rf"isa {expected}, ", run.stdout), run.stdout
-
-
-@pytest.mark.parametrize("level", ISA_LEVELS[: ISA_LEVELS.index(best_level())] or ("base",))
-def test_lower_levels_convert_16_bit_values_alike(level: str) -> None:
-    """The exhaustive tests of bfloat16 and float16 conversion, which at the lowest level is done by hand."""
-    file = Path(__file__).parent / "ops" / "test_low_precision.py"
-    command = [sys.executable, "-m", "pytest", "-q", str(file), "-k", "exactly or nearest"]
-    run = subprocess.run(
-        command, env={**os.environ, "MIXPOL_CPU_ISA": level}, capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
 
 
 def test_unknown_level() -> None:

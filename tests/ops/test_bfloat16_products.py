@@ -1,16 +1,12 @@
 """Products of bfloat16 tokens: in float32, or on CPUs with AVX512-BF16 in pairs of bfloat16 (cpu/kernels/pairs.h).
 
-The last test runs this file and test_low_precision.py again with the pairs emulated: what they check holds for both,
-but for results that are those of float32 to the bit.
+`levels.py` calls these tests and those of test_low_precision.py with the pairs emulated: what they check holds for
+both, but for results that are those of float32 to the bit.
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -85,13 +81,3 @@ def test_which_products_run(op: str, generator: torch.Generator) -> None:
     got, full = case.run("cpu", where, torch.bfloat16), case.run("cpu", where)
     same = all(torch.equal(value, full[name].to(torch.bfloat16)) for name, value in got.items())
     assert same != IN_PAIRS
-
-
-def test_emulated_pairs() -> None:
-    files = [str(Path(__file__).parent / name) for name in (Path(__file__).name, "test_low_precision.py")]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-n", "0"]
-    others = ("compiles", "opcheck", "converted", "nearest", "refused", "rounded_once", "emulated")
-    command += ["-k", " and not ".join(("bfloat16", *others))]
-    environment = {**os.environ, "MIXPOL_CPU_ISA": "avx2", "MIXPOL_EMULATE_BF16": "1"}  # no higher: on ARM the base
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stdout + run.stderr

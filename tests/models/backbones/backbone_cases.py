@@ -35,6 +35,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+def crossed(turn: int) -> list[tuple[str, str]]:
+    """Every case with one fusion, and another one for each `turn`: over three turns a case meets every fusion."""
+    return [(case, FUSIONS[(i + turn) % len(FUSIONS)]) for i, case in enumerate(CASES)]
+
+
 def batch_of(lengths: tuple[int, ...] = LENGTHS) -> Batch:
     """Random examples with histories of these lengths."""
     n, events = len(lengths), sum(lengths)

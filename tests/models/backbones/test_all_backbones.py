@@ -11,18 +11,22 @@ from typing import get_args
 
 import pytest
 import torch
-from backbone_cases import CASES, FUSIONS, LENGTHS, SIZES, batch_of, loss_of, model_of, rows
+from backbone_cases import CASES, LENGTHS, SIZES, batch_of, crossed, loss_of, model_of, rows
 
 from mixpol_models import backbones
 from mixpol_models.backbones import BACKBONES, DIN, build_backbone, own_options
-from mixpol_models.data import SequenceConfig, build_examples, synthetic_log
+from mixpol_models.data import Batch, InteractionLog, SequenceConfig, build_examples, synthetic_log
 from mixpol_models.training.config import BackboneName
 from mixpol_models.training.optimizer import build_optimizer
 
 # Their polarity is in the tokens without a fusion.
 OWN_POLARITY = ("din_two_lists", "din_action", "transact")
 EACH = pytest.mark.parametrize("case", CASES)
-EACH_FUSION = pytest.mark.parametrize("fusion", FUSIONS)
+
+
+def each_fusion(turn: int) -> pytest.MarkDecorator:
+    """What a fusion can break in a backbone, four properties show: a case meets each fusion in one of them or more."""
+    return pytest.mark.parametrize(("case", "fusion"), crossed(turn))
 
 
 @pytest.mark.parametrize("name", [m.name for m in pkgutil.iter_modules(backbones.__path__)])
@@ -45,8 +49,7 @@ def test_docstrings_name_every_own_option(name: str) -> None:
         )
 
 
-@EACH
-@EACH_FUSION
+@each_fusion(0)
 def test_every_parameter_gets_a_gradient(case: str, fusion: str) -> None:
     model = model_of(case, fusion)
     loss_of(model, batch_of()).backward()
@@ -57,8 +60,7 @@ def test_every_parameter_gets_a_gradient(case: str, fusion: str) -> None:
         assert grad.abs().sum() > 0, name
 
 
-@EACH
-@EACH_FUSION
+@each_fusion(1)
 def test_an_example_does_not_depend_on_its_batch(case: str, fusion: str) -> None:
     """Alone it has no pads, in the batch it has: neither they nor the neighbours change a logit or a weight."""
     model, batch = model_of(case, fusion), batch_of()
@@ -84,15 +86,14 @@ def test_only_empty_histories(case: str) -> None:
 
 
 @EACH
-@EACH_FUSION
+@pytest.mark.parametrize("fusion", ["none", "tapf"])
 def test_polarity_matters_only_where_it_enters(case: str, fusion: str) -> None:
     model, batch = model_of(case, fusion), batch_of()
     flipped = replace(batch, polarity=1 - batch.polarity)
     assert torch.equal(model(batch), model(flipped)) == (fusion == "none" and CASES[case][0] not in OWN_POLARITY)
 
 
-@EACH
-@EACH_FUSION
+@each_fusion(3)
 def test_history_and_user_matter(case: str, fusion: str) -> None:
     """One example with a history: another event, another user, another target or another context is another logit."""
     model, batch = model_of(case, fusion), rows(batch_of(), [2])
@@ -102,8 +103,7 @@ def test_history_and_user_matter(case: str, fusion: str) -> None:
         assert not torch.equal(model(other), logit), name
 
 
-@EACH
-@EACH_FUSION
+@each_fusion(2)
 def test_fused_and_reference_backends_agree(case: str, fusion: str) -> None:
     fused = model_of(case, fusion)
     plain = model_of(case, fusion, backend="reference")
@@ -168,12 +168,21 @@ def test_bfloat16_is_near(case: str) -> None:
     torch.testing.assert_close(half.float(), plain, rtol=0.1, atol=0.1)
 
 
-@EACH
-def test_learns(case: str) -> None:
-    """The loss falls well below that of the base rate on a few examples of the synthetic log."""
-    log = synthetic_log(n_users=40, n_items=20, n_groups=4, mean_length=12.0)
+@pytest.fixture(scope="module")
+def log() -> InteractionLog:
+    return synthetic_log(n_users=40, n_items=20, n_groups=4, mean_length=12.0)
+
+
+@pytest.fixture(scope="module")
+def examples(log: InteractionLog) -> Batch:
     train = build_examples(log, SequenceConfig(budget=8)).train
-    batch = train[range(min(len(train), 200))]
+    return train[range(min(len(train), 200))]
+
+
+@EACH
+def test_learns(case: str, log: InteractionLog, examples: Batch) -> None:
+    """The loss falls well below that of the base rate on a few examples of the synthetic log."""
+    batch = examples
     name, options = CASES[case]
     torch.manual_seed(0)
     sizes = {key: getattr(log, key) for key in SIZES}

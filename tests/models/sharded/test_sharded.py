@@ -65,32 +65,45 @@ def steps(made: nn.Module, dense: list[nn.Parameter], users: slice = slice(None)
     return losses
 
 
-def work(rank: int, name: str, sharding: str, folder: str) -> None:
+FORMS = (("din", "row_wise"), ("transformer", "row_wise"), ("din", "table_wise"))
+
+
+def work(rank: int, folder: str) -> None:
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    split = split_tables(
-        with_torchrec_tables(model(name), least_rows=1), torch.optim.SGD, {"lr": RATE}, sharding=sharding
-    )
-    tables = [t for name, t in split.state_dict().items() if "table_item" in name]
-    rows = [shard.tensor.shape[0] for table in tables for shard in table.local_shards()]
-    dense = [p for n, p in split.named_parameters() if "collection" not in n]
     half = slice(0, USERS // 2) if rank == 0 else slice(USERS // 2, USERS)
-    losses = steps(split, dense, half)
-    with torch.no_grad():
-        logits = split(batch(99, half)).tolist()
-    (Path(folder) / f"{rank}.json").write_text(json.dumps({"losses": losses, "logits": logits, "rows": rows}))
+    found = []
+    for name, sharding in FORMS:
+        split = split_tables(
+            with_torchrec_tables(model(name), least_rows=1), torch.optim.SGD, {"lr": RATE}, sharding=sharding
+        )
+        tables = [t for name, t in split.state_dict().items() if "table_item" in name]
+        rows = [shard.tensor.shape[0] for table in tables for shard in table.local_shards()]
+        dense = [p for n, p in split.named_parameters() if "collection" not in n]
+        losses = steps(split, dense, half)
+        with torch.no_grad():
+            logits = split(batch(99, half)).tolist()
+        found.append({"losses": losses, "logits": logits, "rows": rows})
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
     torch.distributed.destroy_process_group()
 
 
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, list[float]]]]:
+    """What two processes found for each of FORMS: starting them takes most of the time."""
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.spawn(work, (str(folder),), nprocs=2)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "sharding"), [("din", "row_wise"), ("transformer", "row_wise"), ("din", "table_wise")]
-)
-def test_two_processes_take_the_steps_of_one(name: str, sharding: str, tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(work, (name, sharding, str(tmp_path)), nprocs=2)
-    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+@pytest.mark.parametrize(("name", "sharding"), FORMS)
+def test_two_processes_take_the_steps_of_one(
+    name: str, sharding: str, ranks: list[list[dict[str, list[float]]]]
+) -> None:
+    found = [each[FORMS.index((name, sharding))] for each in ranks]
     whole = model(name)
     losses = steps(whole, list(whole.parameters()))
     for i, loss in enumerate(losses):

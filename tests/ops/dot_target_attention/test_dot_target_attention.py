@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -17,7 +15,6 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import mixpol_kernels
-from mixpol_kernels.library import ISA_LEVELS, library
 from mixpol_kernels.testing import budget
 from mixpol_kernels.testing.layouts import LAYOUTS
 
@@ -144,8 +141,29 @@ def test_nearly_saturated_softmax(gap: float, generator: torch.Generator) -> Non
     case = replace(case, config=replace(case.config, scale=1.0))
     where = case.place(generator)
     results, truth = case.run("cpu", where), case.run("reference", where, torch.float64)
-    error = (results["grad target"] - truth["grad target"]).abs().max()
-    assert error <= 1e-4 * truth["grad target"].abs().max()
+    error = (results["grad target"] - truth["grad target"]).abs()
+    assert (error <= saturated_bound(case)).all()
+
+
+def saturated_bound(case: Case) -> Tensor:
+    """By how much rounding to float32 may move the target's gradient of one history of two tokens, [1, D].
+
+    It is p1 p2 (d1 - d2) (x1 - x2) with scores q·x1 and q·x2, weights p1 > p2 = exp(-gap) and d = g·x. A dot product of
+    D terms is off by at most γ Σ|terms|, γ = D u / (1 - D u): that of the scores scales p2, that of g·x adds to a
+    difference that may be small by chance. What else is rounded, exp included, is within 16 u of each value; but the
+    mean that is taken from d, nearly d1, is known to u² of itself (two float32), not to a share of what is left of d.
+    """
+    u = torch.finfo(torch.float32).eps / 2
+    width = case.config.width
+    gamma = width * u / (1 - width * u)
+    query, g = case.floats["target"][0].double(), case.grad_out[0].double()
+    x = case.floats["history"].double()
+    scores, d = x @ query, x @ g
+    weights = scores.softmax(0)
+    of_scores, of_d = (float((gamma * (x.abs() @ other.abs())).sum()) for other in (query, g))
+    relative = math.expm1(of_scores + u * float(scores.abs().sum())) + 16 * u
+    inner = abs(float(d[0] - d[1])) * relative + of_d + 16 * u * float(d.abs().sum())
+    return (float(weights.prod()) * inner + 2 * u**2 * float(d.abs().max())) * x.abs().sum(0)[None]
 
 
 @every_variant
@@ -419,16 +437,6 @@ def test_users_far_apart() -> None:
     history.copy_(values)
     far, near = (mixpol_kernels.dot_target_attention(target, h, num_heads=2, backend="cpu") for h in (history, values))
     assert torch.equal(far, near)
-
-
-@pytest.mark.parametrize("level", ISA_LEVELS[: ISA_LEVELS.index(library.isa())] or ("base",))
-def test_lower_levels_are_within_the_budget(level: str) -> None:
-    """MIXPOL_CPU_ISA lowers the level of another process; the best one runs in this."""
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__, "-k", "test_budget or test_ties"],
-        env={**os.environ, "MIXPOL_CPU_ISA": level}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stdout + run.stderr
 
 
 @every_variant
