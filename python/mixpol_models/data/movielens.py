@@ -16,6 +16,7 @@ import polars as pl
 
 from mixpol_models.data.cache import cache_dir, write_atomically
 from mixpol_models.data.log import InteractionLog
+from mixpol_models.data.scan import without_nan
 from mixpol_models.data.splits import by_time
 
 NAME = "MovieLens-100K"
@@ -77,7 +78,7 @@ def read_inter(path: Path) -> InteractionLog:
     if list(frame.columns) != list(_COLUMNS):
         raise ValueError(f"{path}: columns are {frame.columns}, expected {list(_COLUMNS)}: not the file it should be")
     rating = pl.col("rating")
-    frame = frame.rename(_COLUMNS).with_columns(
+    frame = without_nan(frame.rename(_COLUMNS)).with_columns(
         (pl.col("user", "item").rank("dense") - 1).cast(pl.Int64),
         pl.col("time").cast(pl.Int64),
         label=(rating >= 4),
