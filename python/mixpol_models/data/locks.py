@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _MARK = ".lock"
+# Not `_MARK`: a run may lock its temporary folder as any other.
+_IN_USE = ".mixpol-in-use"
 
 
 @contextlib.contextmanager
@@ -64,6 +66,36 @@ def building(target: Path, writer: str) -> Iterator[Path]:
             mark.unlink(missing_ok=True)
 
 
+def put_in_place(fresh: Path, target: Path, old: Path) -> None:
+    """Renames a folder to `target`, and what was there to `old`. All three are on one file system."""
+    replaced = target.exists()
+    if replaced:
+        target.rename(old)
+    try:
+        fresh.rename(target)
+    except BaseException:
+        if replaced:
+            old.rename(target)
+        raise
+
+
+def target_of(folder: Path) -> Path:
+    """The folder itself, links followed.
+
+    Raises:
+        OSError: no folder can be put in its place.
+    """
+    if folder.is_symlink() and not folder.exists():
+        raise OSError(f"{folder} is a link to nothing ({os.readlink(folder)}): delete it, or make what it names")
+    target = folder.resolve()
+    here = Path.cwd()
+    if target == here or target in here.parents:
+        raise OSError(f"{folder} is the working folder or holds it, expected one of its own: give it a name, as store")
+    if target.is_mount():
+        raise OSError(f"{folder} is where a file system is mounted, which cannot be replaced: take a folder in it")
+    return target
+
+
 @contextlib.contextmanager
 def temporary_folder(prefix: str) -> Iterator[Path]:
     """A folder among the system's temporary files, removed at the end.
@@ -75,11 +107,11 @@ def temporary_folder(prefix: str) -> Iterator[Path]:
     for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
         _remove_if_left(left)
     folder = Path(tempfile.mkdtemp(prefix=prefix))
-    fresh = folder / f"{_MARK}.new"
+    fresh = folder / f"{_IN_USE}.new"
     with fresh.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         # Named when it is held, so that no other process takes the folder for one that was left.
-        fresh.rename(folder / _MARK)
+        fresh.rename(folder / _IN_USE)
         try:
             yield folder
         finally:
@@ -92,7 +124,7 @@ def _remove_if_left(folder: Path) -> None:
     with contextlib.suppress(OSError, RuntimeError):
         if folder.is_symlink() or folder.stat().st_uid != os.getuid():
             return
-        with _held(folder / _MARK, "in use", make=False):
+        with _held(folder / _IN_USE, "in use", make=False):
             shutil.rmtree(folder)
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
 import polars as pl
 
 from mixpol_models.data.cache import cache_dir, write_atomically
+from mixpol_models.data.locks import temporary_folder
 from mixpol_models.data.log import InteractionLog
 from mixpol_models.data.scan import without_nan
 from mixpol_models.data.splits import by_time
@@ -63,8 +63,8 @@ def fetch_inter(cache: Path | None = None, *, timeout: float = 120.0) -> Path:
         timeout: of pip, in s.
     """
     if not is_cached(cache):
-        with tempfile.TemporaryDirectory() as folder:
-            content = _member(_pip_download(Path(folder), timeout))
+        with temporary_folder("mixpol-pip-") as folder:
+            content = _member(_pip_download(folder, timeout))
         try:
             write_atomically(_path(cache), content)
         except OSError as error:

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mixpol_models.data.histories import HistoryStore
-from mixpol_models.data.locks import building
+from mixpol_models.data.locks import building, put_in_place, target_of
 from mixpol_models.data.log import SPLITS, InteractionLog
 from mixpol_models.data.scan import LogScan, id_table, place_of, readable, renumbered
 from mixpol_models.data.splits import Totals
@@ -96,7 +96,7 @@ def write_store(
     """
     if chunk_events < 1:
         raise ValueError(f"chunk_events is {chunk_events}, expected at least 1: 2_000_000 is a good start")
-    target = _target(Path(folder))
+    target = target_of(Path(folder))
     _check_free(target, force)
     if scan.columns:
         say(f"columns: {scan.columns}")
@@ -105,32 +105,6 @@ def write_store(
         _check_free(target, force)
         put_in_place(_Build(scan, part, chunk_events, say).run(), target, part / "old")
     return Path(folder)
-
-
-def put_in_place(fresh: Path, target: Path, old: Path) -> None:
-    """Renames a folder to `target`, and what was there to `old`. All three are on one file system."""
-    replaced = target.exists()
-    if replaced:
-        target.rename(old)
-    try:
-        fresh.rename(target)
-    except BaseException:
-        if replaced:
-            old.rename(target)
-        raise
-
-
-def _target(folder: Path) -> Path:
-    """The folder itself, links followed, or an error if no folder can come there."""
-    if folder.is_symlink() and not folder.exists():
-        raise OSError(f"{folder} is a link to nothing ({os.readlink(folder)}): delete it, or make what it names")
-    target = folder.resolve()
-    here = Path.cwd()
-    if target == here or target in here.parents:
-        raise OSError(f"{folder} is the working folder or holds it, expected one of its own: give it a name, as store")
-    if target.is_mount():
-        raise OSError(f"{folder} is where a file system is mounted, which cannot be replaced: take a folder in it")
-    return target
 
 
 def _check_free(folder: Path, force: bool) -> None:
