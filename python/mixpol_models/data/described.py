@@ -229,5 +229,6 @@ def _time(path: Path, name: str, table: Table, unit: _Unit | None) -> tuple[pl.E
         return (finite(time) * _PER_MS[unit]).round().cast(pl.Int64), "ms"
     raise ValueError(
         f"{path}: columns.time is {name!r}, which is {dtype}; expected whole numbers, dates, or fractions with a "
-        f"time_unit: mend it, say the unit, or say types: {{{name}: time}}{table.hint(name)}"
+        f"time_unit: mend it, give time_unit, or say types: {{{name}: time}} (dates) or {{{name}: integer}}"
+        f"{table.hint(name)}"
     )
