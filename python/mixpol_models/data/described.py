@@ -16,7 +16,7 @@
 
 Users, items and contexts are numbered anew from 0, in the order of their values. Whole times stay as they are; dates
 and times with fractions become ms. NaN is a missing value everywhere, and so are infinite ids and times. What a column
-of CSV files holds is decided by all of its values (see `files`).
+of CSV files holds is decided by all of its values (see `columns`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import polars as pl
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from mixpol_models.data.files import Kind, Table, read_table
+from mixpol_models.data.columns import Kind, Table, read_table
 from mixpol_models.data.log import InteractionLog
 from mixpol_models.data.rules import parse_rule
 from mixpol_models.data.scan import LogScan, finite
@@ -125,16 +125,8 @@ def scan_described(path: str | Path) -> LogScan:
     Raises:
         ValueError: the file, its rule or its columns do not fit; the message says where.
     """
+    description, files = find_described(path)
     path = Path(path)
-    description = _read(path)
-    files = sorted({file for pattern in description.files for file in _matches(path.parent, pattern)})
-    if not files:
-        raise ValueError(
-            f"{path}: files is {description.files}, expected patterns that match something: mend the paths"
-        )
-    kinds = {file.suffix for file in files}
-    if kinds not in ({".parquet"}, {".csv"}):
-        raise ValueError(f"{path}: files end with {sorted(kinds)}, expected all .parquet or all .csv: name one kind")
     columns = description.columns
     table = read_table(
         files,
@@ -179,6 +171,25 @@ def scan_described(path: str | Path) -> LogScan:
         renumber=tuple(renumber),
         columns=table.kinds(),
     )
+
+
+def find_described(path: str | Path) -> tuple[LogDescription, list[Path]]:
+    """What the YAML file says, and the files that it names. Their rows are not read.
+
+    Raises:
+        ValueError: the YAML file does not describe a log, or there are no such files.
+    """
+    path = Path(path)
+    description = _read(path)
+    files = sorted({file for pattern in description.files for file in _matches(path.parent, pattern)})
+    if not files:
+        raise ValueError(
+            f"{path}: files is {description.files}, expected patterns that match something: mend the paths"
+        )
+    kinds = {file.suffix for file in files}
+    if kinds not in ({".parquet"}, {".csv"}):
+        raise ValueError(f"{path}: files end with {sorted(kinds)}, expected all .parquet or all .csv: name one kind")
+    return description, files
 
 
 def load_described(path: str | Path) -> InteractionLog:

@@ -39,6 +39,7 @@ COLUMNS = ("user", "item", "time", "label", "polarity", "split", "context")
 _HISTORY = ("offsets", "before", "positives", "negatives")
 _BYTES = ("label", "polarity", "split")
 _BINS = 1 << 16
+_WRITER = "mixpol data prepare"
 _SLICE = 4_000_000
 _Count = Field(ge=0)
 
@@ -96,15 +97,25 @@ def write_store(
     """
     if chunk_events < 1:
         raise ValueError(f"chunk_events is {chunk_events}, expected at least 1: 2_000_000 is a good start")
-    target = target_of(Path(folder))
-    _check_free(target, force)
+    target = check_place(folder, force=force)
     if scan.columns:
         say(f"columns: {scan.columns}")
-    with building(target, "mixpol data prepare") as part:
+    with building(target, _WRITER) as part:
         # Another process may have finished it between the check and the lock.
         _check_free(target, force)
         put_in_place(_Build(scan, part, chunk_events, say).run(), target, part / "old")
     return Path(folder)
+
+
+def check_place(folder: str | Path, *, force: bool = False) -> Path:
+    """The folder that `write_store` would make or replace, links followed.
+
+    The arguments and errors are those of `write_store`: sources that are read to be described need not be for nothing.
+    """
+    target = target_of(Path(folder))
+    _check_free(target, force)
+    with building(target, _WRITER):
+        return target
 
 
 def _check_free(folder: Path, force: bool) -> None:

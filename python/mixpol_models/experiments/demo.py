@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +27,6 @@ from mixpol_models.bench import (
     sentences,
 )
 from mixpol_models.data import Examples, InteractionLog, resolve
-from mixpol_models.data.locks import temporary_folder
 from mixpol_models.experiments.compare import Comparison, compare
 from mixpol_models.experiments.pictures import plot_auc, plot_step
 from mixpol_models.experiments.step_time import StepMismatch, step_time
@@ -159,13 +159,13 @@ def _accuracy(
     resamples: int,
     folder: Path,
 ) -> None:
-    with temporary_folder("mixpol-demo-") as runs, _bar(console) as bar:
+    with tempfile.TemporaryDirectory() as runs, _bar(console) as bar:
         task = bar.add_task("training", total=None)
 
         def tick(label: str, done: int, total: int) -> None:
             bar.update(task, description=f"training {label}", completed=done, total=total)
 
-        comparison = compare(log, config, seeds, runs, resamples=resamples, tick=tick)
+        comparison = compare(log, config, seeds, Path(runs), resamples=resamples, tick=tick)
     _show(console, found, accuracy_table(comparison), relative_table(comparison))
     plot_auc(comparison, folder / "auc.png", log.name)
     found.numbers["accuracy"] = _accuracy_numbers(comparison)

@@ -11,6 +11,7 @@ import pytest
 from mixpol_models.data import TimeSplit, open_store, resolve, write_store
 from mixpol_models.data.locks import building
 from mixpol_models.data.scan import LogScan
+from mixpol_models.data.store import check_place
 
 META = "mixpol_store.json"
 REFUSED = r"is no readable store \(.*\): build it anew with `mixpol data prepare"
@@ -155,8 +156,9 @@ def test_a_place_that_will_not_do_is_refused_before_the_build(
     (tmp_path / "mine" / "thesis.txt").touch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("mixpol_models.data.store._Build.run", lambda self: pytest.fail("the build has begun"))
-    with pytest.raises(OSError, match=r": (take|delete|give|make)"):
-        write_store(scan(), place)
+    for check in (check_place, lambda folder: write_store(scan(), folder)):
+        with pytest.raises(OSError, match=r": (take|delete|give|make)"):
+            check(place)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dangling", "file", "mine"]
 
 

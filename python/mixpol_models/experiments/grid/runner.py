@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from rich.progress import (
 )
 
 from mixpol_models.data import InteractionLog
-from mixpol_models.data.locks import locked, temporary_folder
+from mixpol_models.data.locks import locked
 from mixpol_models.experiments.floors import floors
 from mixpol_models.experiments.grid.config import ExperimentConfig, Run, digest
 from mixpol_models.experiments.grid.outcome import about, floor_row
@@ -184,8 +185,8 @@ def _ends(runs: Sequence[Run], log: InteractionLog, experiment: ExperimentConfig
             row, error = attempt(log, run, experiment)
             yield Done(index, row, error, time.perf_counter() - started)
         return
-    with temporary_folder("mixpol-log-") as folder:
-        yield from in_workers(runs, experiment, share(log, folder), workers, max(1, _cores() // workers))
+    with tempfile.TemporaryDirectory(prefix="mixpol-log-") as folder:
+        yield from in_workers(runs, experiment, share(log, Path(folder)), workers, max(1, _cores() // workers))
 
 
 def _bar(console: Console) -> Progress:

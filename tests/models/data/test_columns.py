@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from mixpol_models.data import InteractionLog, load_described, open_store, resolve, write_store
-from mixpol_models.data.described import scan_described
+from mixpol_models.data.described import find_described, scan_described
 
 HEADER = "u,i,t,r\n"
 DESCRIPTION = {
@@ -241,3 +241,9 @@ def test_types_are_shown(tmp_path: Path):
     assert said[0] == f"data: columns of {path}: u string, i integer, t time, r float"
     write_store(scan_described(path), tmp_path / "store", say=said.append)
     assert "columns: u string, i integer, t time, r float" in said
+
+
+def test_a_look_reads_no_rows(tmp_path: Path):
+    path = describe(tmp_path, {"a.csv": HEADER + "1,1,1\n,,,,,,,\n", "b.csv": ""})
+    description, files = find_described(path)
+    assert (description.name, [file.name for file in files]) == ("x", ["a.csv", "b.csv"])
