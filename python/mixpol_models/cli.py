@@ -294,7 +294,9 @@ else:
         """Build a store on disk from a log that need not fit into memory."""
         with _plainly():
             from mixpol_models.data import open_store, recognise, write_store
+            from mixpol_models.data.store import check_place
 
+            check_place(folder, force=force)
             options = {} if polarity is None else {"polarity": polarity}
             scan = recognise(source, say=typer.echo, **options)
             write_store(scan, folder, chunk_events=chunk_events, force=force, say=typer.echo)

@@ -8,11 +8,13 @@ The rooms:
     log, scan            the checked table; a table that is described but not read yet
     kuairand, kuairec, tencentgr, kuaivideo, movielens (100K), ratings (1M, 20M), synthetic
                          where it comes from: `load_<name>` reads it, `scan_<name>` describes it
-    described, rules     any other log, by a YAML file; what counts as positive, in words
+    described, columns, rules
+                         any other log, by a YAML file; what its columns hold; what counts as positive, in words
     splits               by days, time, users or each user's tail
     sources              which one: by name, or recognised by its files
     download, cache      KuaiRand-Pure into the user's cache; nothing else is downloaded
     store, stream_check  logs larger than memory: built piece by piece on disk, mapped; and what that costs
+    locks                one writer a folder, and nothing left behind
     sequence, histories  what an impression may see
     examples, batches    what the model gets
 """

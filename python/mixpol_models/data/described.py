@@ -8,15 +8,20 @@
     label: "click == 1"                 # what is predicted; left out: polarity
     split: {time: [0.8, 0.1]}           # or {dates: {train: [20220425, 20220428], valid: ..., test: ...}},
                                         # {users: [0.8, 0.1], seed: 42}, {tail: [1, 1]} (events a user: valid, test)
-    drop_incomplete: true               # drop and count rows without user, item, time or polarity; else an error
+    drop_incomplete: true               # drop and count rows without user, item, time, polarity, label or context;
+                                        # else an error
+    types: {uid: string, ts: time}      # string, integer, float, bool, time (ISO 8601), where a column needs it
     separator: ","                      # of CSV files
+    missing: [NA]                       # of CSV files: texts that mean "no value", as the empty one does
 
 Users, items and contexts are numbered anew from 0, in the order of their values. Whole times stay as they are; dates
-and times with fractions become ms.
+and times with fractions become ms. NaN is a missing value everywhere, and so are infinite ids and times. What a column
+of CSV files holds is decided by all of its values (see `columns`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -24,9 +29,10 @@ import polars as pl
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from mixpol_models.data.columns import Kind, Table, read_table
 from mixpol_models.data.log import InteractionLog
 from mixpol_models.data.rules import parse_rule
-from mixpol_models.data.scan import LogScan, readable
+from mixpol_models.data.scan import LogScan, finite
 from mixpol_models.data.splits import DateSplit, Split, TailSplit, TimeSplit, UserSplit, day_of
 
 SUFFIXES = (".yaml", ".yml")
@@ -98,7 +104,9 @@ class LogDescription(_Strict):
     time_unit: _Unit | None = None
     split: SplitDescription = SplitDescription(time=(0.8, 0.1))
     drop_incomplete: bool = False
+    types: dict[str, Kind] = Field(default_factory=dict)
     separator: Annotated[str, Field(min_length=1, max_length=1)] = ","
+    missing: list[str] = Field(default_factory=list)
 
     @model_validator(mode="before")
     @classmethod
@@ -117,6 +125,60 @@ def scan_described(path: str | Path) -> LogScan:
     Raises:
         ValueError: the file, its rule or its columns do not fit; the message says where.
     """
+    description, files = find_described(path)
+    path = Path(path)
+    columns = description.columns
+    table = read_table(
+        files,
+        name=description.name,
+        described=str(path),
+        roles={role: name for role, name in columns.model_dump().items() if name is not None},
+        types=description.types,
+        separator=description.separator,
+        missing=description.missing,
+    )
+    schema = table.schema
+    split = description.split.split()
+    time, unit = _time(path, columns.time, table, description.time_unit)
+    roles: dict[str, pl.Expr] = {
+        "user": _id(columns.user, schema),
+        "item": _id(columns.item, schema),
+        "time": time,
+        "polarity": _rule(description.polarity, table, f"{path}: polarity"),
+        "label": _rule(description.label or description.polarity, table, f"{path}: label"),
+    }
+    if isinstance(split, DateSplit):
+        if unit is None:
+            raise ValueError(f"{path}: split has dates, but time_unit is not given: say what {columns.time!r} counts")
+        roles["date"] = day_of(time, unit)
+    renumber = ["user", "item"]
+    if columns.context is not None:
+        roles["context"] = _id(columns.context, schema)
+        renumber.append("context")
+    # The raw columns tell duplicates; their own names must not meet those of the log.
+    frame = table.rows.select(pl.all().name.prefix("raw "), **roles)
+    drop = {}
+    if description.drop_incomplete:
+        needed = ["user", "item", "time", "polarity", "label", *(["context"] if "context" in roles else [])]
+        drop = {f"without {name}": pl.col(name).is_null() for name in needed}
+    return LogScan(
+        (frame,),
+        split,
+        name=description.name,
+        polarity_rule=description.polarity,
+        source=f"{path.name}: {len(files)} file{'s' if len(files) > 1 else ''}",
+        drop=drop,
+        renumber=tuple(renumber),
+        columns=table.kinds(),
+    )
+
+
+def find_described(path: str | Path) -> tuple[LogDescription, list[Path]]:
+    """What the YAML file says, and the files that it names. Their rows are not read.
+
+    Raises:
+        ValueError: the YAML file does not describe a log, or there are no such files.
+    """
     path = Path(path)
     description = _read(path)
     files = sorted({file for pattern in description.files for file in _matches(path.parent, pattern)})
@@ -127,48 +189,7 @@ def scan_described(path: str | Path) -> LogScan:
     kinds = {file.suffix for file in files}
     if kinds not in ({".parquet"}, {".csv"}):
         raise ValueError(f"{path}: files end with {sorted(kinds)}, expected all .parquet or all .csv: name one kind")
-    with readable(description.name, str(path)):
-        if kinds == {".parquet"}:
-            rows = pl.scan_parquet(files)
-        else:
-            rows = pl.scan_csv(files, separator=description.separator, infer_schema_length=10_000)
-        schema = rows.collect_schema()
-    columns = description.columns
-    for role, name in columns.model_dump().items():
-        if name is not None and name not in schema:
-            raise ValueError(f"{path}: columns.{role} is {name!r}, expected one of {list(schema)}: mend the name")
-    split = description.split.split()
-    time, unit = _time(path, columns.time, schema[columns.time], description.time_unit)
-    roles: dict[str, pl.Expr] = {
-        "user": pl.col(columns.user),
-        "item": pl.col(columns.item),
-        "time": time,
-        "polarity": parse_rule(description.polarity, schema, argument=f"{path}: polarity"),
-        "label": parse_rule(description.label or description.polarity, schema, argument=f"{path}: label"),
-    }
-    if isinstance(split, DateSplit):
-        if unit is None:
-            raise ValueError(f"{path}: split has dates, but time_unit is not given: say what {columns.time!r} counts")
-        roles["date"] = day_of(time, unit)
-    renumber = ["user", "item"]
-    if columns.context is not None:
-        roles["context"] = pl.col(columns.context)
-        renumber.append("context")
-    # The raw columns tell duplicates; their own names must not meet those of the log.
-    frame = rows.select(pl.all().name.prefix("raw "), **roles)
-    drop = {}
-    if description.drop_incomplete:
-        needed = ["user", "item", "time", "polarity", "label"]
-        drop = {f"without {name}": pl.col(name).is_null() for name in needed}
-    return LogScan(
-        (frame,),
-        split,
-        name=description.name,
-        polarity_rule=description.polarity,
-        source=f"{path.name}: {len(files)} file{'s' if len(files) > 1 else ''}",
-        drop=drop,
-        renumber=tuple(renumber),
-    )
+    return description, files
 
 
 def load_described(path: str | Path) -> InteractionLog:
@@ -193,16 +214,32 @@ def _matches(folder: Path, pattern: str) -> list[Path]:
     return [file for file in folder.glob(pattern) if file.is_file()]
 
 
-def _time(path: Path, name: str, dtype: pl.DataType, unit: _Unit | None) -> tuple[pl.Expr, _Unit | None]:
+def _id(name: str, schema: Mapping[str, pl.DataType]) -> pl.Expr:
+    return finite(pl.col(name)) if schema[name].is_float() else pl.col(name)
+
+
+def _rule(text: str, table: Table, argument: str) -> pl.Expr:
+    """The expression of a rule over columns that every file with rows has."""
+    try:
+        rule = parse_rule(text, table.schema, argument=argument)
+    except ValueError as error:
+        raise ValueError(str(error) + "".join(table.hint(name) for name in table.schema if name in text)) from None
+    for column in rule.meta.root_names():
+        table.check_everywhere(column)
+    return rule
+
+
+def _time(path: Path, name: str, table: Table, unit: _Unit | None) -> tuple[pl.Expr, _Unit | None]:
     """The time of a row, int64, and what it counts."""
-    time = pl.col(name)
+    time, dtype = pl.col(name), table.schema[name]
     if isinstance(dtype, pl.Date | pl.Datetime):
         return time.cast(pl.Datetime("ms")).cast(pl.Int64), "ms"
     if dtype.is_integer():
         return time.cast(pl.Int64), unit
     if dtype.is_float() and unit is not None:
-        return (time.fill_nan(None) * _PER_MS[unit]).round().cast(pl.Int64), "ms"
+        return (finite(time) * _PER_MS[unit]).round().cast(pl.Int64), "ms"
     raise ValueError(
         f"{path}: columns.time is {name!r}, which is {dtype}; expected whole numbers, dates, or fractions with a "
-        "time_unit: cast it, or say the unit"
+        f"time_unit: mend it, give time_unit, or say types: {{{name}: time}} (dates) or {{{name}: integer}}"
+        f"{table.hint(name)}"
     )

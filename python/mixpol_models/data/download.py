@@ -5,18 +5,16 @@ Credit and licence (CC BY-SA 4.0): Gao et al., KuaiRand, CIKM 2022, doi 10.1145/
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import os
 import re
-import shutil
 import stat
 import tarfile
-import tempfile
 import time
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO
 
@@ -24,6 +22,7 @@ import httpx
 
 from mixpol_models.data.cache import cache_dir
 from mixpol_models.data.kuairand import find_kuairand
+from mixpol_models.data.locks import building, put_in_place, target_of
 from mixpol_models.data.sources import KUAIRAND_CACHE
 
 KUAIRAND_URL = "https://zenodo.org/records/10439422/files/KuaiRand-Pure.tar.gz"
@@ -32,6 +31,7 @@ KUAIRAND_CHECKSUM = "md5:0820331067a3784d9691136f772b35a7"
 
 Progress = Callable[[int, int | None], None]
 GIB = 2**30
+_MOST_MEMBERS = 100_000
 
 
 class DownloadError(RuntimeError):
@@ -57,14 +57,22 @@ def get_kuairand_pure(
 
     Returns:
         The folder that `load_kuairand` reads.
+
+    Raises:
+        DownloadError: see `download`.
+        ValueError: see `extract`.
+        OSError: the cache cannot be written.
+        RuntimeError: another process fetches it.
     """
     cache = cache or cache_dir()
     folder = cache / KUAIRAND_CACHE
     if find_kuairand(folder) and not force:
         return folder
-    archive = download(url, cache / "KuaiRand-Pure.tar.gz", checksum=checksum, progress=progress, client=client)
-    extract(archive, folder, required=find_kuairand)
-    archive.unlink()
+    target = target_of(folder)
+    with building(target, "mixpol data get") as part:
+        archive = download(url, cache / "KuaiRand-Pure.tar.gz", checksum=checksum, progress=progress, client=client)
+        _extract(archive, target, part, 4 * GIB, find_kuairand)
+        archive.unlink()
     return folder
 
 
@@ -140,36 +148,81 @@ def extract(
         folder: where to.
         max_bytes: unpacked, in all.
         required: must be true of the unpacked folder.
+
+    Raises:
+        ValueError: the archive is damaged, encrypted or not to be trusted, or lacks what is required.
+        OSError: `folder` cannot be made or replaced.
+        RuntimeError: another process unpacks there.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=folder.name) as temporary:
-        fresh = Path(temporary) / "new"
-        fresh.mkdir()
-        try:
-            _unpack(archive, fresh, max_bytes)
-        except (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError) as error:
-            raise ValueError(f"{archive.name}: not a readable archive ({error}): fetch it again") from error
-        if not required(fresh):
-            raise ValueError(f"{archive.name}: does not hold the expected files: not used; fetch it again")
-        if folder.exists():
-            folder.rename(Path(temporary) / "old")
-        fresh.rename(folder)
+    target = target_of(folder)
+    with building(target, "extract") as part:
+        _extract(archive, target, part, max_bytes, required)
+
+
+def _extract(archive: Path, target: Path, part: Path, max_bytes: int, required: Callable[[Path], object]) -> None:
+    fresh = part / "new"
+    fresh.mkdir()
+    _unpack(archive, fresh, max_bytes)
+    if not required(fresh):
+        raise ValueError(f"{archive.name}: does not hold the expected files: not used; fetch it again")
+    put_in_place(fresh, target, part / "old")
+
+
+class _Refused(ValueError):
+    """What an archive holds is not wanted, though it can be read."""
+
+
+@contextmanager
+def _reading(archive: Path) -> Iterator[None]:
+    """Damaged archives make their readers fail in many ways; what fails in writing is no fault of theirs."""
+    try:
+        yield
+    except _Refused:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"{archive.name}: not a readable archive ({error or type(error).__name__}): fetch it again"
+        ) from error
 
 
 def _unpack(archive: Path, folder: Path, max_bytes: int) -> None:
     unpacked = 0
-    for name, size, content in _members(archive):
+    archive.open("rb").close()  # says what is wrong if it is not there
+    members = _members(archive)
+    for number in count():
+        with _reading(archive):
+            member = next(members, None)
+        if member is None:
+            return
+        name, size, content = member
+        if number == _MOST_MEMBERS:
+            raise ValueError(f"{archive.name}: has over {_MOST_MEMBERS:,} members: not unpacked; do not trust it")
         outside = name.startswith("/") or ".." in PurePosixPath(name).parts
-        if outside or "\\" in name or PureWindowsPath(name).drive:
+        if outside or "\\" in name or "\0" in name or PureWindowsPath(name).drive:
             raise ValueError(f"{archive.name}: member {name!r} leaves the folder: not unpacked; do not trust it")
-        unpacked += size
-        if unpacked > max_bytes:
-            raise ValueError(f"{archive.name}: unpacks to over {max_bytes:,} bytes: not unpacked; raise max_bytes")
+        too_large = f"{archive.name}: unpacks to over {max_bytes:,} bytes: not unpacked; raise max_bytes"
+        if unpacked + size > max_bytes:
+            raise ValueError(too_large)
         path = folder / name
-        (path if content is None else path.parent).mkdir(parents=True, exist_ok=True)
-        if content is not None:
-            with content, path.open("wb") as file:
-                shutil.copyfileobj(content, file)
+        try:
+            (path if content is None else path.parent).mkdir(parents=True, exist_ok=True)
+            file = None if content is None else path.open("xb")
+        except (FileExistsError, NotADirectoryError) as error:
+            twice = f"{archive.name}: member {name!r} is there twice: not unpacked; do not trust it"
+            raise ValueError(twice) from error
+        if content is None or file is None:
+            continue
+        with content, file:
+            while True:
+                with _reading(archive):
+                    block = content.read(1 << 20)
+                if not block:
+                    break
+                # What a member holds need not be what it says.
+                unpacked += len(block)
+                if unpacked > max_bytes:
+                    raise ValueError(too_large)
+                file.write(block)
 
 
 def _members(archive: Path) -> Iterator[tuple[str, int, IO[bytes] | None]]:
@@ -179,13 +232,18 @@ def _members(archive: Path) -> Iterator[tuple[str, int, IO[bytes] | None]]:
             for entry in file.infolist():
                 kind = stat.S_IFMT(entry.external_attr >> 16)
                 if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                    raise ValueError(_not_plain(archive, entry.filename))
+                    raise _Refused(_not_plain(archive, entry.filename))
+                if entry.flag_bits & 1:
+                    raise _Refused(
+                        f"{archive.name}: member {entry.filename!r} is encrypted: not unpacked; unpack it by hand, or "
+                        "take an archive without a password"
+                    )
                 yield entry.filename, entry.file_size, None if entry.is_dir() else file.open(entry)
         return
     with tarfile.open(archive, "r:*") as file:
         for member in file:
             if not (member.isfile() or member.isdir()):
-                raise ValueError(_not_plain(archive, member.name))
+                raise _Refused(_not_plain(archive, member.name))
             yield member.name, member.size, file.extractfile(member)
 
 

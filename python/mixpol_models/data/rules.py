@@ -4,11 +4,12 @@
     condition  = and-part {"or" and-part}
     and-part   = part {"and" part}
     part       = "not" part | "(" condition ")" | column [comparison]
-    comparison = ("<" | "<=" | ">" | ">=" | "==" | "!=") (number | 'text' | column)
+    comparison = ("<" | "<=" | ">" | ">=" | "==" | "!=") (value | column)
                | "in" "[" value {"," value} "]"
+    value      = number | 'text' | "true" | "false"
 
-A column alone must be boolean or an integer that is 0 or 1. A name with other signs stands in backquotes. Nothing is
-ever evaluated as Python.
+A column alone must be boolean or an integer that is 0 or 1. A name with other signs stands in backquotes. NaN is a
+missing value: whatever it is compared with, the outcome is null, as with null. Nothing is ever evaluated as Python.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ _COMPARE = {
     "!=": operator.ne,
 }
 _WORDS = ("and", "or", "not", "in")
+_TRUTH = {"true": True, "false": False}
 _EXAMPLE = "'watch_ratio < 0.3: negative' or 'is_click == 1 and tab in [0, 1]' are rules"
 
 
@@ -44,7 +46,7 @@ class _Token:
 
 
 def parse_rule(text: str, schema: Mapping[str, pl.DataType], *, argument: str = "polarity") -> pl.Expr:
-    """The expression of a rule: true for positive rows, null where a compared value is missing.
+    """The expression of a rule: true for positive rows, null where it hangs on a missing value (null or NaN).
 
     Args:
         text: the rule, in the grammar above.
@@ -103,7 +105,7 @@ class _Parser:
         return self._comparison()
 
     def _comparison(self) -> pl.Expr:
-        name, dtype = self._column()
+        left, dtype, name = self._column()
         sign = self._peek()
         if self._take("in"):
             self._expect("[")
@@ -111,24 +113,24 @@ class _Parser:
             while self._take(","):
                 values.append(self._value(dtype))
             self._expect("]")
-            found = pl.any_horizontal(pl.col(name) == value for value in values)
-            return found
+            return pl.any_horizontal(left == value for value in values)
         if sign.text in _COMPARE and sign.kind == "sign":
             self.at += 1
             right = self._peek()
-            if right.kind in ("word", "quoted") and right.text not in _WORDS:
-                other, other_dtype = self._column()
-                self._same_kind(right, dtype, other_dtype.is_numeric() or other_dtype == pl.Boolean)
-                return _COMPARE[sign.text](pl.col(name), pl.col(other))
-            return _COMPARE[sign.text](pl.col(name), self._value(dtype))
+            named = right.kind == "word" and right.text not in _WORDS and not self._is_value(right)
+            if named or right.kind == "quoted":
+                other, other_dtype, _ = self._column()
+                self._same_kind(right, dtype, _is_number(other_dtype))
+                return _COMPARE[sign.text](left, other)
+            return _COMPARE[sign.text](left, self._value(dtype))
         if dtype == pl.Boolean:
-            return pl.col(name)
+            return left
         if dtype.is_integer():
             # Other values than 0 and 1 are left as null, which the log refuses by name.
-            return pl.when(pl.col(name).is_between(0, 1)).then(pl.col(name) == 1)
+            return pl.when(left.is_between(0, 1)).then(left == 1)
         raise self._error(sign, f"a comparison, since column {name!r} is {dtype}")
 
-    def _column(self) -> tuple[str, pl.DataType]:
+    def _column(self) -> tuple[pl.Expr, pl.DataType, str]:
         token = self._next("a column")
         if token.kind not in ("word", "quoted") or (token.kind == "word" and token.text in _WORDS):
             raise self._error(token, "a column")
@@ -137,10 +139,24 @@ class _Parser:
                 f"{self.argument} is {self.text!r}, which names the column {token.text!r}; expected one of "
                 f"{sorted(self.schema)}: mend the name"
             )
-        return token.text, self.schema[token.text]
+        dtype = self.schema[token.text]
+        if not (_is_number(dtype) or isinstance(dtype, pl.String | pl.Categorical | pl.Enum)):
+            raise self._error(token, f"a column of numbers, texts or booleans, and {token.text!r} is {dtype}")
+        column = pl.col(token.text)
+        # Polars orders NaN above all numbers.
+        return column.fill_nan(None) if dtype.is_float() else column, dtype, token.text
+
+    def _is_value(self, token: _Token) -> bool:
+        """Whether the word is true or false, and no column's name."""
+        return token.kind == "word" and token.text in _TRUTH and token.text not in self.schema
 
     def _value(self, dtype: pl.DataType) -> pl.Expr:
         token = self._next("a number or a quoted text")
+        if self._is_value(token):
+            if dtype != pl.Boolean:
+                kind = "a number" if _is_number(dtype) else "a text in quotes"
+                raise self._error(token, f"{kind}, since the column is {dtype}")
+            return pl.lit(_TRUTH[token.text])
         if token.kind not in ("number", "text"):
             raise self._error(token, "a number or a quoted text")
         self._same_kind(token, dtype, token.kind == "number")
@@ -149,7 +165,7 @@ class _Parser:
         return pl.lit(int(token.text) if re.fullmatch(r"[-+]?\d+", token.text) else float(token.text))
 
     def _same_kind(self, token: _Token, dtype: pl.DataType, number: bool) -> None:
-        if (dtype.is_numeric() or dtype == pl.Boolean) != number:
+        if _is_number(dtype) != number:
             kind = "a number" if not number else "a text in quotes"
             raise self._error(token, f"{kind}, since the column is {dtype}")
 
@@ -192,3 +208,7 @@ class _Parser:
             f"{self.argument} is {self.text!r}, with {found} at place {token.place + 1}; expected {expected}: "
             f"{_EXAMPLE}"
         )
+
+
+def _is_number(dtype: pl.DataType) -> bool:
+    return dtype.is_numeric() or dtype == pl.Boolean

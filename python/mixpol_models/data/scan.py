@@ -6,12 +6,16 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import polars as pl
+import polars.selectors as cs
 
 from mixpol_models.data.log import InteractionLog
 from mixpol_models.data.splits import Split, Totals
+
+Table = TypeVar("Table", pl.DataFrame, pl.LazyFrame)
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +29,7 @@ class LogScan:
         name, polarity_rule, source: as in `InteractionLog`.
         drop: rows to leave out, by reason; a row counts for the first that is true of it.
         renumber: of "user" and "item", those whose values are sorted and numbered from 0.
+        columns: of the files and their types, in words, where they are not known beforehand.
     """
 
     frames: tuple[pl.LazyFrame, ...]
@@ -34,6 +39,7 @@ class LogScan:
     source: str
     drop: Mapping[str, pl.Expr] = field(default_factory=dict)
     renumber: tuple[str, ...] = ()
+    columns: str = ""
 
     def load(self) -> InteractionLog:
         """The log, in memory."""
@@ -95,6 +101,16 @@ def renumbered(frame: pl.DataFrame, tables: Mapping[str, pl.Series]) -> pl.DataF
     return frame
 
 
+def without_nan(rows: Table) -> Table:
+    """The rows with null for NaN: a missing value in every source, where polars has a number above all others."""
+    return rows.with_columns(cs.float().fill_nan(None))
+
+
+def finite(column: pl.Expr) -> pl.Expr:
+    """Floats with null for NaN and infinities, which no id or time can be."""
+    return pl.when(column.is_finite()).then(column)
+
+
 def place_of(share: float, n: int) -> int:
     """The place k (from 0) of a quantile among n sorted values: the next higher one, as polars' "higher"."""
     return min(math.ceil(share * (n - 1)), n - 1)
@@ -112,9 +128,11 @@ def _totals(frames: Sequence[pl.DataFrame]) -> Totals:
 
 
 @contextmanager
-def readable(name: str, source: str) -> Iterator[None]:
+def readable(name: str, source: str, *, mend: str = "fetch the files again") -> Iterator[None]:
     """Turns what polars says about a broken file into a ValueError with the file's name."""
     try:
         yield
     except pl.exceptions.PolarsError as error:
-        raise ValueError(f"{source}: not readable as {name} ({error}): fetch the files again") from error
+        # What follows are options of polars.
+        reason = str(error).partition("\n\n")[0]
+        raise ValueError(f"{source}: not readable as {name} ({reason}): {mend}") from error

@@ -133,7 +133,10 @@ def _wished(wish: str, origin: str, say: Callable[[str], None]) -> InteractionLo
     try:
         if store.is_store(Path(wish).expanduser()):
             return _said(store.open_store(Path(wish).expanduser()), reason, say)
-        return _said(recognise(wish, say=say).load(), reason, say)
+        scan = recognise(wish, say=say)
+        if scan.columns:
+            say(f"data: columns of {wish}: {scan.columns}")
+        return _said(scan.load(), reason, say)
     except ValueError as error:
         raise ValueError(f"{origin} is {wish!r}, expected a folder with data or one of {NAMES}. {error}") from error
 

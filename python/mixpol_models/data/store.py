@@ -5,34 +5,67 @@
 
 The folder holds one .npy file per column of the sorted log (user, item, time, label, polarity, split, context) and what
 histories need: `offsets` (a user's rows are offsets[u] : offsets[u+1]), `before`, and the rows of either polarity, as
-`HistoryStore` describes them. `mixpol_store.json` comes last and makes it whole.
+`HistoryStore` describes them. `mixpol_store.json` comes last and makes it whole; it has the checksums of the files.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mixpol_models.data.histories import HistoryStore
+from mixpol_models.data.locks import building, put_in_place, target_of
 from mixpol_models.data.log import SPLITS, InteractionLog
 from mixpol_models.data.scan import LogScan, id_table, place_of, readable, renumbered
 from mixpol_models.data.splits import Totals
 
 META = "mixpol_store.json"
-VERSION = 1
+VERSION = 2  # version 1 has no checksums
 COLUMNS = ("user", "item", "time", "label", "polarity", "split", "context")
 _HISTORY = ("offsets", "before", "positives", "negatives")
+_BYTES = ("label", "polarity", "split")
 _BINS = 1 << 16
+_WRITER = "mixpol data prepare"
+_SLICE = 4_000_000
+_Count = Field(ge=0)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class _LogMeta(_Strict):
+    n_users: int = _Count
+    n_items: int = _Count
+    n_contexts: int = _Count
+    name: str
+    polarity_rule: str
+    source: str
+    n_duplicates: int = _Count
+    dropped: dict[str, int]
+
+
+class _Meta(_Strict):
+    """What `mixpol_store.json` holds; `checksums` are CRC-32 of the whole files, by array, and of `log`."""
+
+    version: Literal[1, 2]
+    events: int = _Count
+    log: _LogMeta
+    checksums: dict[str, int] | None = None
 
 
 def write_store(
@@ -47,11 +80,11 @@ def write_store(
 
     Memory is bounded by a few times `chunk_events` rows, the events of the most active user, and tables of the
     distinct users and renumbered ids. The source is read once; a compressed copy of its rows lies beside `folder`
-    meanwhile.
+    meanwhile, in a hidden folder that goes with the call (what a killed process left, with the next call).
 
     Args:
         scan: the log.
-        folder: the store, which appears only whole.
+        folder: the store, which appears only whole. Where it is a link, the folder that it names.
         chunk_events: rows that are sorted at a time, at least 1.
         force: replace a store that is there already.
         say: gets a line per step.
@@ -59,20 +92,37 @@ def write_store(
     Raises:
         ValueError: a row breaks the rules of `InteractionLog`, or an argument its own.
         FileExistsError: there is something in `folder` already.
+        OSError: `folder` cannot be made or replaced.
+        RuntimeError: another process builds it.
     """
-    folder = Path(folder)
     if chunk_events < 1:
         raise ValueError(f"chunk_events is {chunk_events}, expected at least 1: 2_000_000 is a good start")
-    if folder.exists() and not (force and (folder / META).is_file()) and (folder.is_file() or any(folder.iterdir())):
-        mend = "delete it, or give another folder" + ("" if not (folder / META).is_file() else ", or use --force")
-        raise FileExistsError(f"{folder} is there already, expected no such folder or an empty one: {mend}")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.part") as temporary:
-        fresh = _Build(scan, Path(temporary), chunk_events, say).run()
-        if folder.exists():
-            folder.rename(Path(temporary) / "old")
-        fresh.rename(folder)
-    return folder
+    target = check_place(folder, force=force)
+    if scan.columns:
+        say(f"columns: {scan.columns}")
+    with building(target, _WRITER) as part:
+        # Another process may have finished it between the check and the lock.
+        _check_free(target, force)
+        put_in_place(_Build(scan, part, chunk_events, say).run(), target, part / "old")
+    return Path(folder)
+
+
+def check_place(folder: str | Path, *, force: bool = False) -> Path:
+    """The folder that `write_store` would make or replace, links followed.
+
+    The arguments and errors are those of `write_store`: sources that are read to be described need not be for nothing.
+    """
+    target = target_of(Path(folder))
+    _check_free(target, force)
+    with building(target, _WRITER):
+        return target
+
+
+def _check_free(folder: Path, force: bool) -> None:
+    if not folder.exists() or (force and is_store(folder)) or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    mend = "delete it, or give another folder" + (", or use --force" if is_store(folder) else "")
+    raise FileExistsError(f"{folder} is there already, expected no such folder or an empty one: {mend}")
 
 
 def is_store(folder: Path) -> bool:
@@ -80,39 +130,125 @@ def is_store(folder: Path) -> bool:
     return (folder / META).is_file()
 
 
-def open_store(folder: str | Path) -> InteractionLog:
-    """The log of a store. Its columns are mapped, not read.
+def open_store(folder: str | Path, *, check: bool = True) -> InteractionLog:
+    """The log of a store. Its columns are mapped.
+
+    Args:
+        folder: what `write_store` has made.
+        check: read every file once and compare its checksum (1 GB/s a core), or, in a store of version 1, which has
+            none, check every value. Without, only kinds and lengths are checked.
 
     Raises:
         ValueError: the store is of another version, or damaged.
     """
     folder = Path(folder)
     try:
-        meta = json.loads((folder / META).read_text(encoding="utf-8"))
-        version, events = meta["version"], meta["events"]
-        if version != VERSION:
-            raise ValueError(f"version {version}, expected {VERSION}")
+        meta = _Meta.model_validate(json.loads((folder / META).read_text(encoding="utf-8")))
+        if check and meta.checksums is not None:
+            _check_sums(folder, meta, meta.checksums)
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in (*COLUMNS, *_HISTORY)}
-        for name in (*COLUMNS, "before"):
-            if arrays[name].shape != (events,):
-                raise ValueError(f"{name}.npy has shape {list(arrays[name].shape)}, expected [{events}]")
-        log = meta["log"]
-    except (OSError, KeyError, ValueError) as error:
-        raise ValueError(
-            f"{folder} is no readable store ({error}): build it anew with `mixpol data prepare`"
-        ) from error
+        _check_kinds(arrays, meta)
+        if check and meta.checksums is None:
+            _check_values(arrays, meta)
+    except ValidationError as error:
+        lines = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}" for e in error.errors())
+        raise _unreadable(folder, f"{META}: {lines}") from error
+    except (OSError, EOFError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise _unreadable(folder, error) from error
     # Polars takes the arrays as they are; only the split, one byte a row, is copied.
     frame = pl.DataFrame({name: pl.Series(name, arrays[name]) for name in COLUMNS})
     names = pl.Series(SPLITS, dtype=pl.Enum(SPLITS))
     # In slices: the indices are widened.
-    splits = [names.gather(frame["split"][start : start + 4_000_000]) for start in range(0, max(events, 1), 4_000_000)]
+    splits = [names.gather(frame["split"][start : start + _SLICE]) for start in range(0, max(meta.events, 1), _SLICE)]
     frame = frame.with_columns(split=pl.concat(splits, rechunk=True))
     stored = HistoryStore(*(arrays[name] for name in ("user", "time", "item", "polarity", "offsets", "before")))
     # Fill the cached properties: these lists are on disk.
     stored.__dict__.update({name: arrays[name] for name in ("positives", "negatives")})
     return InteractionLog(
-        frame=frame.select("user", "item", "time", "label", "polarity", "split", "context"), **log, stored=stored
+        frame=frame.select("user", "item", "time", "label", "polarity", "split", "context"),
+        **meta.log.model_dump(),
+        stored=stored,
     )
+
+
+def _unreadable(folder: Path, why: object) -> ValueError:
+    return ValueError(f"{folder} is no readable store ({why}): build it anew with `mixpol data prepare ... --force`")
+
+
+def _check_sums(folder: Path, meta: _Meta, checksums: Mapping[str, int]) -> None:
+    names = (*COLUMNS, *_HISTORY)
+    if set(checksums) != {*names, "log"}:
+        raise ValueError(f"{META} has checksums of {sorted(checksums)}, expected {sorted((*names, 'log'))}")
+    if _sum_of(meta.log) != checksums["log"]:
+        raise ValueError(f"{META} was changed: its checksum does not fit its log")
+    with ThreadPoolExecutor(min(len(names), os.cpu_count() or 1)) as threads:
+        found = threads.map(lambda name: _checksum(folder / f"{name}.npy"), names)
+        for name, value in zip(names, found, strict=True):
+            if value != checksums[name]:
+                raise ValueError(f"{name}.npy was changed: its checksum is {value:08x}, expected {checksums[name]:08x}")
+
+
+def _sum_of(log: _LogMeta) -> int:
+    return zlib.crc32(json.dumps(log.model_dump()).encode())
+
+
+def _checksum(path: Path) -> int:
+    total = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            total = zlib.crc32(block, total)
+    return total
+
+
+def _check_kinds(arrays: Mapping[str, NDArray], meta: _Meta) -> None:
+    """Types and lengths."""
+    lengths = dict.fromkeys((*COLUMNS, "before"), meta.events) | {"offsets": meta.log.n_users + 1}
+    for name, array in arrays.items():
+        dtype = np.dtype(np.uint8 if name in _BYTES else np.int64)
+        if array.dtype != dtype:
+            raise ValueError(f"{name}.npy is {array.dtype}, expected {dtype}")
+        if array.ndim != 1 or len(array) != lengths.get(name, len(array)):
+            raise ValueError(f"{name}.npy has shape {list(array.shape)}, expected [{lengths.get(name, 'n')}]")
+    listed = len(arrays["positives"]) + len(arrays["negatives"])
+    if listed != meta.events:
+        raise ValueError(f"positives.npy and negatives.npy have {listed} rows, expected {meta.events}")
+
+
+def _check_values(arrays: Mapping[str, NDArray], meta: _Meta) -> None:
+    """Every value, a slice at a time: what `write_store` promises of a log."""
+    log = meta.log
+    limits = {"user": log.n_users, "item": log.n_items, "context": log.n_contexts}
+    limits |= {"label": 2, "polarity": 2, "split": len(SPLITS)}
+    offsets = arrays["offsets"]
+    if offsets[0] != 0 or offsets[-1] != meta.events or (np.diff(offsets) < 0).any():
+        raise ValueError(f"offsets.npy does not ascend from 0 to {meta.events}")
+    n_listed = {"positives": 0, "negatives": 0}
+    for start in range(0, meta.events, _SLICE):
+        # One row more, so that neighbours across slices are compared.
+        part = {name: arrays[name][max(start - 1, 0) : start + _SLICE] for name in (*COLUMNS, "before")}
+        rows = np.arange(max(start - 1, 0), max(start - 1, 0) + len(part["user"]))
+        for name, limit in limits.items():
+            low, high = int(part[name].min()), int(part[name].max())
+            if low < 0 or high >= limit:
+                raise ValueError(f"{name}.npy holds {low if low < 0 else high}, expected values from 0 below {limit}")
+        user, time, before = part["user"], part["time"], part["before"]
+        if (offsets[user] > rows).any() or (offsets[user + 1] <= rows).any():
+            raise ValueError("user.npy and offsets.npy do not fit")
+        same = user[1:] == user[:-1]
+        if (same & (time[1:] < time[:-1])).any():
+            raise ValueError("time.npy does not ascend within a user")
+        fresh = np.append(rows[:1] == 0, ~same | (time[1:] != time[:-1]))
+        if not np.array_equal(before[1:], np.where(fresh, rows, np.append(before[:1], before[:-1]))[1:]):
+            raise ValueError("before.npy does not fit user.npy and time.npy")
+        of_slice = slice(int(start > 0), None)
+        for name, polarity in (("positives", 1), ("negatives", 0)):
+            expected = rows[of_slice][part["polarity"][of_slice] == polarity]
+            listed = arrays[name][n_listed[name] : n_listed[name] + len(expected)]
+            if not np.array_equal(listed, expected):
+                raise ValueError(f"{name}.npy does not fit polarity.npy")
+            n_listed[name] += len(expected)
+    if meta.events and arrays["before"][0] != 0:
+        raise ValueError("before.npy does not fit user.npy and time.npy")
 
 
 @dataclass
@@ -263,14 +399,21 @@ class _Build:
         files["offsets"].append(np.array([events]))
         for file in files.values():
             file.close()
-        meta = {
-            "version": VERSION,
-            "events": events,
-            "log": sizes
-            | {"name": self.scan.name, "polarity_rule": self.scan.polarity_rule, "source": self.scan.source}
-            | {"n_duplicates": n_duplicates, "dropped": dropped},
-        }
-        (store / META).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+        described = _LogMeta(
+            **sizes,
+            name=self.scan.name,
+            polarity_rule=self.scan.polarity_rule,
+            source=self.scan.source,
+            n_duplicates=n_duplicates,
+            dropped=dropped,
+        )
+        meta = _Meta(
+            version=VERSION,
+            events=events,
+            log=described,
+            checksums={name: _checksum(store / f"{name}.npy") for name in names} | {"log": _sum_of(described)},
+        )
+        (store / META).write_text(json.dumps(meta.model_dump(), indent=1) + "\n", encoding="utf-8")
         return store
 
 

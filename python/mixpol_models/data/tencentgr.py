@@ -103,9 +103,10 @@ def _parquet(files: list[Path]) -> pl.LazyFrame:
         .filter(pl.col("seq").is_not_null())
         .select(
             user=pl.col("user_id"),
-            item=event.field("item_id").cast(pl.Int64),
-            action_type=event.field("action_type").cast(pl.Int64),
-            time=event.field("timestamp").cast(pl.Int64),
+            **{
+                name: event.field(field).fill_nan(None).cast(pl.Int64)
+                for name, field in (("item", "item_id"), ("action_type", "action_type"), ("time", "timestamp"))
+            },
             # Logged twice is not the same as read twice: the place in the sequence tells rows apart.
             place=pl.int_range(pl.len()).over("user_id"),
         )
@@ -148,7 +149,7 @@ def _events(file: Path, size: int) -> Iterator[list[tuple]]:
             if not line.strip():
                 continue
             try:
-                for place, (user, item, _, _, action, time) in enumerate(json.loads(line)):
+                for place, (user, item, _, _, action, time) in enumerate(json.loads(line, parse_constant=_missing)):
                     rows.append((user, item, action, time, place))
             except (ValueError, TypeError) as error:
                 raise ValueError(
@@ -160,3 +161,7 @@ def _events(file: Path, size: int) -> Iterator[list[tuple]]:
                 rows = []
     if rows:
         yield rows
+
+
+def _missing(name: str) -> None:
+    """NaN and the infinities of a JSON line are missing values."""

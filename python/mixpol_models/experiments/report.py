@@ -146,6 +146,7 @@ def _spread(mean: float | None, half_range: float) -> str:
     return _number(mean) + (f" ±{half_range:.4f}".replace("±0.", "±.") if half_range else "")
 
 
+_SHORT = 30  # a cell of the tables of runs; errors are longer
 Render = dict[str, Callable[[Any], str]]
 
 
@@ -155,11 +156,22 @@ def _render(title: str, blocks: Sequence[tuple[str, Any]], render: Render) -> st
 
 def _html_table(table: ResultTable) -> str:
     def line(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+        return "<tr>" + "".join(f"<{tag}>{_lines(cell, tag)}</{tag}>" for cell in cells) + "</tr>"
 
     notes = "".join(f"<p class='note'>{html.escape(note)}</p>" for note in table.notes)
     body = "".join(line(row, "td") for row in table.rows)
-    return f"<h2>{html.escape(table.title)}</h2><table>{line(table.columns, 'th')}{body}</table>{notes}"
+    rows = f"<table>{line(table.columns, 'th')}{body}</table>"
+    return f"<h2>{html.escape(table.title)}</h2><div class='table'>{rows}</div>{notes}"
+
+
+def _lines(cell: str, tag: str) -> str:
+    """A cell that breaks before an interval only; headings and long texts break anywhere."""
+    value, bracket, interval = cell.partition(" [")
+    parts = [
+        part if tag == "th" or len(part) > _SHORT else part.replace(" ", "\N{NO-BREAK SPACE}")
+        for part in (value, interval)
+    ]
+    return html.escape(parts[0] + bracket + parts[1])
 
 
 def _html_picture(file: Path) -> str:
@@ -183,8 +195,10 @@ _PAGE = """<!doctype html>
 <style>
 body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 1500px; margin: 2em auto; padding: 0 1em; color: #222; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: .25em .7em; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }}
+.table {{ overflow-x: auto; }}
+th, td {{ padding: .25em .5em; text-align: right; vertical-align: bottom; border-bottom: 1px solid #ddd; }}
 th:first-child, td:first-child {{ text-align: left; }}
+@media (max-width: 1500px) {{ table {{ font-size: 13px; }} }}
 .note {{ color: #666; font-size: 13px; margin: .3em 0; max-width: 100ch; }}
 img {{ max-width: 100%; }}
 </style>

@@ -63,7 +63,7 @@ def _draw_panel(axes: Any, series: Sequence[Series], zero: bool) -> None:
         number = seen[one.variant] = seen.get(one.variant, -1) + 1
         color = _PLAIN[i % len(_PLAIN)] if one.variant is None else COLORS[one.variant]
         places = [names.index(x) for x in one.x] if names else list(one.x)
-        shift = 0.6 * (i / max(len(series) - 1, 1) - 0.5) if names else 0.0
+        shift = 0.6 * (i / (len(series) - 1) - 0.5) if names and len(series) > 1 else 0.0
         places = [x + shift for x in places]
         errors = [[max(y - low, 0) for y, low in zip(one.y, one.low, strict=True)]]
         errors.append([max(high - y, 0) for y, high in zip(one.y, one.high, strict=True)])

@@ -26,8 +26,15 @@ def prepare(frame: pl.DataFrame, name: str) -> Split:
         name: of the data set.
 
     Raises:
-        ValueError: a part is empty.
+        ValueError: a value is missing, or a part is empty.
     """
+    for column in ("user", "item", "time", "positive"):
+        missing = frame[column].null_count()
+        if missing:
+            raise ValueError(
+                f"{name}: {missing:,} of {frame.height:,} rows have no {column} (empty or NaN), expected one in every "
+                "row: mend or drop those rows"
+            )
     frame = with_codes(frame)
     filtered = drop_rare(frame)
     if not filtered.height:

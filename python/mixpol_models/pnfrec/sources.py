@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from mixpol_models.data.scan import readable, without_nan
 from mixpol_models.pnfrec.config import DATASETS
 from mixpol_models.pnfrec.events import Split
 from mixpol_models.pnfrec.preparation import assemble, counts_of, drop_rare, prepare
@@ -64,9 +65,9 @@ def read_movielens(path: Path) -> pl.DataFrame:
         )
         frame = frame.with_columns(pl.col("user", "item", "time").cast(pl.Int64), pl.col("rating").cast(pl.Float64))
     else:
-        frame = _renamed(
-            pl.read_csv(path), path, {"userId": "user", "movieId": "item", "rating": "rating", "timestamp": "time"}
-        )
+        names = {"userId": "user", "movieId": "item", "rating": "rating", "timestamp": "time"}
+        types = {"userId": pl.Int64, "movieId": pl.Int64, "rating": pl.Float64, "timestamp": pl.Int64}
+        frame = _renamed(_csv(path, types), path, names)
     return frame.select("user", "item", "time", positive=pl.col("rating") >= 4)
 
 
@@ -106,9 +107,8 @@ def read_kion(path: Path) -> pl.DataFrame:
     Its times are days: within a day the order is that of the file.
     """
     names = {"user_id": "user", "item_id": "item", "last_watch_dt": "time", "watched_pct": "share"}
-    frame = _renamed(pl.read_csv(path, try_parse_dates=True), path, names)
-    if frame["time"].dtype != pl.Date:
-        raise ValueError(f"{path}: last_watch_dt is {frame['time'].dtype}, expected dates as 2021-05-11")
+    types = {"user_id": pl.Int64, "item_id": pl.Int64, "last_watch_dt": pl.Date, "watched_pct": pl.Float64}
+    frame = _renamed(_csv(path, types), path, names)
     return frame.select(
         "user", "item", pl.col("time").to_physical().cast(pl.Int64), positive=pl.col("share").fill_null(0) >= 15
     )
@@ -124,11 +124,17 @@ _READERS: dict[str, tuple[Callable[[Path], pl.DataFrame], str]] = {
 }
 
 
+def _csv(path: Path, types: dict[str, type[pl.DataType]]) -> pl.DataFrame:
+    # The types of a few first rows need not be those of all.
+    with readable(path.name, str(path), mend="mend the file, or fetch it again"):
+        return pl.read_csv(path, schema_overrides=types)
+
+
 def _renamed(frame: pl.DataFrame, path: Path, names: dict[str, str]) -> pl.DataFrame:
     missing = [name for name in names if name not in frame.columns]
     if missing:
         raise ValueError(f"{path}: column {missing[0]!r} is not there, expected {list(names)}: another file?")
-    return frame.select(list(names)).rename(names)
+    return without_nan(frame.select(list(names)).rename(names))
 
 
 def _ml1m_around_published(folder: Path) -> Split:

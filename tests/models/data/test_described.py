@@ -45,7 +45,7 @@ def test_parquet(tmp_path: Path):
         (1, 0, 0, 0, 0),
     ]
     assert log.dropped == {
-        f"without {name}": int(name == "polarity") for name in ("user", "item", "time", "polarity", "label")
+        f"without {name}": int(name == "polarity") for name in ("user", "item", "time", "polarity", "label", "context")
     }
     assert (log.name, log.source, log.polarity_rule) == ("my feed", "log.yaml: 1 file", "watch_ratio < 0.3: negative")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
@@ -14,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from mixpol_models.data import Examples, InteractionLog
+from mixpol_models.data.locks import temporary_folder
 from mixpol_models.experiments.bootstrap import auc_resamples
 from mixpol_models.experiments.floors import Floor
 from mixpol_models.experiments.frozen import frozen_test
@@ -37,8 +37,8 @@ def run_row(log: InteractionLog, run: Run, experiment: ExperimentConfig) -> dict
         The row's values by column of `store.SCHEMA`, but for those that say which run it is.
     """
     examples = ablate(prepare(log, run.config), run.ablation)
-    with tempfile.TemporaryDirectory(prefix="mixpol-run-") as folder:
-        config = run.config.model_copy(update={"output": folder, "workers": 0})
+    with temporary_folder("mixpol-run-") as folder:
+        config = run.config.model_copy(update={"output": str(folder), "workers": 0})
         result = train(config, examples=examples, callbacks=[])
         module, _ = load_model(result.checkpoint)
         frozen = None
