@@ -15,7 +15,7 @@ from mixpol_kernels.nn import direct, plain
 from mixpol_kernels.nn.called import EMBEDDING, all_plain, first_reason
 from mixpol_kernels.nn.polarity_fusion import PolarityFusion
 from mixpol_kernels.nn.sizes import check_size
-from mixpol_kernels.nn.starts import ScaledEmbedding
+from mixpol_kernels.nn.starts import ScaledEmbedding, reset_children
 from mixpol_kernels.nn.target_attention import TargetAttention
 from mixpol_kernels.ops.mixed_polarity_attention.api import mixed_polarity_attention
 from mixpol_kernels.ops.mixed_polarity_attention.autograd import ops
@@ -166,6 +166,10 @@ class MixedPolarityAttention(nn.Module):
             sparse=rows is None and self.item_embedding.sparse,
             return_weights=return_weights, backend=self.backend, **unit.options(),
         )  # fmt: skip
+
+    def reset_parameters(self) -> None:
+        """Starts again: all layers inside."""
+        reset_children(self)
 
     def called(self) -> str:
         """Why fusion and attention have to be called, and not their parameters read; empty if they have not."""

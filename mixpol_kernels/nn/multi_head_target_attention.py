@@ -11,6 +11,7 @@ from mixpol_kernels.history import accepts_jagged
 from mixpol_kernels.nn import direct, plain
 from mixpol_kernels.nn.called import LINEAR, all_plain, first_reason
 from mixpol_kernels.nn.sizes import check_size
+from mixpol_kernels.nn.starts import reset_children
 from mixpol_kernels.ops.dot_target_attention.api import dot_target_attention, projects
 from mixpol_kernels.ops.dot_target_attention.autograd import infer
 
@@ -82,6 +83,10 @@ class MultiHeadTargetAttention(nn.Module):
         self.W_k = projection(embedding_dim, width)
         self.W_v = projection(embedding_dim, width)
         self.W_o = projection(width, embedding_dim)
+
+    def reset_parameters(self) -> None:
+        """Starts again: all layers inside."""
+        reset_children(self)
 
     def called(self) -> str:
         """Why a projection has to be called, and not its weight read; empty if none has to."""

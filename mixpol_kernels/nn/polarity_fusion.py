@@ -15,7 +15,7 @@ from mixpol_kernels.history import accepts_jagged
 from mixpol_kernels.nn import plain
 from mixpol_kernels.nn.called import LINEAR, all_plain, first_reason
 from mixpol_kernels.nn.sizes import check_size
-from mixpol_kernels.nn.starts import ZeroLinear
+from mixpol_kernels.nn.starts import ZeroLinear, reset_children
 from mixpol_kernels.ops.polarity_fusion.api import polarity_fusion
 from mixpol_kernels.ops.polarity_fusion.autograd import FUSIONS, GATE_INPUTS
 
@@ -99,7 +99,8 @@ class PolarityFusion(nn.Module):
             self.target_projection = ZeroLinear(embedding_dim, embedding_dim, bias=False)
 
     def reset_parameters(self) -> None:
-        """Tables and signs as at the start; `gate` and `target_projection` have methods of their own for it."""
+        """Starts again: tables, signs and the layers inside."""
+        reset_children(self)
         for table in (self.polarity_table, self.extra_table):
             if table is not None:
                 scale = 1 / math.sqrt(table.shape[1])

@@ -9,6 +9,13 @@ import torch
 from torch import nn
 
 
+def reset_children(module: nn.Module) -> None:
+    """Calls `reset_parameters` of every module inside, each once."""
+    for child in module.children():
+        reset = getattr(child, "reset_parameters", None)
+        reset_children(child) if reset is None else reset()
+
+
 class ZeroLinear(nn.Linear):
     """`nn.Linear` that starts as zero."""
 

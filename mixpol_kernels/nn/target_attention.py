@@ -14,7 +14,7 @@ from mixpol_kernels.history import accepts_jagged
 from mixpol_kernels.nn import direct, plain
 from mixpol_kernels.nn.called import LINEAR, NORM, SLOPES, all_plain, first_reason
 from mixpol_kernels.nn.sizes import check_size, check_widths
-from mixpol_kernels.nn.starts import Slopes
+from mixpol_kernels.nn.starts import Slopes, reset_children
 from mixpol_kernels.nn.unit import Unit
 from mixpol_kernels.ops.target_attention import autograd
 from mixpol_kernels.ops.target_attention.api import BLOCKS, PUBLIC_ACTIVATIONS
@@ -125,6 +125,10 @@ class TargetAttention(nn.Module):
         self.norms = nn.ModuleList(
             nn.BatchNorm1d(units, norm_eps, norm_momentum, affine=norm_affine) for units in norms
         )
+
+    def reset_parameters(self) -> None:
+        """Starts again: all layers inside."""
+        reset_children(self)
 
     def called(self) -> str:
         """Why a layer or norm has to be called, and not its parameters read; empty if none has to."""

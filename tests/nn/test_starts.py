@@ -51,12 +51,13 @@ def test_a_checkpoint_fills_everything(make: Callable[[], nn.Module]) -> None:
         assert torch.equal(got, want), name
 
 
+@pytest.mark.parametrize("whole", [True, False], ids=["at once", "each"])
 @every_module
-def test_reset_parameters_starts_again(make: Callable[[], nn.Module]) -> None:
-    """Called on each module that holds tensors, parents first, as FSDP does."""
+def test_reset_parameters_starts_again(make: Callable[[], nn.Module], whole: bool) -> None:
+    """Called on the layer, or on each module that holds tensors, parents first, as FSDP does."""
     layer, fresh, another = on_meta_and_back(make), make(), make().state_dict()
-    for module in layer.modules():
-        if [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
+    for module in [layer] if whole else layer.modules():
+        if whole or [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
             module.reset_parameters()
     for name, want in fresh.state_dict().items():
         got = layer.state_dict()[name]
