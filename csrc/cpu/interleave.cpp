@@ -27,7 +27,7 @@ struct Lists {
 Lists read_lists(const char* polarity, const Tensor& times, const Tensor& offsets) {
     const std::string times_name = std::string(polarity) + "_times",
                       name = std::string(polarity) + "_offsets";
-    if (times.dim() != 1) fail(times_name, " has ", times.dim(), " dimensions; expected [N]");
+    if (times.dim() != 1) fail(times_name, " is not [N]; it has ", times.dim(), " dimensions");
     if (offsets.scalar_type() != ScalarType::Long || offsets.dim() != 1 || offsets.size(0) < 1)
         fail(name, " is not a [B + 1] int64 tensor on the CPU; convert it with .cpu().long()");
     Lists lists{polarity, as_contiguous(times), as_contiguous(offsets),
