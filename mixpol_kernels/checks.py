@@ -22,32 +22,54 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
     Tensors have to be dense: the kernels read them by strides.
     """
-    parameters = inspect.signature(function).parameters
-    kinds = {name: _KINDS.get(str(parameter.annotation), _anything) for name, parameter in parameters.items()}
-    in_order = list(kinds.items())
+    checks: dict[str, Callable[[Any], None]] = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        kind = str(parameter.annotation)
+        if kind.removesuffix(" | None") in _KINDS:
+            checks[name] = _check_of(name, _KINDS[kind.removesuffix(" | None")], kind.endswith(" | None"))
+        else:
+            checks[name] = _anything
+    in_order = tuple(checks.values())
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        for (name, check), value in zip(in_order, args, strict=False):
-            check(name, value)
+        for check, value in zip(in_order, args, strict=False):
+            check(value)
         for name, value in kwargs.items():
-            if name in kinds:
-                kinds[name](name, value)
+            if name in checks:  # else the call itself refuses it
+                checks[name](value)
         return function(*args, **kwargs)
 
     return run
 
 
-def _anything(name: str, value: Any) -> None:
+def _check_of(name: str, check: Callable[[str, Any], None], optional: bool) -> Callable[[Any], None]:
+    """The check of one argument, with the common case before all others."""
+    if check is _tensor:
+
+        def run(value: Any) -> None:
+            dense = isinstance(value, Tensor) and value.layout is _DENSE and not value.is_nested
+            if not dense and (value is not None or not optional):
+                _refuse_tensor(name, value)
+
+    else:
+
+        def run(value: Any) -> None:
+            if value is not None or not optional:
+                check(name, value)
+
+    return run
+
+
+_DENSE = torch.strided
+
+
+def _anything(value: Any) -> None:
     pass
 
 
-def _is_dense(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.layout is torch.strided and not value.is_nested
-
-
 def _tensor(name: str, value: Any) -> None:
-    if not _is_dense(value):
+    if not isinstance(value, Tensor) or value.layout is not _DENSE or value.is_nested:
         _refuse_tensor(name, value)
 
 
@@ -63,7 +85,7 @@ def _refuse_tensor(name: str, value: Any) -> NoReturn:
 def _tensors(name: str, value: Any) -> None:
     if isinstance(value, (list, tuple, nn.ParameterList)):
         for i, tensor in enumerate(value):
-            if not _is_dense(tensor):
+            if not isinstance(tensor, Tensor) or tensor.layout is not _DENSE or tensor.is_nested:
                 _refuse_tensor(f"{name}[{i}]", tensor)
     else:
         raise TypeError(f"{name} was {_shown(value)}; expected a list or tuple of tensors")
@@ -107,14 +129,6 @@ def _texts(name: str, value: Any) -> None:
         _text(f"{name}[{i}]", text)
 
 
-def _or_none(check: Callable[[str, Any], None]) -> Callable[[str, Any], None]:
-    def run(name: str, value: Any) -> None:
-        if value is not None:
-            check(name, value)
-
-    return run
-
-
 def _shown(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"a tensor of shape {list(value.shape)}"
@@ -124,15 +138,12 @@ def _shown(value: Any) -> str:
 
 _KINDS: dict[str, Callable[[str, Any], None]] = {
     "Tensor": _tensor,
-    "Tensor | None": _or_none(_tensor),
     "Sequence[Tensor]": _tensors,
-    "Tensor | int | None": _or_none(_seed),
+    "Tensor | int": _seed,
     "str": _text,
     "Sequence[str]": _texts,
     "float": _number,
-    "float | None": _or_none(_number),
     "int": _integer,
-    "int | None": _or_none(_integer),
     "bool": _flag,
 }
 
