@@ -150,6 +150,7 @@ def test_a_swallowed_signal_ends_the_run_at_the_next_step(command: Command, monk
 
     kill_at(monkeypatch, StopsBetweenSteps, "on_train_batch_start", swallow, signal.SIGTERM)
     assert command(*TRAIN, "--output", "run")[0] == 143
+    assert not Path("run").exists()
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
