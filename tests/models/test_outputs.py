@@ -421,12 +421,12 @@ def test_a_damaged_experiment_is_told_in_words(tmp_path: Path, content: str) -> 
         read_experiment(tmp_path)
 
 
-def test_an_experiment_is_kept_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = ExperimentConfig(**PLANTED)
-    run_experiment(config, tmp_path, workers=0)
+def test_an_experiment_is_kept_whole(tmp_path: Path) -> None:
+    config, console = ExperimentConfig(**PLANTED), Console(file=io.StringIO())
+    run_experiment(config, tmp_path, workers=0, console=console)
     before = (tmp_path / "experiment.yaml").read_text()
     with small_disk(100), pytest.raises(OSError, match="too large"):
-        run_experiment(config, tmp_path, workers=0)
+        run_experiment(config, tmp_path, workers=0, console=console)
     assert (tmp_path / "experiment.yaml").read_text() == before
 
 

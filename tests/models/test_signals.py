@@ -145,11 +145,12 @@ def test_stopped_while_the_test_rows_are_evaluated(command: Command, monkeypatch
 def test_a_swallowed_signal_ends_the_run_at_the_next_step(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     def swallow(*_: object) -> bool:
         with contextlib.suppress(BaseException):
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGINT)
         return False
 
-    kill_at(monkeypatch, StopsBetweenSteps, "on_train_batch_start", swallow, signal.SIGTERM)
-    assert command(*TRAIN, "--output", "run")[0] == 143
+    kill_at(monkeypatch, StopsBetweenSteps, "on_train_batch_start", swallow, signal.SIGINT)
+    assert command(*TRAIN, "--output", "run")[0] == 130
+    assert not Path("run").exists()
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
