@@ -121,10 +121,11 @@ def dot_target_attention(
             w_v,
             w_o,
             scale,
+            where,
             projected=projects(wide, num_heads, w_k, w_v, top_k, return_weights),
         ),
         triton=lambda: support.refusal(target, row, top_k),
-        triton_saved_bytes=lambda: saved_bytes(wide, num_heads, w_q, w_k, w_v, w_o, scale, TRITON_STATS),
+        triton_saved_bytes=lambda: saved_bytes(wide, num_heads, w_q, w_k, w_v, w_o, scale, where, TRITON_STATS),
         inputs=(target, history, w_q, w_k, w_v, w_o),
     )
     if chosen == "reference":
@@ -138,18 +139,7 @@ def dot_target_attention(
         weights = weights.detach().reshape(*where.token_shape, *weights.shape[1:])
     else:
         out, weights = _fused(
-            wide,
-            history,
-            where,
-            num_heads,
-            w_q,
-            w_k,
-            w_v,
-            w_o,
-            scale,
-            top_k or 0,
-            return_weights,
-            chosen == "triton",
+            wide, history, where, num_heads, w_q, w_k, w_v, w_o, scale, top_k or 0, return_weights, chosen == "triton"
         )
     if target.dim() == 2:
         out = out.squeeze(1)
@@ -177,7 +167,7 @@ def _fused(
     if not (triton or projecting or return_weights or backends.needs_grad(target, history, w_q, w_k, w_v, w_o)):
         out = infer(target, history, *where.canonical(), w_q, w_k, w_v, w_o, heads, scale, top_k)
         return out, out
-    occupied = None if w_q is w_k is w_v is w_o is None else where.occupied()
+    occupied = where.occupied() if _projections(w_q, w_k, w_v, w_o) else None
     target = masked(target, occupied)
     queries = target if w_q is None else masked(F.linear(target, w_q), occupied)
     queries = queries if scale == 1 else queries * scale
@@ -239,6 +229,7 @@ def saved_bytes(
     w_v: Tensor | None,
     w_o: Tensor | None,
     scale: float,
+    where: Layout,
     stats: int = STATS,
     projected: bool = False,
 ) -> int:
@@ -258,8 +249,16 @@ def saved_bytes(
             floats += num_heads * width  # the pooled rows
     if w_o is not None:
         floats += values  # what W_o is applied to
+    masks = 0
+    if _projections(w_q, w_k, w_v, w_o) and where.occupied() is not None:
+        masks = target.shape[0]  # a byte a user, and the target without what stands beside an empty history
+        floats += width if w_q is not None or scale == 1 else 0
     row = 4 * stats * num_heads + target.element_size() * floats
-    return row * target.shape[0] * target.shape[1]
+    return row * target.shape[0] * target.shape[1] + masks
+
+
+def _projections(*weights: Tensor | None) -> bool:
+    return any(weight is not None for weight in weights)
 
 
 def check_projections(

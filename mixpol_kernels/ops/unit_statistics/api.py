@@ -116,7 +116,7 @@ def unit_statistics(
         backend,
         target,
         lambda: (
-            4 * weights[-1].shape[0]
+            8 * weights[-1].shape[0]
             + (8 if dropout and seed is not given_seed else 0)
             + backends.new_bytes(parameters, given_parameters)
         ),
