@@ -56,7 +56,7 @@ class Table:
 
 def as_written(column: str) -> str:
     """The name of the text of a column of numbers."""
-    return f"{column} as written"
+    return f"{column} (as written)"
 
 
 def read_table(
@@ -265,15 +265,17 @@ def _of_parquet(source: _Source, ids: Collection[str], time: str) -> _Types:
     targets: dict[str, pl.DataType] = {}
     for column in dict.fromkeys(name for part in source.parts for name in part.schema):
         types = {part.schema[column]: part for part in source.parts if column in part.schema}
-        targets[column] = _common(source, column, types, column in ids)
+        targets[column] = _common(source, column, types, column in ids, time)
     return targets, set()
 
 
-def _common(source: _Source, column: str, types: Mapping[pl.DataType, _Part], is_id: bool) -> pl.DataType:
+def _common(source: _Source, column: str, types: Mapping[pl.DataType, _Part], is_id: bool, time: str) -> pl.DataType:
     """The type that holds the values of all files."""
     kinds = {pl.String() if isinstance(t, pl.Categorical | pl.Enum) else t for t in types if t != pl.Null}
-    if len(kinds) < 2 or column in source.types:
-        return next(iter(kinds), pl.String())
+    if not kinds or (len(kinds) > 1 and column in source.types):
+        return pl.String()
+    if len(kinds) == 1:
+        return kinds.pop()
     if all(kind.is_integer() or kind == pl.Boolean for kind in kinds) and pl.UInt64 not in kinds:
         return pl.Int64()
     if all(kind.is_numeric() for kind in kinds) and not is_id:
@@ -298,7 +300,7 @@ def _common(source: _Source, column: str, types: Mapping[pl.DataType, _Part], is
     told = ", ".join(f"{dtype} in {part.file.name}" for dtype, part in types.items())
     raise ValueError(
         f"{source.described}: {column!r} is {told}; expected one type: write it alike, or say types: "
-        f"{{{column}: string}} (or integer, float, bool, time)"
+        f"{{{column}: {'time' if column == time else 'string'}}} (string, integer, float, bool or time)"
     )
 
 
@@ -308,6 +310,8 @@ def _as(column: str, dtype: pl.DataType, target: pl.DataType) -> pl.Expr:
 
 def _converted(given: pl.Expr, dtype: pl.DataType, target: pl.DataType) -> pl.Expr:
     """The values in the type, null where that cannot be."""
+    if isinstance(dtype, pl.Datetime) and dtype.time_zone is not None and target == pl.Datetime("ms"):
+        given = given.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
     if dtype == target or (dtype.is_temporal() and target.is_temporal()):
         return given.cast(target)
     if target.is_integer() and (dtype.is_float() or dtype == pl.String):

@@ -21,6 +21,7 @@ of CSV files holds is decided by all of its values (see `columns`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -223,7 +224,8 @@ def _rule(text: str, table: Table, argument: str) -> pl.Expr:
     try:
         rule = parse_rule(text, table.schema, argument=argument)
     except ValueError as error:
-        raise ValueError(str(error) + "".join(table.hint(name) for name in table.schema if name in text)) from None
+        named = [name for name in table.schema if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text)]
+        raise ValueError(str(error) + "".join(map(table.hint, named))) from None
     for column in rule.meta.root_names():
         table.check_everywhere(column)
     return rule

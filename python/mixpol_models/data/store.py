@@ -135,8 +135,8 @@ def open_store(folder: str | Path, *, check: bool = True) -> InteractionLog:
 
     Args:
         folder: what `write_store` has made.
-        check: read every file once and compare its checksum (1 GB/s a core), or, in a store of version 1, which has
-            none, check every value. Without, only kinds and lengths are checked.
+        check: read every file once and compare its checksum (1 to 3 GB/s a core); of a store of version 1, which has
+            none, every value is checked. Without, only types and lengths are.
 
     Raises:
         ValueError: the store is of another version, or damaged.

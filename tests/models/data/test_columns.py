@@ -234,6 +234,18 @@ def test_types_make_parts_fit(tmp_path: Path):
         load_described(describe(tmp_path, files, types={"u": "integer"}))
 
 
+def test_zones(tmp_path: Path):
+    times = pl.from_epoch(pl.col("t") * 3_600_000, "ms")
+    zoned = table([1], [0.1]).with_columns(t=times.dt.replace_time_zone("UTC").dt.convert_time_zone("Asia/Tokyo"))
+    files = {"a.parquet": zoned, "b.parquet": table([1], [0.9], 2).with_columns(t=times)}
+    with pytest.raises(ValueError, match=r"'t' is Datetime.*Tokyo.* in a.parquet.*types: \{t: time\}"):
+        load_described(describe(tmp_path, files))
+    log = load_described(describe(tmp_path, files, types={"t": "time"}))
+    assert log.frame["time"].to_list() == [3_600_000, 7_200_000]
+    (tmp_path / "b.parquet").unlink()
+    assert load_described(describe(tmp_path, {"a.parquet": zoned})).frame["time"].to_list() == [3_600_000]
+
+
 def test_types_are_shown(tmp_path: Path):
     said: list[str] = []
     path = describe(tmp_path, {"x.csv": HEADER + "07,1,2022-04-15,.1\n1,1,2022-04-16,1\n"})
