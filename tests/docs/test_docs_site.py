@@ -18,6 +18,7 @@ from pages import CONFIG, PAGES, ROOT, name, prose
 LINK = re.compile(r"\]\(([^()\s]+)\)")
 
 
+@pytest.mark.slow
 def test_the_site(tmp_path: Path) -> None:
     """It builds without a warning, asks for nothing from elsewhere, and has every public name."""
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", CONFIG, "--site-dir", tmp_path]

@@ -74,6 +74,7 @@ def test_full_graph(backend: str, config: Config, generator: torch.Generator) ->
     assert frames[0] == frames[1]
 
 
+@pytest.mark.slow
 def test_inductor(generator: torch.Generator) -> None:
     """A model around the fused op, through the default compiler."""
     layer = mixpol_kernels.nn.MixedPolarityAttention(50, 8, [16], backend="cpu")

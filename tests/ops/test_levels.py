@@ -21,6 +21,9 @@ def best_level() -> str:
     return {"AVX2": "avx2", "AVX512": "avx512"}.get(torch.backends.cpu.get_cpu_capability(), "base")
 
 
+pytestmark = pytest.mark.slow
+
+
 def holds(generator: torch.Generator, checks: str, isa: str, **environment: str) -> None:
     """Runs levels.py; it has to run at `isa`."""
     __tracebackhide__ = True

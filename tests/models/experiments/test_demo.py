@@ -38,6 +38,7 @@ def assert_accuracy_is_told(text: str, numbers: dict[str, object], folder: Path)
     assert max(map(len, text.splitlines())) <= 100
 
 
+@pytest.mark.slow
 def test_synthetic(tmp_path: Path) -> None:
     text, numbers = demo("synthetic", tmp_path)
     assert_accuracy_is_told(text, numbers, tmp_path)
@@ -52,12 +53,14 @@ def test_synthetic(tmp_path: Path) -> None:
     assert {"cpu", "torch", "threads"} <= numbers["machine"].keys()
 
 
+@pytest.mark.slow
 def test_kuairand(tmp_path: Path, real_kuairand: Path) -> None:
     text, numbers = demo(str(real_kuairand), tmp_path, skip_bench=True)
     assert_accuracy_is_told(text, numbers, tmp_path)
     assert list(numbers["accuracy"]["floors"]) == ["item × user", "item × user × tab"]
 
 
+@pytest.mark.slow
 def test_what_data_get_leaves_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The official CSV files, made from a synthetic log, where `mixpol data get kuairand-pure` puts them."""
     monkeypatch.setenv("MIXPOL_CACHE", str(tmp_path / "cache"))

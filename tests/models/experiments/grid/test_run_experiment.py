@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,17 @@ def runs_of(folder: Path) -> pl.DataFrame:
     return ResultStore.read(folder).filter(pl.col("kind") == "run")
 
 
-def test_a_row_holds_what_it_promises(tmp_path: Path) -> None:
-    done = run(experiment(), tmp_path)
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, runner.Summary]:
+    """The folder of a grid that was trained, for tests to read or to copy, and what its run said."""
+    folder = tmp_path_factory.mktemp("finished") / "store"
+    return folder, run(experiment(), folder)
+
+
+def test_a_row_holds_what_it_promises(finished: tuple[Path, runner.Summary]) -> None:
+    folder, done = finished
     assert (done.trained, done.failed, done.skipped, done.left) == (4, 0, 0, 0)
-    rows = runs_of(tmp_path)
+    rows = runs_of(folder)
     assert rows["key"].n_unique() == 4
     for row in rows.iter_rows(named=True):
         assert len(row["auc_resamples"]) == 50
@@ -52,18 +60,22 @@ def test_a_row_holds_what_it_promises(tmp_path: Path) -> None:
         assert len(kinds) == 2
         for kind in kinds:
             assert sum(part["rows"] for part in row["strata"] if part["kind"] == kind) == row["test_examples"]
-    floor = ResultStore.read(tmp_path).filter(pl.col("kind") == "floor")
+    floor = ResultStore.read(folder).filter(pl.col("kind") == "floor")
     assert floor["variant"].to_list() == ["item × user"]
 
 
-def test_what_is_there_is_skipped_and_a_grown_grid_adds_to_it(tmp_path: Path) -> None:
-    run(experiment(), tmp_path)
-    before = runs_of(tmp_path)
-    done = run(experiment(grid={"variant": ["positive-only", "mixed + bias"], "seed": [0, 1, 2]}), tmp_path)
+def test_what_is_there_is_skipped_and_a_grown_grid_adds_to_it(
+    finished: tuple[Path, runner.Summary], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(finished[0], tmp_path / "store")
+    before = runs_of(folder)
+    done = run(experiment(grid={"variant": ["positive-only", "mixed + bias"], "seed": [0, 1, 2]}), folder)
     assert (done.skipped, done.trained) == (4, 2)
-    assert runs_of(tmp_path).filter(pl.col("key").is_in(before["key"].to_list())).equals(before)
-    changed = experiment(train=experiment().train | {"learning_rate": 0.01})
-    assert run(changed, tmp_path).skipped == 0
+    assert runs_of(folder).filter(pl.col("key").is_in(before["key"].to_list())).equals(before)
+    changed = experiment(
+        grid={"variant": ["mixed + bias"], "seed": [0]}, train=experiment().train | {"learning_rate": 0.01}
+    )
+    assert run(changed, folder).skipped == 0
 
 
 def test_a_failed_run_is_told_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,12 +149,11 @@ def test_workers_give_the_same_rows_and_may_die(tmp_path: Path) -> None:
     assert two["auc_resamples"].equals(runs_of(tmp_path / "none")["auc_resamples"])
 
 
-def test_the_report_tells_the_grid(tmp_path: Path) -> None:
-    run(experiment(), tmp_path)
-    markdown, page = write_report(tmp_path, tmp_path / "report")
+def test_the_report_tells_the_grid(finished: tuple[Path, runner.Summary], tmp_path: Path) -> None:
+    markdown, page = write_report(finished[0], tmp_path / "report")
     text = markdown.read_text()
     assert "The grid is complete: 4 of 4" in text
-    rows = runs_of(tmp_path)
+    rows = runs_of(finished[0])
     for variant in ("positive-only", "mixed + bias"):
         mean = rows.filter(pl.col("variant") == variant)["auc"].mean()
         assert any(line.startswith(f"| din, {variant} ") and f"{mean:.4f}" in line for line in text.splitlines())
