@@ -72,7 +72,7 @@ _bwd = torch.ops.mixpol.unit_statistics_bwd.default
 
 
 class UnitStatistics(torch.autograd.Function):
-    """The fused op. Saves its inputs and the mean, with what float32 rounds away of it; recomputes the pre-activations."""
+    """The fused op. Saves its inputs and the mean, with what float32 rounds of it; recomputes the pre-activations."""
 
     @staticmethod
     def forward(
