@@ -7,7 +7,7 @@ namespace mixpol::cpu {
 
 namespace {
 
-// The number of blocks does not depend on threads: moments and sums are added in block order.
+// The number of blocks does not depend on threads: moments are merged in block order.
 constexpr int64_t BLOCKS = 32;
 
 struct Inputs {
@@ -96,6 +96,7 @@ void batch_statistics(StatisticsPass& pass, const Layout& layout, float* to_mean
     run_blocks(blocks, k.statistics_scratch_floats(pass), [&](int64_t block, float* scratch) {
         k.statistics_forward(pass, bounds[block], bounds[block + 1], scratch, moments[block]);
     });
+    pass.unit.bias[pass.unit.layers - 1] = bias;
     for (int64_t h = 0; h < units; h++) {
         double count = 0, center = 0, squares = 0;
         for (const Moments& m : moments) {

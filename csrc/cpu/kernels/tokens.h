@@ -380,7 +380,7 @@ class LongSums {
     LongSums(float* sums, int64_t floats, float* spare)
         : sums_(sums),
           total_(spare),
-          lost_(spare + floats),
+          lost_(spare ? spare + floats : nullptr),
           floats_(floats),
           period_(floats > SEEN * FOLD ? floats / SEEN : FOLD) {}
 
@@ -388,7 +388,7 @@ class LongSums {
 
     // Behind each chunk.
     inline __attribute__((always_inline)) void step() {
-        if (++chunks_ % period_ == 0) move();
+        if (++chunks_ % period_ == 0 && floats_ > 0) move();
     }
 
     // The sums become what was added to them in all.
