@@ -7,7 +7,7 @@ namespace mixpol::cpu {
 
 namespace {
 
-// The number of blocks does not depend on threads: moments and sums are added in block order.
+// The number of blocks does not depend on threads: moments are merged in block order.
 constexpr int64_t BLOCKS = 32;
 
 struct Inputs {
@@ -54,6 +54,16 @@ Inputs read(const Tensor& target, const Tensor& history, const OptionalTensor& o
     return in;
 }
 
+// The statistics are taken without the last layer's bias, which may be far larger than the spread: it moves
+// the mean as it is, and not the variance. Returns it; `zeros` stands in for it while the pass runs.
+const float* without_bias(StatisticsPass& pass, std::vector<float>& zeros) {
+    const int last = pass.unit.layers - 1;
+    const float* bias = pass.unit.bias[last];
+    zeros.assign(pass.unit.units[last], 0.0f);
+    pass.unit.bias[last] = zeros.data();
+    return bias;
+}
+
 }  // namespace
 
 double statistics_rows(const Layout& layout, int64_t candidates, int64_t pad_to) {
@@ -71,6 +81,8 @@ double statistics_rows(const Layout& layout, int64_t candidates, int64_t pad_to)
 void batch_statistics(StatisticsPass& pass, const Layout& layout, float* to_mean, float* to_rest,
                       float* to_variance) {
     const int64_t units = pass.unit.units[pass.unit.layers - 1], wide = padded_columns(units);
+    std::vector<float> zeros;
+    const float* const bias = without_bias(pass, zeros);
     Packed packed = pack(pass, true, false);
     const std::vector<int64_t> bounds = cut_blocks(layout, pass.candidates, BLOCKS);
     const int64_t blocks = static_cast<int64_t>(bounds.size()) - 1;
@@ -85,6 +97,7 @@ void batch_statistics(StatisticsPass& pass, const Layout& layout, float* to_mean
     run_blocks(blocks, k.statistics_scratch_floats(pass), [&](int64_t block, float* scratch) {
         k.statistics_forward(pass, bounds[block], bounds[block + 1], scratch, moments[block]);
     });
+    pass.unit.bias[pass.unit.layers - 1] = bias;
     for (int64_t h = 0; h < units; h++) {
         double count = 0, center = 0, squares = 0;
         for (const Moments& m : moments) {
@@ -95,6 +108,7 @@ void batch_statistics(StatisticsPass& pass, const Layout& layout, float* to_mean
             squares += m.squares[h] + delta * delta * (count / total) * m.count;
             count = total;
         }
+        if (count > 0) center += bias[h], squares += bias[h] - bias[h];  // NaN where the bias is not finite
         to_mean[h] = static_cast<float>(center);
         to_rest[h] = static_cast<float>(center - to_mean[h]);
         to_variance[h] = count > 0 ? static_cast<float>(squares / count) : 0.0f;
@@ -102,10 +116,11 @@ void batch_statistics(StatisticsPass& pass, const Layout& layout, float* to_mean
 }
 
 std::tuple<Tensor, Tensor, Tensor> unit_statistics_fwd(Tensor target, Tensor history, OptionalTensor offsets,
-                                               OptionalTensor lengths, OptionalTensor mask,
-                                               std::vector<Tensor> weights, std::vector<Tensor> biases,
-                                               std::vector<Tensor> slopes, int64_t activation, double dropout,
-                                               OptionalTensor seed, int64_t pad_to) {
+                                                       OptionalTensor lengths, OptionalTensor mask,
+                                                       std::vector<Tensor> weights,
+                                                       std::vector<Tensor> biases, std::vector<Tensor> slopes,
+                                                       int64_t activation, double dropout,
+                                                       OptionalTensor seed, int64_t pad_to) {
     Inputs in = read(target, history, offsets, lengths, mask, weights, biases, slopes, activation, dropout,
                      seed, pad_to);
     const int64_t units = in.unit.args.units[in.unit.args.layers - 1];
@@ -132,10 +147,13 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> unit_statistics_bwd(
     const auto at = [](const Tensor& tensor, int64_t h) {
         return double{static_cast<const float*>(tensor.const_data_ptr())[h]};
     };
+    std::vector<float> zeros;
+    const float* const bias = without_bias(pass, zeros);
     for (int64_t h = 0; h < units && in.count > 0; h++) {
-        const double square = 2 * at(by_variance, h) / in.count;
-        memory.get()[h] = static_cast<float>(at(center, h));
-        memory.get()[wide + h] = static_cast<float>(at(by_mean, h) / in.count - square * at(rest, h));
+        const double square = 2 * at(by_variance, h) / in.count, from = at(center, h) + at(rest, h) - bias[h];
+        const float high = static_cast<float>(from);
+        memory.get()[h] = high;
+        memory.get()[wide + h] = static_cast<float>(at(by_mean, h) / in.count - square * (from - high));
         memory.get()[2 * wide + h] = static_cast<float>(square);
     }
     pass.mean = memory.get(), pass.grad_mean = memory.get() + wide,
@@ -171,6 +189,10 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> unit_statistics_bwd(
     add_blocks(sums.memory.get(), sums.blocks, sums.floats);
     k.unfold_unit(pass.unit, sums.unit(pass, 0), false, gradients);
     if (some_empty) clear_empty(pass.grad_target, in.layout, sizeof(float) * row);
+    // What the bias gets through the variance is 0: the sum has only its rounding left, and NaN and inf.
+    float* const grad_bias = gradients.bias[pass.unit.layers - 1];
+    for (int64_t h = 0; h < units && in.count > 0; h++)
+        if (std::isfinite(grad_bias[h])) grad_bias[h] = static_cast<float>(at(by_mean, h));
     return {grad_target, grad_history, parameters};
 }
 

@@ -14,10 +14,12 @@ double statistics_rows(const Layout& layout, int64_t candidates, int64_t pad_to)
 // packs the pass.
 void batch_statistics(StatisticsPass& pass, const Layout& layout, float* mean, float* rest, float* variance);
 
-std::tuple<Tensor, Tensor, Tensor> unit_statistics_fwd(
-    Tensor target, Tensor history, OptionalTensor offsets, OptionalTensor lengths, OptionalTensor mask,
-    std::vector<Tensor> weights, std::vector<Tensor> biases, std::vector<Tensor> slopes, int64_t activation,
-    double dropout, OptionalTensor seed, int64_t pad_to);
+std::tuple<Tensor, Tensor, Tensor> unit_statistics_fwd(Tensor target, Tensor history, OptionalTensor offsets,
+                                                       OptionalTensor lengths, OptionalTensor mask,
+                                                       std::vector<Tensor> weights,
+                                                       std::vector<Tensor> biases, std::vector<Tensor> slopes,
+                                                       int64_t activation, double dropout,
+                                                       OptionalTensor seed, int64_t pad_to);
 
 std::tuple<Tensor, Tensor, std::vector<Tensor>> unit_statistics_bwd(
     Tensor grad_mean, Tensor grad_variance, Tensor mean, Tensor mean_rest, Tensor target, Tensor history,

@@ -181,7 +181,8 @@ MIXPOL_INLINE void weight_gradients(const AttentionBackward& a, const Chunk& chu
 }
 
 // Σ w · dw / Σ w over some tokens. Not the pooled vector times its gradient, which is the same but for
-// rounding: where one weight is nearly 1, dw minus this must cancel to the last bit. Rounding keeps Σ w from 1.
+// rounding: where one weight is nearly 1, dw minus this must cancel to the last bit. Rounding keeps Σ w
+// from 1.
 struct MeanGradient {
     double weights = 0, gradients = 0;
 
@@ -265,8 +266,8 @@ void backward(const AttentionBackward& a, RecomputeSignal recompute, int64_t use
     const Blocks blocks{a.packed_unit.token_n, a.packed_unit.product_n, hidden, wide, true, s.grad_pooled};
     LongSums outer_sums = s.unit.outer_sums(a.unit), unit_sums = s.unit.long_sums(a.unit, sums),
              table_sums = s.fusion.long_sums(a.fusion, fusion_sums);
-    const Outer outer{s.unit.outer, &outer_sums, a.packed_unit.product_n, sums.token, sums.product,
-                      s.grad_targets};
+    const Outer outer{s.unit.outer, &outer_sums,  a.packed_unit.product_n,
+                      sums.token,   sums.product, s.grad_targets};
     double output_bias = 0;  // one number for all tokens of the block
     double average = 0;
 

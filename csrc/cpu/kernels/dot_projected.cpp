@@ -20,6 +20,7 @@ struct Scratch {
     float *queries, *grad_pooled;    // backward: padded rows [DOT_ROWS][K] and [DOT_ROWS][V]
     float* grad_tokens;              // [CHUNK][Dp]
     Softmax softmax;
+    int64_t unprojected = 0;  // chunks so far, of all heads
     int64_t positions[CHUNK];
     const float *rows[CHUNK], *query_rows[DOT_ROWS], *pooled_rows[DOT_ROWS];
     float* outputs[CHUNK];
@@ -207,7 +208,7 @@ void unproject(const DotProjectedBackward& a, int64_t user, int head, Scratch& s
             for (int c = 0; c < width; c++) out[c] = head ? out[c] + from[c] : from[c];
         }
         grad_keys += CHUNK * key, grad_values += CHUNK * value;
-        long_sums.step();
+        if (++s.unprojected % a.heads == 0) long_sums.step();  // a chunk adds to one head's sums only
     }
 }
 

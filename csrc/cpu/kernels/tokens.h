@@ -288,8 +288,8 @@ MIXPOL_INLINE T* row_of(T* table, int64_t i, int64_t width) {
     return table ? table + i * width : nullptr;
 }
 
-// Whether a running softmax moves its shift to a larger score. Each move rounds what was summed so far, so that
-// scores that rise little by little move it seldom; no exponential passes e.
+// Whether a running softmax moves its shift to a larger score. Each move rounds what was summed so far, so
+// that scores that rise little by little move it seldom; no exponential passes e.
 MIXPOL_INLINE bool raises(float shift, float score) { return score > shift + 1.0f; }
 
 // Calls body.template operator()<V>(column) over columns, a multiple of 16, in blocks of sums that are enough
@@ -380,7 +380,7 @@ class LongSums {
     LongSums(float* sums, int64_t floats, float* spare)
         : sums_(sums),
           total_(spare),
-          lost_(spare + floats),
+          lost_(spare ? spare + floats : nullptr),
           floats_(floats),
           period_(floats > SEEN * FOLD ? floats / SEEN : FOLD) {}
 
@@ -388,15 +388,14 @@ class LongSums {
 
     // Behind each chunk.
     inline __attribute__((always_inline)) void step() {
-        if (++chunks_ % period_ == 0) move();
+        if (++chunks_ % period_ == 0 && floats_ > 0) move();
     }
 
     // The sums become what was added to them in all.
     void finish() {
         if (!moved_) return;
         move();
-        for (int64_t i = 0; i < floats_; i += W)
-            store(sums_ + i, settled(load(total_ + i), load(lost_ + i)));
+        for (int64_t i = 0; i < floats_; i += W) store(sums_ + i, settled(load(total_ + i), load(lost_ + i)));
     }
 
     // All that was added to [at, at + floats) so far times a factor.

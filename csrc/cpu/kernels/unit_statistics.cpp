@@ -63,8 +63,8 @@ MIXPOL_INLINE void for_runs(int n, Body&& body) {
 }
 
 // Adds n rows of weight `each` to running moments (Chan, Golub and LeVeque 1979): no difference of large
-// sums. The rows count from the mean so far, so that theirs is rounded at the scale of the spread. `lost`: what
-// the squares lack.
+// sums. The rows count from the mean so far, so that theirs is rounded at the scale of the spread. `lost`:
+// what the squares lack.
 void add_moments(Moments& moments, float* lost, const float* rows, int n, int hp, double each) {
     const double before = moments.count, added = n * each;
     moments.count += added;
@@ -153,7 +153,8 @@ void backward(const StatisticsBackward& a, PreActivations layers, SignalToFirst 
     const int ld = signal_width(a.unit, 0), ld_last = signal_width(a.unit, last);
     const Blocks blocks{a.packed_unit.token_n, a.packed_unit.product_n, hidden, wide, true, nullptr};
     LongSums outer_sums = s.unit.outer_sums(a.unit), unit_sums = s.unit.long_sums(a.unit, sums);
-    const Outer outer{s.unit.outer, &outer_sums, a.packed_unit.product_n, sums.token, sums.product, s.grad_targets};
+    const Outer outer{s.unit.outer, &outer_sums,  a.packed_unit.product_n,
+                      sums.token,   sums.product, s.grad_targets};
     zero(s.pad, wide);
     for (int i = 0; i < CHUNK; i++) s.grads[i] = s.grad_tokens + i * wide;
     // d mean and d variance of one row: (dmean + 2 (x - mean) dvar) / count, times the row's weight.
