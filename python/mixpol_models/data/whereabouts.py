@@ -55,6 +55,8 @@ def _on_disk(wish: str, origin: str) -> str:
     if sources.store.is_store(place):
         return f"the store {place}"
     try:
+        if place.suffix in sources.described.SUFFIXES:  # its rows decide types: not read here
+            return f"{sources.described.find_described(place)[0].name} in {place}"
         scan = sources.recognise(place, say=lambda line: None)
     except ValueError as error:
         raise ValueError(f"{origin} is {wish!r}, expected a folder with data or one of {_NAMES}. {error}") from error
