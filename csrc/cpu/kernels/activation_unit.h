@@ -34,14 +34,15 @@ struct UnitScratch {
     // Batch statistics of the last layer, and what their gradients give to each pre-activation; null without.
     const float *mean, *grad_mean, *grad_square;
 
-    LongSums outer_sums(const ActivationUnit& unit) const {
+    inline __attribute__((always_inline)) LongSums outer_sums(const ActivationUnit& unit) const {
         return {outer, unit.units[0] * int64_t{padded(unit.width)}, outer_spare};
     }
     // Of a block's sums, which lie as carve_sums has them.
-    LongSums long_sums(const ActivationUnit& unit, const UnitSums& sums) const {
+    inline __attribute__((always_inline)) LongSums long_sums(const ActivationUnit& unit,
+                                                             const UnitSums& sums) const {
         return {sums.token, sum_floats(unit), spare};
     }
-    static int64_t sum_floats(const ActivationUnit& unit) {
+    static inline __attribute__((always_inline)) int64_t sum_floats(const ActivationUnit& unit) {
         Arena arena(nullptr);
         carve_sums(unit, arena);
         return arena.used();

@@ -27,17 +27,18 @@ struct FusionScratch {
     Halves halves;
 
     // Of a block's sums, which lie as carve_sums has them.
-    LongSums long_sums(const PolarityFusion& fusion, const FusionSums& sums) const {
+    inline __attribute__((always_inline)) LongSums long_sums(const PolarityFusion& fusion,
+                                                             const FusionSums& sums) const {
         const int64_t floats = long_floats(fusion);
         if (floats == 0) return {};
         return {floats == sum_floats(fusion) ? sums.table : sums.gate, floats, spare};
     }
-    static int64_t sum_floats(const PolarityFusion& fusion) {
+    static inline __attribute__((always_inline)) int64_t sum_floats(const PolarityFusion& fusion) {
         Arena arena(nullptr);
         carve_sums(fusion, arena);
         return arena.used();
     }
-    static int64_t long_floats(const PolarityFusion& fusion) {
+    static inline __attribute__((always_inline)) int64_t long_floats(const PolarityFusion& fusion) {
         const int64_t all = sum_floats(fusion);
         const int64_t tables = (int64_t{fusion.rows} + fusion.extra_rows) * padded(fusion.width);
         return tables <= LARGE_TABLES ? all : all - tables;

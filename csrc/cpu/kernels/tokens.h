@@ -373,18 +373,26 @@ MIXPOL_INLINE void add_rows(float* out, float* lost, const float* rows, int64_t 
 // Sums to which a chunk adds in every element: one chain of a chunk's sums loses its low bits where there are
 // many. After every FOLD chunks they move to a total that does not; fewer stay what they are.
 constexpr int FOLD = 32;
+[[maybe_unused]] static __attribute__((noinline)) void move_sums(float* sums, float* total, float* lost,
+                                                                 int64_t floats) {
+    for (int64_t i = 0; i < floats; i += W) {
+        add_exactly(total + i, lost + i, load(sums + i));
+        store(sums + i, vec{});
+    }
+}
+
 class LongSums {
  public:
     LongSums() = default;
     // `spare`: [2][floats], not read before the first FOLD chunks are over. Many sums move more seldom.
-    LongSums(float* sums, int64_t floats, float* spare)
+    inline __attribute__((always_inline)) LongSums(float* sums, int64_t floats, float* spare)
         : sums_(sums),
           total_(spare),
           lost_(spare ? spare + floats : nullptr),
           floats_(floats),
           period_(floats > SEEN * FOLD ? floats / SEEN : FOLD) {}
 
-    void restart() { chunks_ = 0, moved_ = false; }
+    inline __attribute__((always_inline)) void restart() { chunks_ = 0, moved_ = false; }
 
     // Behind each chunk.
     inline __attribute__((always_inline)) void step() {
@@ -392,14 +400,14 @@ class LongSums {
     }
 
     // The sums become what was added to them in all.
-    void finish() {
+    inline __attribute__((always_inline)) void finish() {
         if (!moved_) return;
         move();
         for (int64_t i = 0; i < floats_; i += W) store(sums_ + i, settled(load(total_ + i), load(lost_ + i)));
     }
 
     // All that was added to [at, at + floats) so far times a factor.
-    void scale(int64_t at, int64_t floats, vec factor) {
+    inline __attribute__((always_inline)) void scale(int64_t at, int64_t floats, vec factor) {
         for (int64_t i = at; i < at + floats; i += W) store(sums_ + i, load(sums_ + i) * factor);
         for (int64_t i = at; moved_ && i < at + floats; i += W) {
             store(total_ + i, load(total_ + i) * factor);
@@ -410,13 +418,10 @@ class LongSums {
  private:
     static constexpr int64_t SEEN = 2048;  // moving so many sums takes a small part of a chunk's time
 
-    __attribute__((noinline)) void move() {
+    inline __attribute__((always_inline)) void move() {
         if (!moved_) std::memset(total_, 0, sizeof(float) * 2 * floats_);
         moved_ = true;
-        for (int64_t i = 0; i < floats_; i += W) {
-            add_exactly(total_ + i, lost_ + i, load(sums_ + i));
-            store(sums_ + i, vec{});
-        }
+        move_sums(sums_, total_, lost_, floats_);
     }
 
     float *sums_ = nullptr, *total_ = nullptr, *lost_ = nullptr;
