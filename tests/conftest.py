@@ -152,6 +152,7 @@ def _one_thread() -> Iterator[None]:
     """Tests of several threads set their number, and need not set it back."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
+    torch.autograd.set_detect_anomaly(False)  # an import of RecBole turns it on
     yield
     torch.set_num_threads(before)
 
