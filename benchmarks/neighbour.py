@@ -1,6 +1,6 @@
 """How threads wait, measured: a step of the DIN unit with two threads, alone and beside one busy process.
 
-    python benchmarks/neighbour.py            about two minutes; prints a table
+    python benchmarks/neighbour.py            about a minute; prints a table
     python benchmarks/neighbour.py 0.2        seconds a figure (default 1)
 
 B = 256, D = 64, one hidden layer of 64 with ReLU, forward and backward, L = 50 and 1000. Each setting has a process of
@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from statistics import median
 
 USERS, WIDTH, HIDDEN, THREADS = 256, 64, 64, 2
+WARM_UP = 5
 LENGTHS = (50, 1000)
 NAMES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "THP_MEM_ALLOC_ENABLE")
 HUGE = {"THP_MEM_ALLOC_ENABLE": "1"}
@@ -44,7 +45,7 @@ def neighbour(busy: bool) -> Iterator[None]:
         return
     found = shutil.which("stress-ng")
     command = [found, "--cpu", "1", "--quiet"] if found else [sys.executable, "-c", BUSY]
-    process = subprocess.Popen(command)
+    process = subprocess.Popen(command, start_new_session=True)  # as another user's: with a share of its own
     try:
         time.sleep(0.2)
         yield
@@ -74,7 +75,8 @@ def measure(seconds: float) -> list[float]:
 
         for busy in (False, True):
             with neighbour(busy):
-                step()
+                for _ in range(WARM_UP):
+                    step()
                 times, end = [], time.perf_counter() + seconds
                 while len(times) < 3 or time.perf_counter() < end:
                     begin = time.perf_counter()

@@ -77,7 +77,7 @@ def _pages() -> str:
     if os.environ.get("THP_MEM_ALLOC_ENABLE") == "1":
         return "THP_MEM_ALLOC_ENABLE=1: large tensors in huge pages"
     return (
-        "large tensors in small pages: long histories train up to twice as slowly; THP_MEM_ALLOC_ENABLE=1, set before "
+        "large tensors in small pages: long histories may train more slowly; THP_MEM_ALLOC_ENABLE=1, set before "
         "torch is imported, takes huge ones"
     )
 

@@ -6,7 +6,7 @@
     import torch
 
 GNU's OpenMP, which torch runs on, lets the threads of a finished parallel region spin. Beside another busy process the
-one that is waited for loses its core to those that wait, and a step of two threads takes up to ten times as long. A
+one that is waited for loses its core to those that wait, and a step of two threads takes several times as long. A
 bounded spin costs a few percent on a quiet machine. docs/performance.md has the figures.
 """
 
