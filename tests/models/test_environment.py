@@ -100,7 +100,7 @@ def test_info_says_what_is_set_and_what_it_costs() -> None:
     bare = python("-m", "mixpol_kernels.info")
     assert "waiting     threads that wait keep their cores: beside another busy process" in bare
     assert f"{SPIN}={DEFAULTS[SPIN]}, set before torch is imported" in bare
-    assert "pages       large tensors in small pages: long histories train up to twice as slowly; " in bare
+    assert "pages       large tensors in small pages: long histories may train more slowly; " in bare
     ready = python("-m", "mixpol_kernels.info", **DEFAULTS)
     assert f"waiting     {SPIN}={DEFAULTS[SPIN]}\n" in ready
     assert f"pages       {PAGES}=1: large tensors in huge pages\n" in ready
