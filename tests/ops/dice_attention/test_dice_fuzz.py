@@ -250,6 +250,7 @@ def test_any_offsets_and_lengths(data: st.DataObject) -> None:
     else:
         good = bool(((value >= 0) & (value <= max(counts))).all())
     if good:
+        arguments["history"] = arguments["history"].nan_to_num(0, 0, 0)  # positions that were pads may be read now
         assert case.call(arguments, "cpu").pooled.isfinite().all()
     else:
         with pytest.raises(RuntimeError, match=name):
