@@ -7,6 +7,7 @@ import hashlib
 import os
 import random
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,16 @@ def _one_thread() -> Iterator[None]:
     torch.autograd.set_detect_anomaly(False)  # an import of RecBole turns it on
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _compiled_alone() -> Iterator[None]:
+    """What an earlier test of the same process compiled decides neither shapes nor recompilations of the next."""
+    yield
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is not None and dynamo.utils.counters:
+        dynamo.reset()
+        dynamo.utils.counters.clear()
 
 
 @pytest.fixture
