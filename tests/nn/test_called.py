@@ -71,6 +71,13 @@ def pruned(linear: nn.Linear) -> nn.Module:
     return linear
 
 
+def spectral_norm(linear: nn.Linear) -> nn.Module:
+    """Its largest singular value has been found: the first guess can be near 0, and gradients without digits."""
+    nn.utils.spectral_norm(linear, n_power_iterations=20)
+    linear(torch.zeros(1, linear.in_features))
+    return linear.eval()
+
+
 def lazy(linear: nn.Linear) -> nn.Module:
     return nn.LazyLinear(linear.out_features, bias=linear.bias is not None)
 
@@ -83,7 +90,7 @@ CHANGES: dict[str, Callable[[nn.Linear], nn.Module]] = {
     "backward hook": hooked("register_full_backward_hook", lambda m, g, h: (g[0] * 2,)),
     "backward pre-hook": hooked("register_full_backward_pre_hook", lambda m, g: (g[0] * 2,)),
     "weight_norm": stale_weight_norm,
-    "spectral_norm": lambda linear: nn.utils.spectral_norm(linear).eval(),
+    "spectral_norm": spectral_norm,
     "pruned": pruned,
     "replaced forward": replaced_forward,
     "lazy": lazy,
