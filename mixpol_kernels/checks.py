@@ -75,7 +75,7 @@ def _tensor(name: str, value: Any) -> None:
 
 def _refuse_tensor(name: str, value: Any) -> NoReturn:
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} was {_shown(value)}; expected a tensor")
+        raise TypeError(f"{name} was {shown(value)}; expected a tensor")
     if value.is_nested:
         raise TypeError(f"{name} was a nested tensor; expected a dense one: only what has a row a token may be jagged")
     layout = str(value.layout).removeprefix("torch.")
@@ -88,7 +88,7 @@ def _tensors(name: str, value: Any) -> None:
             if not isinstance(tensor, Tensor) or tensor.layout is not _DENSE or tensor.is_nested:
                 _refuse_tensor(f"{name}[{i}]", tensor)
     else:
-        raise TypeError(f"{name} was {_shown(value)}; expected a list or tuple of tensors")
+        raise TypeError(f"{name} was {shown(value)}; expected a list or tuple of tensors")
 
 
 def _seed(name: str, value: Any) -> None:
@@ -102,34 +102,35 @@ def _seed(name: str, value: Any) -> None:
 
 def _integer(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, numbers.Integral, torch.SymInt)):
-        raise TypeError(f"{name} was {_shown(value)}; expected a whole number")
+        raise TypeError(f"{name} was {shown(value)}; expected a whole number")
 
 
 def _number(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, (float, int, numbers.Real, torch.SymInt, torch.SymFloat)):
-        raise TypeError(f"{name} was {_shown(value)}; expected a number")
+        raise TypeError(f"{name} was {shown(value)}; expected a number")
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise ValueError(f"{name} was a whole number of {value.bit_length()} bits; expected at most 64, or a float")
 
 
 def _flag(name: str, value: Any) -> None:
     if not isinstance(value, bool):
-        raise TypeError(f"{name} was {_shown(value)}; expected True or False")
+        raise TypeError(f"{name} was {shown(value)}; expected True or False")
 
 
 def _text(name: str, value: Any) -> None:
     if not isinstance(value, str):
-        raise TypeError(f"{name} was {_shown(value)}; expected a string")
+        raise TypeError(f"{name} was {shown(value)}; expected a string")
 
 
 def _texts(name: str, value: Any) -> None:
     if not isinstance(value, (list, tuple)):
-        raise TypeError(f"{name} was {_shown(value)}; expected a list or tuple of strings")
+        raise TypeError(f"{name} was {shown(value)}; expected a list or tuple of strings")
     for i, text in enumerate(value):
         _text(f"{name}[{i}]", text)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value for a message: itself where it is short, else its kind."""
     if isinstance(value, Tensor):
         return f"a tensor of shape {list(value.shape)}"
     text = repr(value)

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import polars as pl
 
-from mixpol_models.data.cache import cache_dir, write_atomically
+from mixpol_models.data.cache import cache_dir
 from mixpol_models.data.locks import temporary_folder
 from mixpol_models.data.log import InteractionLog
 from mixpol_models.data.scan import without_nan
 from mixpol_models.data.splits import by_time
+from mixpol_models.files import write_atomically
 
 NAME = "MovieLens-100K"
 REQUIREMENT = "recbole==1.2.1"
