@@ -9,6 +9,12 @@ Rounding errors are random: one draw of either side can be small or large by luc
 few elements. So |ref32 - ref64| is the largest of up to a few draws, taken at inputs that differ a little: nearly the
 same problem, other rounding errors. What is over this budget is judged by the mean of many draws of
 both sides, which luck does not move and a mistake does not escape.
+
+Plain PyTorch can be luckier than its arithmetic is: exact where every product and sum happens to be a float32. So it
+is granted at least what rounding each input once does to the exact result, |ref64 at x (1 +- eps/2) - ref64|: no
+algorithm is asked to be better than the one that takes its inputs into registers (backward stability: Higham,
+Accuracy and Stability of Numerical Algorithms, 2002, section 1.5). That is taken where a result is over the budget
+without it.
 """
 
 from __future__ import annotations
@@ -48,14 +54,15 @@ def over_budget(
     error, scale = _errors(got, truth), _scales(case, truth)
     plain = _errors(case.run("reference", where, dtype), truth)
     shares = {n: _share(n, error[n], plain[n] + floor, scale[n], dtype) for n in truth}
-    for _ in range(_FEW - 1):
+    for turn in range(_FEW):
         if all(share <= 1 for share in shares.values()):
             break  # more draws only raise the budget
-        more = _draw(case.jitter(generator, dtype), where, dtype)["reference"]
+        near = case if turn == 0 else case.jitter(generator, dtype)
+        more = _draw(near, where, generator, dtype)["reference"]
         plain = {n: max(plain[n], more[n]) for n in truth}
         shares = {n: _share(n, error[n], plain[n] + floor, scale[n], dtype) for n in truth}
     if not all(share <= 1 for share in shares.values()):
-        draws = [_draw(case.jitter(generator, dtype), where, dtype, backend) for _ in range(_MANY)]
+        draws = [_draw(case.jitter(generator, dtype), where, generator, dtype, backend) for _ in range(_MANY)]
         for name in (name for name, share in shares.items() if not share <= 1):
             ours, theirs = (sum(d[b][name] for d in draws) / _MANY for b in (backend, "reference"))
             shares[name] = _share(name, ours, theirs + floor, scale[name], dtype)
@@ -70,10 +77,15 @@ def over_budget(
     return lines
 
 
-def _draw(case: Case, where: Placement, dtype: torch.dtype, *more: str) -> dict[str, dict[str, float]]:
-    """Errors of the reference, and of more backends, on one problem."""
+def _draw(
+    case: Case, where: Placement, generator: torch.Generator, dtype: torch.dtype, *more: str
+) -> dict[str, dict[str, float]]:
+    """Errors of the reference, at least those of inputs rounded once, and of more backends, on one problem."""
     truth = case.run("reference", where, torch.float64)
-    return {name: _errors(case.run(name, where, dtype), truth) for name in ("reference", *more)}
+    errors = {name: _errors(case.run(name, where, dtype), truth) for name in ("reference", *more)}
+    rounded = _errors(case.rounded_once(generator).run("reference", where, torch.float64), truth)
+    errors["reference"] = {name: max(error, rounded[name]) for name, error in errors["reference"].items()}
+    return errors
 
 
 def _structure(got: Results, truth: Results, dtype: torch.dtype) -> list[str]:

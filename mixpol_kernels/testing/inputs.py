@@ -255,6 +255,11 @@ class Case:
                 return case
         raise RuntimeError(f"no inputs near these keep every hidden unit of {self.config} away from 0")
 
+    def rounded_once(self, generator: torch.Generator) -> Case:
+        """Every float of it one rounding to float32 away, up or down, in float64."""
+        floats = {name: rounded_once(t, generator) for name, t in self.floats.items()}
+        return replace(self, floats=floats, grad_out=rounded_once(self.grad_out, generator))
+
     def rounded(self, dtype: torch.dtype) -> Case:
         """With values that `dtype` holds exactly, still in float32: every dtype then gets the same problem."""
         floats = {name: t.to(dtype).float() for name, t in self.floats.items()}
@@ -271,6 +276,12 @@ def make(config: Config, generator: torch.Generator, dtype: torch.dtype = torch.
         if kink_distance(case) > _KINK_MARGIN:
             return case
     raise RuntimeError(f"no inputs found that keep every hidden unit of {config} away from 0")
+
+
+def rounded_once(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """tensor (1 +- eps / 2) of float32, the signs drawn, in float64."""
+    signs = torch.randint(2, tensor.shape, generator=generator) * 2 - 1
+    return tensor.double() * (1 + torch.finfo(torch.float32).eps / 2 * signs)
 
 
 def draw_counts(config: Config, generator: torch.Generator) -> tuple[int, ...]:

@@ -65,6 +65,9 @@ class Forward:
     def jitter(self, generator: torch.Generator, dtype: torch.dtype) -> Forward:
         return replace(self, case=self.case.jitter(generator, dtype))
 
+    def rounded_once(self, generator: torch.Generator) -> Forward:
+        return replace(self, case=self.case.rounded_once(generator))
+
 
 def check(case: Case, cuda: Emulation, generator: torch.Generator, **options: Any) -> None:
     __tracebackhide__ = True

@@ -89,6 +89,9 @@ class Judged:
     def jitter(self, generator: torch.Generator, dtype: torch.dtype) -> Judged:
         return replace(self, case=self.case.jitter(generator, dtype))
 
+    def rounded_once(self, generator: torch.Generator) -> Judged:
+        return replace(self, case=self.case.rounded_once(generator))
+
 
 def check(
     case: Any,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import mixpol_kernels
+from mixpol_kernels.testing.inputs import rounded_once
 from mixpol_kernels.testing.layouts import Placement, place
 
 WEIGHTS = ("w_q", "w_k", "w_v", "w_o")
@@ -129,6 +130,11 @@ class Case:
         eps = 2 * torch.finfo(dtype).eps
         floats = {n: t * (1 + eps * torch.randn(t.shape, generator=generator)) for n, t in self.floats.items()}
         return replace(self, floats=floats)
+
+    def rounded_once(self, generator: torch.Generator) -> Case:
+        """Every float of it one rounding to float32 away, in float64."""
+        floats = {name: rounded_once(t, generator) for name, t in self.floats.items()}
+        return replace(self, floats=floats, grad_out=rounded_once(self.grad_out, generator))
 
 
 # Two scores at the edge of the best k that are closer than this may be told apart by rounding.

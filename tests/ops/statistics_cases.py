@@ -12,6 +12,7 @@ from torch import Tensor
 
 import mixpol_kernels
 from mixpol_kernels.ops.target_attention.api import BLOCKS
+from mixpol_kernels.testing.inputs import rounded_once
 from mixpol_kernels.testing.layouts import Placement, place
 
 LISTS = ("weights", "biases", "slopes")
@@ -120,6 +121,11 @@ class Case:
         eps = 2 * torch.finfo(dtype).eps
         floats = {n: t * (1 + eps * torch.randn(t.shape, generator=generator)) for n, t in self.floats.items()}
         return replace(self, floats=floats)
+
+    def rounded_once(self, generator: torch.Generator) -> Case:
+        """Every float of it one rounding to float32 away, in float64."""
+        floats = {name: rounded_once(t, generator) for name, t in self.floats.items()}
+        return replace(self, floats=floats, grad_out=rounded_once(self.grad_out, generator))
 
 
 def make(config: Config, generator: torch.Generator) -> Case:

@@ -19,6 +19,7 @@ import mixpol_kernels as mk
 from mixpol_kernels.ops.target_attention.api import BLOCKS
 from mixpol_kernels.testing import budget
 from mixpol_kernels.testing.configurations import CHOICES, UNITS, WIDTHS
+from mixpol_kernels.testing.inputs import rounded_once
 from mixpol_kernels.testing.layouts import LAYOUTS, Placement, place
 
 LISTS = ("weights", "biases")
@@ -118,6 +119,11 @@ class Case:
         eps = 2 * torch.finfo(dtype).eps
         floats = {n: t * (1 + eps * torch.randn(t.shape, generator=generator)) for n, t in self.floats.items()}
         return replace(self, floats=floats)
+
+    def rounded_once(self, generator: torch.Generator) -> Case:
+        """Every float of it one rounding to float32 away, in float64."""
+        floats = {name: rounded_once(t, generator) for name, t in self.floats.items()}
+        return replace(self, floats=floats, grads=tuple(rounded_once(g, generator) for g in self.grads))
 
 
 def make(config: Config, generator: torch.Generator) -> Case:
