@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 import mixpol_kernels as mk
+from mixpol_kernels.ops.target_attention._dice.api import dice_attention
+from mixpol_kernels.ops.target_attention._statistics.api import unit_statistics
 from mixpol_models.bench.gate import budget, largest_error, short
 
 WIDTH, UNITS, HEADS, TOKENS = 64, 64, 4, 4000
@@ -17,7 +19,7 @@ Leaves = dict[str, Tensor]
 
 
 def statistics(leaves: Leaves, where: Mapping[str, Tensor], backend: str) -> Tensor:
-    found = mk.unit_statistics(
+    found = unit_statistics(
         leaves["target"], leaves["history"], [leaves["weight"]], [leaves["bias"]], backend=backend, **where
     )
     return torch.stack([found.mean, found.variance])
@@ -25,7 +27,7 @@ def statistics(leaves: Leaves, where: Mapping[str, Tensor], backend: str) -> Ten
 
 def dice(leaves: Leaves, where: Mapping[str, Tensor], backend: str) -> Tensor:
     weights, biases = [leaves["weight"], leaves["out"]], [leaves["bias"], leaves["out bias"]]
-    return mk.dice_attention(
+    return dice_attention(
         leaves["target"], leaves["history"], weights, biases, leaves["alpha"], backend=backend, **where
     ).pooled
 

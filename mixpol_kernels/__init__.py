@@ -2,25 +2,26 @@
 
 from mixpol_kernels import nn
 from mixpol_kernels.backend import Explanation, explain
+from mixpol_kernels.history import History
 from mixpol_kernels.library import library as _library
-from mixpol_kernels.ops.dice_attention.api import Attended, dice_attention
 from mixpol_kernels.ops.dot_target_attention.api import dot_target_attention
+from mixpol_kernels.ops.fusion import FusionParameters
 from mixpol_kernels.ops.interleave.api import Interleaved, interleave
 from mixpol_kernels.ops.mixed_polarity_attention.api import mixed_polarity_attention
 from mixpol_kernels.ops.polarity_embedding.api import polarity_embedding
 from mixpol_kernels.ops.polarity_fusion.api import polarity_fusion
 from mixpol_kernels.ops.target_attention.api import target_attention
-from mixpol_kernels.ops.unit_statistics.api import Statistics, unit_statistics
+from mixpol_kernels.ops.unit import ActivationUnit
 
 __version__ = "0.1.0"
 _library.load()
 __all__ = [
-    "Attended",
+    "ActivationUnit",
     "Explanation",
+    "FusionParameters",
+    "History",
     "Interleaved",
-    "Statistics",
     "__version__",
-    "dice_attention",
     "dot_target_attention",
     "explain",
     "interleave",
@@ -29,5 +30,4 @@ __all__ = [
     "polarity_embedding",
     "polarity_fusion",
     "target_attention",
-    "unit_statistics",
 ]

@@ -36,4 +36,6 @@ def in_float32(op: Callable[P, R]) -> Callable[P, R]:
 def _widen(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(_widen, value))
     return type(value)(map(_widen, value)) if isinstance(value, (list, tuple)) else value

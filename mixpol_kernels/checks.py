@@ -24,11 +24,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     """
     checks: dict[str, Callable[[Any], None]] = {}
     for name, parameter in inspect.signature(function).parameters.items():
-        kind = str(parameter.annotation)
-        if kind.removesuffix(" | None") in _KINDS:
-            checks[name] = _check_of(name, _KINDS[kind.removesuffix(" | None")], kind.endswith(" | None"))
-        else:
-            checks[name] = _anything
+        checks[name] = _check_for(name, str(parameter.annotation), inspect.unwrap(function).__globals__)
     in_order = tuple(checks.values())
 
     @functools.wraps(function)
@@ -39,6 +35,30 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
             if name in checks:  # else the call itself refuses it
                 checks[name](value)
         return function(*args, **kwargs)
+
+    return run
+
+
+def _check_for(name: str, annotation: str, names: dict[str, Any]) -> Callable[[Any], None]:
+    """The check of one argument by its annotation; `names` holds the bundles (named tuples of arguments)."""
+    optional, kind = annotation.endswith(" | None"), annotation.removesuffix(" | None")
+    if kind in _KINDS:
+        return _check_of(name, _KINDS[kind], optional)
+    bundle: Any = names.get(kind.removesuffix(" | Tensor"))
+    if not hasattr(bundle, "_fields"):
+        return _anything
+    kinds = {f: getattr(kind, "__forward_arg__", str(kind)) for f, kind in bundle.__annotations__.items()}
+    fields = tuple(_check_for(f"{name}.{f}", kinds[f], names) for f in bundle._fields)
+    tensor = _check_of(name, _tensor, False)
+
+    def run(value: Any) -> None:
+        if isinstance(value, bundle):
+            for check, entry in zip(fields, value, strict=True):
+                check(entry)
+        elif kind.endswith(" | Tensor"):
+            tensor(value)
+        else:
+            raise TypeError(f"{name} was {shown(value)}; expected {bundle.__name__}(...)")
 
     return run
 

@@ -10,12 +10,34 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 import torch
 from torch import Tensor
 
-from mixpol_kernels.checks import FLOAT_TYPES, ID_TYPES
+from mixpol_kernels.checks import FLOAT_TYPES, ID_TYPES, check_range
 
 P = ParamSpec("P")
 R = TypeVar("R")
 _INDEX_TYPES = (torch.int32, torch.int64)
 _MASK_TYPES = (torch.bool, *ID_TYPES, *FLOAT_TYPES)
+
+
+class History(NamedTuple):
+    """A behaviour history with its layout: what `mixpol_kernels.mixed_polarity_attention` reads.
+
+    Attributes:
+        rows: item ids [N] or [B, L], or vectors that were looked up already, [N, D] or [B, L, D]. Or jagged, alone: a
+            nested tensor of layout torch.jagged, or a TorchRec JaggedTensor.
+        offsets: [B + 1] int32 or int64: user b owns tokens offsets[b] ... offsets[b + 1] - 1 of jagged rows.
+        lengths: [B] int32 or int64: the first lengths[b] positions of padded rows are kept.
+        mask: [B, L]: nonzero positions of padded rows are kept, on any side.
+
+    Example:
+        >>> import torch, mixpol_kernels as mk
+        >>> mk.History(torch.tensor([3, 1, 2]), offsets=torch.tensor([0, 2, 3])).rows.shape
+        torch.Size([3])
+    """
+
+    rows: Tensor
+    offsets: Tensor | None = None
+    lengths: Tensor | None = None
+    mask: Tensor | None = None
 
 
 class Layout(NamedTuple):
@@ -35,21 +57,40 @@ class Layout(NamedTuple):
     lengths: Tensor | None
     mask: Tensor | None
 
-    def assignment(self) -> tuple[Tensor, Tensor | None]:
-        """Token-level form, for the references.
+    def assignment(
+        self, device: torch.device, **ids: tuple[Tensor | None, Tensor | None]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Token-level form on a device, for the references; checks the values that the compiled kernels check.
+
+        Args:
+            device: of the tokens.
+            **ids: ids by name with the table that they are rows of; kept ones have to be in it.
 
         Returns:
             user: [T] int64, the user of each token; T is the number of tokens, pads included.
             keep: [T] bool, False at pads; None if there are none.
+
+        Raises:
+            RuntimeError: offsets, lengths or ids out of range. Not while a graph is compiled, which has no values.
         """
+        self.check(**ids)
         offsets, _, _ = self.canonical()
         if offsets is not None:
             positions = torch.arange(self.token_shape[0], device=offsets.device)
             # Unlike repeat_interleave, in bounds whatever the offsets: a compiled reference cannot check them.
             user = torch.searchsorted(offsets[1:].contiguous(), positions, right=True)
-            return user.clamp(max=self.batch - 1), None
+            return user.clamp(max=self.batch - 1).to(device), None
         rows = torch.arange(self.batch, device=self._device)
-        return rows[:, None].expand(self.token_shape).reshape(-1), self.keep()
+        return rows[:, None].expand(self.token_shape).reshape(-1).to(device), self.keep()
+
+    def check(self, **ids: tuple[Tensor | None, Tensor | None]) -> None:
+        """The value checks of the compiled kernels, for implementations that lack them; see `assignment`."""
+        if torch.compiler.is_compiling():
+            return
+        self.check_values()
+        for name, (values, table) in ids.items():
+            if values is not None and table is not None:
+                check_range(name, values, table.shape[0], self.keep())
 
     def keep(self) -> Tensor | None:
         """[T] bool, False at pads; None if there are none."""
@@ -208,13 +249,14 @@ def _check_device(name: str, tensor: Tensor, history: Tensor) -> None:
 
 
 def accepts_jagged(*names: str, returns_tokens: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Lets a function of `offsets` take jagged tensors of torch.nested or TorchRec for these arguments.
+    """Lets a function of `offsets`, or of a `History`, take jagged tensors of torch.nested or TorchRec.
 
     They become their values and offsets, so that gradients flow back to a nested tensor. Its holes, of
     `torch.nested.narrow`, are left out by a gather.
 
     Args:
-        names: arguments with a row a token. Plain tensors beside a jagged one are values in its order.
+        names: arguments with a row a token, a `History` first. Plain tensors beside a jagged one are
+            values in its order.
         returns_tokens: the result has a row a token: it becomes nested too if the first jagged argument is.
 
     Raises:
@@ -231,12 +273,15 @@ def accepts_jagged(*names: str, returns_tokens: bool = False) -> Callable[[Calla
         def run(*args: P.args, **kwargs: P.kwargs) -> R:
             for name, at in places:
                 value = args[at] if at < len(args) else kwargs.get(name)
+                value = value.rows if isinstance(value, History) else value
                 if value is not None and (not isinstance(value, Tensor) or value.is_nested):
                     break
             else:
                 return function(*args, **kwargs)
             bound = signature.bind(*args, **kwargs)
             like = _to_values(bound.arguments, names)
+            if "offsets" not in signature.parameters:  # they travel in the bundle
+                bound.arguments[names[0]] = History(bound.arguments[names[0]], bound.arguments["offsets"])
             found = function(*bound.args, **bound.kwargs)
             if returns_tokens and like is not None:
                 return cast("R", torch.nested.nested_tensor_from_jagged(cast("Tensor", found), like))
@@ -249,6 +294,9 @@ def accepts_jagged(*names: str, returns_tokens: bool = False) -> Callable[[Calla
 
 def _to_values(arguments: dict[str, Any], names: Sequence[str]) -> Tensor | None:
     """Puts values and offsets in the place of jagged arguments; the offsets if the first of them is a nested tensor."""
+    bundles = {name: value for name in names if isinstance(value := arguments.get(name), History)}
+    for name, history in bundles.items():
+        arguments |= {**history._asdict(), name: history.rows}
     first, offsets, nested = "", None, False
     for name in names:
         value = arguments.get(name)

@@ -65,16 +65,6 @@ def _kind(tensor: torch.Tensor) -> str:
     return ""
 
 
-def may_be_empty(schema: str, *lists: str) -> str:
-    """Makes these tensor lists of a schema optional, for callers to pass None instead of an empty one.
-
-    AOTInductor's executor of custom ops loses empty lists (torch 2.13), but not None.
-    """
-    for name in lists:
-        schema = schema.replace(f"Tensor[] {name}", f"Tensor[]? {name}")
-    return schema
-
-
 def _find() -> Path | None:
     named = os.environ.get("MIXPOL_LIBRARY")
     if named:

@@ -11,6 +11,8 @@ from types import ModuleType
 import pytest
 
 import mixpol_kernels
+from mixpol_kernels.ops.target_attention._dice.api import dice_attention
+from mixpol_kernels.ops.target_attention._statistics.api import unit_statistics
 
 NAMES = [
     m.name
@@ -20,7 +22,7 @@ NAMES = [
 PUBLIC = [
     *[mixpol_kernels.explain, mixpol_kernels.mixed_polarity_attention, mixpol_kernels.polarity_embedding],
     *[mixpol_kernels.polarity_fusion, mixpol_kernels.target_attention, mixpol_kernels.interleave],
-    *[mixpol_kernels.dot_target_attention, mixpol_kernels.unit_statistics, mixpol_kernels.dice_attention],
+    *[mixpol_kernels.dot_target_attention, unit_statistics, dice_attention],
     *[getattr(mixpol_kernels.nn, name) for name in mixpol_kernels.nn.__all__],
 ]
 

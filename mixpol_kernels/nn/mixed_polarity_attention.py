@@ -8,17 +8,18 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from mixpol_kernels.backend import is_direct, plain_form
+from mixpol_kernels.backend import plain_form
 from mixpol_kernels.checks import looked_up
-from mixpol_kernels.history import accepts_jagged
-from mixpol_kernels.nn import direct, plain
+from mixpol_kernels.history import History, accepts_jagged
+from mixpol_kernels.nn import fast_path, plain
 from mixpol_kernels.nn.called import EMBEDDING, all_plain, first_reason
 from mixpol_kernels.nn.polarity_fusion import PolarityFusion
 from mixpol_kernels.nn.sizes import check_size
 from mixpol_kernels.nn.starts import ScaledEmbedding, reset_children
 from mixpol_kernels.nn.target_attention import TargetAttention
 from mixpol_kernels.ops.mixed_polarity_attention.api import mixed_polarity_attention
-from mixpol_kernels.ops.mixed_polarity_attention.autograd import ops
+from mixpol_kernels.ops.mixed_polarity_attention.autograd import FORWARD
+from mixpol_kernels.ops.unit import ActivationUnit
 
 _PARTS = (PolarityFusion, TargetAttention)
 
@@ -138,13 +139,12 @@ class MixedPolarityAttention(nn.Module):
         if reason := self.called():
             plain_form("mixed_polarity_attention", self.backend, reason)
             return self._by_parts(target, items, polarity, extra_ids, layout, return_weights)
-        if not return_weights and rows is None and is_direct(self.backend, target):
-            try:
-                where = direct.layout(offsets, lengths, mask)
-                found = self._direct(target, item_ids, polarity, embedding.weight, extra_ids, where)
-            except RuntimeError as error:
-                direct.check_refusal(error, self, target, item_ids, polarity, extra_ids=extra_ids, **layout)
-                found = None
+        if not return_weights and rows is None:
+            found = fast_path.forward(
+                self.backend, target, FORWARD.compiled,
+                lambda where: self._plain_inputs(target, item_ids, polarity, embedding.weight, extra_ids, where),
+                layout, lambda: self(target, item_ids, polarity, extra_ids=extra_ids, **layout),
+            )  # fmt: skip
             if found is not None:
                 return found
         unit = self.attention.unit()
@@ -157,14 +157,10 @@ class MixedPolarityAttention(nn.Module):
             return self._by_parts(target, items, polarity, extra_ids, layout, return_weights)
         weights, biases, slopes = unit.by_running_statistics()
         return mixed_polarity_attention(
-            target, None if rows is not None else item_ids, polarity,
-            None if rows is not None else self.item_embedding.weight, self.fusion.polarity_table,
-            weights, biases, item_rows=rows, fusion=self.fusion.fusion, gate=self.fusion.gate_tensors(),
-            sign=self.fusion.sign if self.fusion.fusion != "none" else None,
-            extra_ids=extra_ids, extra_table=self.fusion.extra_table,
-            slopes=slopes, offsets=offsets, lengths=lengths, mask=mask,
-            sparse=rows is None and self.item_embedding.sparse,
-            return_weights=return_weights, backend=self.backend, **unit.options(),
+            target, History(items, offsets, lengths, mask), polarity, None if rows is not None else embedding.weight,
+            ActivationUnit(weights, biases, slopes=slopes, **unit.options()), self.fusion.parameters_of_op(),
+            extra_ids=extra_ids, sparse=rows is None and embedding.sparse, return_weights=return_weights,
+            backend=self.backend,
         )  # fmt: skip
 
     def reset_parameters(self) -> None:
@@ -189,23 +185,23 @@ class MixedPolarityAttention(nn.Module):
         special = embedding.padding_idx is not None or embedding.scale_grad_by_freq
         return bool(special and torch.is_grad_enabled() and embedding.weight.requires_grad)
 
-    def _direct(
+    def _plain_inputs(
         self,
         target: Tensor,
         item_ids: Tensor,
         polarity: Tensor | None,
         item_table: Tensor,
         extra_ids: Tensor | None,
-        where: direct.Where | None,
-    ) -> Tensor | None:
-        """The compiled forward, unless the unit has to be made for it or it refuses."""
+        where: fast_path.Where,
+    ) -> tuple[Any, ...] | None:
+        """The arguments of the compiled forward, unless parameters have to be made for it."""
         unit, fusion = self.attention.plain(), self.fusion
-        if unit is None or where is None:
+        if unit is None:
             return None
         table = fusion.polarity_table
-        return direct.pooled(
-            ops(False)[0], target, item_ids, None if table is None else polarity, item_table, table,
-            fusion.sign, fusion.gate_tensors() or None, extra_ids, fusion.extra_table, *where, *unit, False, False,
+        return (
+            target, item_ids, None if table is None else polarity, item_table, table, fusion.sign,
+            fusion.gate_tensors() or None, extra_ids, fusion.extra_table, *where, *unit, False, False,
         )  # fmt: skip
 
     def _by_parts(

@@ -17,10 +17,9 @@ from mixpol_kernels.checks import check_float, check_range, looked_up
 from mixpol_kernels.history import Layout, layout
 from mixpol_kernels.ops.dot_target_attention import reference as dot_reference
 from mixpol_kernels.ops.polarity_fusion import reference as fusion_reference
-from mixpol_kernels.ops.target_attention.autograd import with_candidates
-from mixpol_kernels.ops.target_attention.dropout import draw_seed
+from mixpol_kernels.ops.target_attention._statistics.api import kept_tokens
 from mixpol_kernels.ops.target_attention.reference import activate, pool, token_dropout
-from mixpol_kernels.ops.unit_statistics.api import kept_tokens
+from mixpol_kernels.ops.unit import check_target, draw_seed, with_candidates
 
 if TYPE_CHECKING:
     from mixpol_kernels.nn.unit import Unit
@@ -169,14 +168,11 @@ def _checked(target: Tensor, history: Tensor, where: Where, name: str = "history
     if torch._C._is_any_autocast_enabled():
         low = torch.bfloat16, torch.float16
         target, history = (t.float() if t.dtype in low else t for t in (target, history))
-    if target.dim() not in (2, 3):
-        raise ValueError(f"target has shape {list(target.shape)}; expected [B, D] or [B, M, D]")
+    check_target(target)
     check_float(target, "target", **{name: history})
     place = layout(history, target.shape[0], name=name, trailing=1, **_named(where))
     if history.shape[-1] != target.shape[-1]:
         raise ValueError(f"{name} is {history.shape[-1]} wide and target {target.shape[-1]}; expected the same D")
-    if not torch.compiler.is_compiling():
-        place.check_values()
     return target, history, place
 
 
@@ -186,8 +182,7 @@ def _named(where: Where) -> dict[str, Any]:
 
 def _kept(tokens: Tensor, place: Layout) -> tuple[Tensor, Tensor, Tensor | None]:
     """Tokens that count, their users, and their positions among all of them; None: they all count."""
-    user, keep = place.assignment()
-    user = user.to(tokens.device)
+    user, keep = place.assignment(tokens.device)
     if keep is None:
         return tokens, user, None
     kept = keep.nonzero().squeeze(1)

@@ -16,8 +16,8 @@ from mixpol_kernels.nn import plain
 from mixpol_kernels.nn.called import LINEAR, all_plain, first_reason
 from mixpol_kernels.nn.sizes import check_size
 from mixpol_kernels.nn.starts import ZeroLinear, reset_children
+from mixpol_kernels.ops.fusion import FUSIONS, GATE_INPUTS, FusionParameters
 from mixpol_kernels.ops.polarity_fusion.api import polarity_fusion
-from mixpol_kernels.ops.polarity_fusion.autograd import FUSIONS, GATE_INPUTS
 
 
 class PolarityFusion(nn.Module):
@@ -133,6 +133,11 @@ class PolarityFusion(nn.Module):
             return ()
         return gate.weight, gate.bias, projection.weight  # type: ignore[return-value]
 
+    def parameters_of_op(self) -> FusionParameters:
+        """The parameters as the fused op of ids takes them."""
+        sign = self.sign if self.fusion != "none" else None
+        return FusionParameters(self.fusion, self.polarity_table, self.gate_tensors(), sign, self.extra_table)
+
     @accepts_jagged("tokens", "polarity", "extra_ids", returns_tokens=True)
     def forward(
         self,
@@ -150,11 +155,10 @@ class PolarityFusion(nn.Module):
             plain_form("polarity_fusion", self.backend, reason)
             where = {"lengths": lengths, "mask": mask, "offsets": offsets}
             return plain.polarity_fusion(self, target, tokens, polarity, extra_ids, where)
+        of_op: dict[str, Any] = self.parameters_of_op()._asdict()
         return polarity_fusion(
-            target, tokens, polarity, self.polarity_table, fusion=self.fusion, gate=self.gate_tensors(),
-            sign=self.sign if self.fusion != "none" else None,
-            extra_ids=extra_ids, extra_table=self.extra_table,
-            offsets=offsets, lengths=lengths, mask=mask, backend=self.backend,
+            target, tokens, polarity, extra_ids=extra_ids, offsets=offsets, lengths=lengths, mask=mask,
+            backend=self.backend, **of_op,
         )  # fmt: skip
 
     def extra_repr(self) -> str:

@@ -8,18 +8,16 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from mixpol_kernels.backend import is_direct, plain_form
+from mixpol_kernels.backend import plain_form
 from mixpol_kernels.checks import check_choice
 from mixpol_kernels.history import accepts_jagged
-from mixpol_kernels.nn import direct, plain
+from mixpol_kernels.nn import fast_path, plain
 from mixpol_kernels.nn.called import LINEAR, NORM, SLOPES, all_plain, first_reason
 from mixpol_kernels.nn.sizes import check_size, check_widths
 from mixpol_kernels.nn.starts import Slopes, reset_children
 from mixpol_kernels.nn.unit import Unit
-from mixpol_kernels.ops.target_attention import autograd
-from mixpol_kernels.ops.target_attention.api import BLOCKS, PUBLIC_ACTIVATIONS
-from mixpol_kernels.ops.target_attention.autograd import ACTIVATIONS, NORMALIZERS
-from mixpol_kernels.ops.target_attention.dropout import check_dropout
+from mixpol_kernels.ops.target_attention.autograd import FORWARD
+from mixpol_kernels.ops.unit import ACTIVATIONS, BLOCKS, NORMALIZERS, PUBLIC_ACTIVATIONS, check_dropout
 
 
 class TargetAttention(nn.Module):
@@ -204,14 +202,16 @@ class TargetAttention(nn.Module):
         if reason := self.called():
             plain_form("target_attention", self.backend, reason)
             return plain.target_attention(self.unit(), target, history, layout, pad_to, return_weights)
-        if not return_weights and is_direct(self.backend, target):
-            unit, where = self.plain(), direct.layout(offsets, lengths, mask)
-            if unit is not None and where is not None:
-                try:
-                    return direct.pooled(autograd.forward, target, history, *where, *unit, False, False)
-                except RuntimeError as error:
-                    direct.check_refusal(error, self, target, history, **layout)
-        return self.unit().attend(target, history, layout, pad_to, return_weights)
+        plain_unit = None if return_weights else self.plain()
+        if plain_unit is not None:
+            found = fast_path.forward(
+                self.backend, target, FORWARD.compiled,
+                lambda where: (target, history, *where, *plain_unit, False, False),
+                layout, lambda: self(target, history, **layout),
+            )  # fmt: skip
+            if found is not None:
+                return found
+        return self.unit().attend(target, history, layout, pad_to, return_weights, fast=plain_unit is None)
 
     def extra_repr(self) -> str:
         return f"activation={self.activation!r}, normalize={self.normalize!r}, backend={self.backend!r}"

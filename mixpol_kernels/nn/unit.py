@@ -9,15 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixpol_kernels.backend import is_direct
-from mixpol_kernels.nn import direct
+from mixpol_kernels.nn import fast_path
 from mixpol_kernels.nn.statistics import needs_sync, synchronised, takes_batch, update
-from mixpol_kernels.ops.dice_attention.api import dice_attention
-from mixpol_kernels.ops.target_attention import autograd
-from mixpol_kernels.ops.target_attention.api import BLOCKS, target_attention
-from mixpol_kernels.ops.target_attention.autograd import ACTIVATIONS, NORMALIZERS
-from mixpol_kernels.ops.target_attention.dropout import draw_seed
-from mixpol_kernels.ops.unit_statistics.api import unit_statistics
+from mixpol_kernels.ops.target_attention._dice.api import dice_attention
+from mixpol_kernels.ops.target_attention._statistics.api import unit_statistics
+from mixpol_kernels.ops.target_attention.api import target_attention
+from mixpol_kernels.ops.target_attention.autograd import FORWARD
+from mixpol_kernels.ops.unit import ACTIVATIONS, BLOCKS, NORMALIZERS, draw_seed
 
 Parameters = tuple[list[Tensor], list[Tensor], list[Tensor]]  # weights, biases, slopes
 
@@ -63,8 +61,12 @@ class Unit:
         layout: Mapping[str, Tensor | None],
         pad_to: int | None = None,
         return_weights: bool = False,
+        fast: bool = True,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Target attention; `layout` has offsets, lengths and mask, `pad_to` the padded length behind offsets."""
+        """Target attention; `layout` has offsets, lengths and mask, `pad_to` the padded length behind offsets.
+
+        `fast`: whether the fast path may be taken.
+        """
         seed = None
         if self.needs_statistics:
             if target.is_meta:
@@ -79,12 +81,12 @@ class Unit:
             weights, biases, slopes = self._by_batch(target, history, layout, pad_to, seed)
         else:
             parameters = weights, biases, slopes = self.by_running_statistics()
-            if not return_weights and is_direct(self.backend, target):
-                try:
-                    found = self._direct(target, history, parameters, direct.layout(**layout))
-                except RuntimeError as error:
-                    direct.check_refusal(error, self.attend, target, history, layout)
-                    found = None
+            if fast and not return_weights:
+                found = fast_path.forward(
+                    self.backend, target, FORWARD.compiled,
+                    lambda where: self._plain_inputs(target, history, parameters, where),
+                    layout, lambda: self.attend(target, history, layout),
+                )  # fmt: skip
                 if found is not None:
                     return found
         where: dict[str, Any] = {**self.options(), **layout}
@@ -93,18 +95,15 @@ class Unit:
             backend=self.backend, **where,
         )  # fmt: skip
 
-    def _direct(
-        self, target: Tensor, history: Tensor, parameters: Parameters, where: direct.Where | None
-    ) -> Tensor | None:
-        """The compiled forward, unless the parameters have to be made for it or it refuses."""
-        known = self.activation in ACTIVATIONS and self.scale == 1.0 and self.blocks == BLOCKS and not self.dropout
-        if where is None or not known:
+    def _plain_inputs(
+        self, target: Tensor, history: Tensor, parameters: Parameters, where: fast_path.Where
+    ) -> tuple[Any, ...] | None:
+        """The arguments of the compiled forward, unless parameters have to be made for it."""
+        if not (self.activation in ACTIVATIONS and self.scale == 1.0 and self.blocks == BLOCKS and not self.dropout):
             return None
         weights, biases, slopes = parameters
-        return direct.pooled(
-            autograd.forward, target, history, *where, weights, biases, slopes or None,
-            ACTIVATIONS.index(self.activation), NORMALIZERS.index(self.normalize), 0.0, None, False, False,
-        )  # fmt: skip
+        codes = ACTIVATIONS.index(self.activation), NORMALIZERS.index(self.normalize)
+        return target, history, *where, weights, biases, slopes or None, *codes, 0.0, None, False, False
 
     def with_normalize(self, normalize: str) -> Unit:
         """The same unit with another normalisation of its scores."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mixpol_kernels.ops.target_attention.api import BLOCKS
+from mixpol_kernels.ops.unit import BLOCKS
 from mixpol_kernels.testing.inputs import Config
 from mixpol_kernels.testing.layouts import LAYOUTS
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 import mixpol_kernels
-from mixpol_kernels.ops.target_attention.api import BLOCKS
+from mixpol_kernels.ops.mixed_polarity_attention.flat import bundled
+from mixpol_kernels.ops.unit import BLOCKS
 from mixpol_kernels.testing.layouts import Placement, place
 from mixpol_kernels.testing.oracle import kink_distance
 
@@ -175,7 +176,11 @@ class Case:
         return arguments
 
     def call(self, arguments: dict[str, Any], backend: str = "auto", **more: Any) -> Any:
-        """The public function on `arguments`."""
+        """The public function on `arguments`, bundled where it takes bundles."""
+        if self.config.op == "mixed_polarity_attention":
+            given, options = bundled(**arguments)
+            function: Any = mixpol_kernels.mixed_polarity_attention
+            return function(*given, **options, backend=backend, **more)
         return getattr(mixpol_kernels, self.config.op)(**arguments, backend=backend, **more)
 
     def run(

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from mixpol_kernels.history import canonical
-from mixpol_kernels.ops.target_attention.api import canonical_unit
-from mixpol_kernels.ops.target_attention.autograd import ACTIVATIONS, NORMALIZERS
+from mixpol_kernels.ops.unit import ACTIVATIONS, NORMALIZERS, ActivationUnit
 from mixpol_kernels.testing.inputs import Case
 from mixpol_kernels.testing.layouts import Placement
 
@@ -158,10 +157,9 @@ class Emulation:
         target = arguments["target"]
         width, users = target.shape[-1], target.shape[0]
         candidates = target.shape[1] if target.dim() == 3 else 1
-        weights, biases, slopes, activation = canonical_unit(
-            width, arguments["weights"], arguments["biases"], arguments["slopes"], arguments["activation"], 0.01,
-            arguments["scale"], arguments["blocks"],
-        )  # fmt: skip
+        named = ("weights", "biases", "activation", "slopes", "scale", "blocks")
+        unit = ActivationUnit(**{name: arguments[name] for name in named}).canonical(width)
+        weights, biases, slopes, activation = unit.weights, unit.biases, unit.slopes, unit.activation
         tokens = arguments["history"] if case.config.has_tokens else arguments["item_ids"]
         shape = tokens.shape[: tokens.dim() - case.config.has_tokens]
         request = {

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mixpol_kernels.nn import MixedPolarityAttention, TargetAttention
-from mixpol_kernels.ops.target_attention.dropout import draw_seed
 from mixpol_kernels.ops.target_attention.reference import token_dropout
+from mixpol_kernels.ops.unit import draw_seed
 
 KINDS: dict[str, dict[str, Any]] = {
     "dice": {"activation": "dice"},

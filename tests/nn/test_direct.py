@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import mixpol_kernels
 from mixpol_kernels import nn as layers
-from mixpol_kernels.nn import direct
+from mixpol_kernels.nn import fast_path
 
 USERS, LENGTH, WIDTH, ITEMS = 5, 9, 12, 40
 
@@ -21,12 +21,12 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Whether each direct call was answered."""
     made: list[bool] = []
 
-    def counted(op: Any, *inputs: Any, _pooled: Callable[..., Tensor | None] = direct.pooled) -> Tensor | None:
+    def counted(op: Any, *inputs: Any, _pooled: Callable[..., Tensor | None] = fast_path.pooled) -> Tensor | None:
         found = _pooled(op, *inputs)
         made.append(found is not None)
         return found
 
-    monkeypatch.setattr(direct, "pooled", counted)
+    monkeypatch.setattr(fast_path, "pooled", counted)
     return made
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
 
-from mixpol_kernels.nn import MixedPolarityAttention, MultiHeadTargetAttention, TargetAttention, direct
+from mixpol_kernels.nn import MixedPolarityAttention, MultiHeadTargetAttention, TargetAttention, fast_path
 
 USERS, LENGTH, WIDTH, ITEMS = 3, 5, 4, 9
 LAYERS = ["TargetAttention", "Dice", "MultiHeadTargetAttention", "MixedPolarityAttention"]
@@ -58,7 +58,7 @@ def test_faults_are_raised(
 ) -> None:
     layer, inputs = problem(name, generator)
     failing = Failing(error)
-    monkeypatch.setattr(direct, "pooled", failing)
+    monkeypatch.setattr(fast_path, "pooled", failing)
     with torch.no_grad(), pytest.raises(type(error)) as raised:
         layer(*inputs)
     assert raised.value is error
@@ -72,7 +72,7 @@ def test_what_the_dispatcher_has_no_kernel_for_goes_the_long_way(
     layer, inputs = problem(name, generator)
     with torch.no_grad():
         want = layer(*inputs)
-        monkeypatch.setattr(direct, "pooled", Failing(NotImplementedError("Could not run")))
+        monkeypatch.setattr(fast_path, "pooled", Failing(NotImplementedError("Could not run")))
         torch.testing.assert_close(layer(*inputs), want)
 
 
@@ -125,7 +125,7 @@ def test_tangents_do_not_take_the_fast_path(monkeypatch: pytest.MonkeyPatch, gen
     """The long way knows what forward-mode differentiation needs."""
     layer, (target, history) = problem("TargetAttention", generator)
     failing = Failing(RuntimeError())
-    monkeypatch.setattr(direct, "pooled", failing)
+    monkeypatch.setattr(fast_path, "pooled", failing)
     with torch.no_grad(), forward_ad.dual_level(), contextlib.suppress(RuntimeError):
         layer(target, forward_ad.make_dual(history, history))
     assert failing.calls == 0

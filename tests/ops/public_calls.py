@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 import mixpol_kernels as mk
+from mixpol_kernels.ops.target_attention._dice.api import dice_attention
+from mixpol_kernels.ops.target_attention._statistics.api import unit_statistics
 
 USERS, TOKENS, WIDTH, UNITS, ITEMS = 3, 6, 4, 3, 7
 COUNTS = (2, 0, 4)
@@ -86,12 +88,12 @@ def call(name: str, generator: torch.Generator, dtype: torch.dtype = torch.float
         return mk.polarity_fusion, {"target": target, "tokens": history, **fusion, "offsets": offsets}
     if op == "unit_statistics":
         unit = {"weights": weights[:1], "biases": biases[:1], "offsets": offsets}
-        return mk.unit_statistics, {
+        return unit_statistics, {
             "target": target, "history": history, **unit, "activation": "silu", "pad_to": PAD_TO,
         }  # fmt: skip
     if op == "dice_attention":
         norm = {"alpha": normal(UNITS), "norm_weight": normal(UNITS), "norm_bias": normal(UNITS), "eps": 0.1}
-        return mk.dice_attention, {
+        return dice_attention, {
             "target": target, "history": history, **unit, **norm, "scale": 0.7, "pad_to": PAD_TO,
         }  # fmt: skip
     heads = {"num_heads": 2, "scale": 0.7} | {f"w_{i}": normal(WIDTH, WIDTH) for i in "qkvo"}

@@ -19,6 +19,7 @@ from recorder import Recorder
 from torch import Tensor
 
 import mixpol_kernels
+from mixpol_kernels.ops.target_attention._dice.api import dice_attention
 from mixpol_kernels.testing.inputs import Config, make
 
 Call = tuple[Any, list[Any]]
@@ -69,7 +70,7 @@ def dice(generator: torch.Generator) -> None:
         shapes = (3, 8), (8, 8), (6, 32), (1, 6), (6,), (1,), (6,), (6,), (6,)
         t, h, w0, w1, b0, b1, *rest = (torch.randn(s, generator=generator, requires_grad=True) for s in shapes)
         alpha, gain, bias = rest
-        found = mixpol_kernels.dice_attention(
+        found = dice_attention(
             t, h, [w0, w1], [b0, b1], alpha, norm_weight=gain, norm_bias=bias,
             offsets=torch.tensor([0, 3, 3, 8]), pad_to=pad_to, backend="cpu",
         )  # fmt: skip

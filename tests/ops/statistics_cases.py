@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import mixpol_kernels
-from mixpol_kernels.ops.target_attention.api import BLOCKS
+from mixpol_kernels.ops.target_attention._statistics.api import unit_statistics
+from mixpol_kernels.ops.unit import BLOCKS
 from mixpol_kernels.testing.inputs import rounded_once
 from mixpol_kernels.testing.layouts import Placement, place
 
@@ -91,7 +91,7 @@ class Case:
 
     def call(self, arguments: dict[str, Any], backend: str = "auto") -> Tensor:
         """Mean and variance, [2, H]."""
-        found = mixpol_kernels.unit_statistics(**arguments, backend=backend)
+        found = unit_statistics(**arguments, backend=backend)
         return torch.stack([found.mean, found.variance])
 
     def run(

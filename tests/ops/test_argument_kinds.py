@@ -56,6 +56,10 @@ NEVER = (
 )
 
 
+# The bundle's field that separate arguments become.
+ALIASES = {"item_ids": "item_ids|history", "item_rows": "item_rows|history"}
+
+
 def others(tensor: Tensor) -> Iterator[tuple[str, Any]]:
     """What is nearly this tensor: another dtype, layout, device, rank or size."""
     wide = tensor.float() if tensor.dim() else tensor.float()[None]
@@ -107,7 +111,7 @@ def test_errors_name_the_argument(name: str, backend: str) -> None:
         for argument, i, what, value in attempts(arguments):
             given = arguments | {argument: value} if i is None else replaced(arguments, {(argument, i): value})
             title = f"{argument}{'' if i is None else [i]} = {what}"
-            may_name = "|".join(arguments) if what in SIZES else argument
+            may_name = "|".join(arguments) if what in SIZES else ALIASES.get(argument, argument)
             try:
                 function(**given, **chosen)
             except (TypeError, ValueError, RuntimeError) as error:

@@ -12,7 +12,7 @@ import statistics_cases
 import torch
 from torch import Tensor
 
-import mixpol_kernels
+from mixpol_kernels.ops.target_attention._dice.api import dice_attention
 from mixpol_kernels.testing.inputs import Config, make
 
 FORMS: dict[str, Any] = {
@@ -93,7 +93,7 @@ def test_dice(backend: str, generator: torch.Generator) -> None:
         if value is not None:
             fresh[0][1] = value
         target, history, w0, w1, b0, b1, alpha = (t.requires_grad_() for t in fresh)
-        found = mixpol_kernels.dice_attention(
+        found = dice_attention(
             target, history, [w0, w1], [b0, b1], alpha, offsets=offsets, pad_to=pad_to, backend=backend
         )
         found.pooled.sum().backward()

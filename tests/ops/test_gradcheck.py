@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import mixpol_kernels as mk
+from mixpol_kernels.ops.target_attention._statistics.api import unit_statistics
 from mixpol_kernels.testing.inputs import OPS, Config, make
 
 CONFIGS = [
@@ -53,7 +53,7 @@ def test_unit_statistics(generator: torch.Generator) -> None:
     inputs = (normal(2, 3), normal(5, 3), normal(4, 12), normal(2, 4), normal(4), normal(2))
 
     def call(target: Tensor, history: Tensor, w1: Tensor, w2: Tensor, b1: Tensor, b2: Tensor) -> Any:
-        found = mk.unit_statistics(
+        found = unit_statistics(
             target, history, [w1, w2], [b1, b2], activation="silu", pad_to=4, offsets=torch.tensor([0, 3, 5])
         )
         return found.mean, found.variance

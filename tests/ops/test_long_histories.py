@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import mixpol_kernels as mk
+from mixpol_kernels.ops.target_attention._dice.api import dice_attention
+from mixpol_kernels.ops.target_attention._statistics.api import unit_statistics
 from mixpol_kernels.ops.target_attention.reference import activation_unit
 from mixpol_kernels.testing.budget import BACKWARD, FORWARD
 
@@ -214,7 +216,7 @@ def statistics_problem(generator: torch.Generator, users: int, tokens: int, offs
     inputs |= {"weight": normal(generator, UNITS, 4 * WIDTH, scale=0.2), "bias": normal(generator, UNITS) + offset}
 
     def ours(leaves: Inputs) -> list[Tensor]:
-        found = mk.unit_statistics(
+        found = unit_statistics(
             leaves["target"], leaves["tokens"], [leaves["weight"]], [leaves["bias"]], backend="cpu"
         )  # fmt: skip
         return [found.mean, found.variance]
@@ -253,7 +255,7 @@ def test_dice_attention_far_from_zero(offset: float, generator: torch.Generator)
 
     def form(backend: str) -> Form:
         return lambda leaves: [
-            mk.dice_attention(
+            dice_attention(
                 leaves["target"], leaves["history"], listed(leaves, "weight"), listed(leaves, "bias"),
                 leaves["alpha"], norm_weight=leaves["gain"], norm_bias=leaves["shift"], backend=backend,
             ).pooled

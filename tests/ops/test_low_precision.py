@@ -17,7 +17,7 @@ from torch import Tensor
 from views import VIEWS
 
 import mixpol_kernels
-from mixpol_kernels.ops.target_attention.autograd import ACTIVATIONS
+from mixpol_kernels.ops.unit import ACTIVATIONS
 from mixpol_kernels.testing import budget
 from mixpol_kernels.testing.configurations import drawn, grid, label
 from mixpol_kernels.testing.inputs import Case, Config, make

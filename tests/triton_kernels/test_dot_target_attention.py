@@ -14,7 +14,7 @@ from triton.runtime.errors import InterpreterError
 
 import mixpol_kernels
 from mixpol_kernels import explain
-from mixpol_kernels.ops.dot_target_attention.autograd import TRITON_STATS, ops
+from mixpol_kernels.ops.dot_target_attention.autograd import BACKWARD, FORWARD, TRITON_STATS
 from mixpol_kernels.ops.dot_target_attention.triton import launch
 from mixpol_kernels.testing import budget
 from mixpol_kernels.testing.layouts import LAYOUTS
@@ -214,7 +214,7 @@ def test_opcheck(form: str, generator: torch.Generator) -> None:
     with Recorder() as recorder:
         out, _ = case.call(arguments, "triton", return_weights=True)
         out.backward(case.grad_out)
-    assert [call[0] for call in recorder.calls] == [*ops(True)]
+    assert [call[0] for call in recorder.calls] == [FORWARD.triton, BACKWARD.triton]
     for op, args in recorder.calls:
         torch.library.opcheck(op, args)
 
@@ -232,7 +232,7 @@ def test_compile(generator: torch.Generator) -> None:
 
 
 def test_shapes_on_a_gpu_that_is_not_here() -> None:
-    forward, backward = ops(True)
+    forward, backward = (FORWARD.triton, BACKWARD.triton)
     with FakeTensorMode():
         target, history = torch.empty(4, 3, 16, device="cuda"), torch.empty(4, 9, 16, device="cuda")
         found = explain(mixpol_kernels.dot_target_attention, target, history, num_heads=2)
@@ -262,10 +262,10 @@ def test_refusals(generator: torch.Generator) -> None:
     arguments = case.arguments(case.place(generator))
     queries, history = torch.randn(4, 1, 2, 8), arguments["history"]
     with pytest.raises(ValueError, match="history is 16 wide; expected 8"):
-        ops(True)[0](queries, history, arguments["offsets"], None, None, False, 0, False)
+        FORWARD.triton(queries, history, arguments["offsets"], None, None, False, 0, False)
     for stats in (torch.zeros(4, 1, 2, 3), torch.zeros(4, 1, 2, 2).double()):
         with pytest.raises(ValueError, match=r"stats is .*; expected torch.float32 \[4, 1, 2, 2\]"):
-            ops(True)[1](queries, stats, queries, history, arguments["offsets"], None, None, True, 0)
+            BACKWARD.triton(queries, stats, queries, history, arguments["offsets"], None, None, True, 0)
     arguments["offsets"] = torch.tensor([0, 35, 35, 42, 75])
     with pytest.raises(RuntimeError, match="expected 0 to 74"):
         case.call(arguments, "triton")
@@ -275,12 +275,12 @@ def test_an_overrun_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both kernels, told that a history is longer than it is."""
     right = launch._Call.sizes
     queries, history = torch.randn(1, 1, 1, 16), torch.randn(1, 20, 16)
-    pooled, stats, _ = ops(True)[0](queries, history, None, None, None, False, 0, False)
+    pooled, stats, _ = FORWARD.triton(queries, history, None, None, None, False, 0, False)
     monkeypatch.setattr(launch._Call, "sizes", lambda self: (*right(self)[:2], right(self)[2] + 1, *right(self)[3:]))
     with pytest.raises(InterpreterError, match="out of bounds"):
-        ops(True)[0](queries, history, None, None, None, False, 0, False)
+        FORWARD.triton(queries, history, None, None, None, False, 0, False)
     with pytest.raises(InterpreterError, match="out of bounds"):
-        ops(True)[1](pooled, stats, queries, history, None, None, None, False, 0)
+        BACKWARD.triton(pooled, stats, queries, history, None, None, None, False, 0)
 
 
 @pytest.mark.parametrize("draw", range(3))

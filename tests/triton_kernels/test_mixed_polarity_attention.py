@@ -13,7 +13,7 @@ from triton.runtime.errors import InterpreterError
 import mixpol_kernels
 from mixpol_kernels import explain
 from mixpol_kernels.ops import table_grad
-from mixpol_kernels.ops.mixed_polarity_attention.autograd import ops
+from mixpol_kernels.ops.mixed_polarity_attention.autograd import BACKWARD, FORWARD
 from mixpol_kernels.testing import budget
 from mixpol_kernels.testing.inputs import Case, Config, make
 from mixpol_kernels.testing.recorder import Recorder
@@ -121,7 +121,11 @@ def test_opcheck(form: str, generator: torch.Generator) -> None:
     with Recorder() as recorder:
         case.call(case.arguments(case.place(generator), requires_grad=True), "triton").backward(case.grad_out)
     called = [call[0] for call in recorder.calls]
-    assert called == [*ops(True), table_grad.ops(True)[form == "sparse"]]
+    assert called == [
+        FORWARD.triton,
+        BACKWARD.triton,
+        (table_grad.SPARSE if form == "sparse" else table_grad.DENSE).triton,
+    ]
     for op, args in recorder.calls:
         torch.library.opcheck(op, args)
 
@@ -154,7 +158,7 @@ def test_shapes_on_a_gpu_that_is_not_here(generator: torch.Generator) -> None:
         assert explain(mixpol_kernels.mixed_polarity_attention, **call).backend == "triton"
         out = case.call(call)
         assert (out.shape, out.device.type) == (arguments["target"].shape, "cuda")
-    for op in (*ops(True), *table_grad.ops(True)):
+    for op in (FORWARD.triton, BACKWARD.triton, table_grad.DENSE.triton, table_grad.SPARSE.triton):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), "CUDA")
 
 

@@ -13,8 +13,9 @@ import torch
 import mixpol_kernels
 from mixpol_kernels import backend as backends
 from mixpol_kernels import explain
-from mixpol_kernels.ops.target_attention.autograd import ACTIVATIONS, ops
+from mixpol_kernels.ops.target_attention.autograd import BACKWARD, FORWARD
 from mixpol_kernels.ops.triton import devices
+from mixpol_kernels.ops.unit import ACTIVATIONS
 from mixpol_kernels.testing import budget
 from mixpol_kernels.testing.inputs import Case, Config, make
 from mixpol_kernels.testing.layouts import LAYOUTS
@@ -259,8 +260,8 @@ def test_opcheck(activation: str, generator: torch.Generator) -> None:
     arguments = case.arguments(case.place(generator), requires_grad=True)
     with Recorder() as recorder:
         case.call(arguments, "triton").backward(case.grad_out)
-    calls = [call for call in recorder.calls if call[0] in ops(True)]
-    assert [call[0] for call in calls] == [*ops(True)]
+    calls = [call for call in recorder.calls if call[0] in (FORWARD.triton, BACKWARD.triton)]
+    assert [call[0] for call in calls] == [FORWARD.triton, BACKWARD.triton]
     for op, args in calls:
         torch.library.opcheck(op, args)
 
@@ -284,7 +285,7 @@ def test_shapes_on_a_gpu_that_is_not_here() -> None:
     """Under FakeTensorMode with CUDA tensors: "auto" takes the ops, which have a Triton kernel under the CUDA key."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    forward, backward = ops(True)
+    forward, backward = (FORWARD.triton, BACKWARD.triton)
     with FakeTensorMode():
         target, history = torch.empty(4, 3, 16, device="cuda"), torch.empty(4, 9, 16, device="cuda")
         weights = [torch.empty(8, 64, device="cuda"), torch.empty(1, 8, device="cuda")]

@@ -12,17 +12,18 @@ from mixpol_kernels.checks import check_float, checked
 from mixpol_kernels.history import Layout, accepts_jagged, layout
 from mixpol_kernels.ops.dot_target_attention import reference
 from mixpol_kernels.ops.dot_target_attention.autograd import (
+    FORWARD,
+    INFER,
+    PROJECTED_FORWARD,
     PROJECTED_STATS,
     STATS,
     TRITON_STATS,
     DotAttention,
     ProjectedAttention,
-    infer,
-    ops,
-    projected_forward,
 )
 from mixpol_kernels.ops.dot_target_attention.triton import support
 from mixpol_kernels.ops.target_attention.reference import masked
+from mixpol_kernels.ops.unit import check_target, with_candidates
 
 
 @accepts_jagged("history")
@@ -97,8 +98,7 @@ def dot_target_attention(
         >>> mk.dot_target_attention(target, history, num_heads=2, lengths=torch.tensor([5, 0])).shape
         torch.Size([2, 8])
     """
-    if target.dim() not in (2, 3):
-        raise ValueError(f"target has shape {list(target.shape)}; expected [B, D] or [B, M, D]")
+    check_target(target)
     check_float(target, "target", history=history, w_q=w_q, w_k=w_k, w_v=w_v, w_o=w_o)
     where = layout(history, target.shape[0], name="history", trailing=1, offsets=offsets, lengths=lengths, mask=mask)
     if history.shape[-1] != target.shape[-1]:
@@ -107,7 +107,7 @@ def dot_target_attention(
     if top_k is not None and not 1 <= top_k < 2**63:
         raise ValueError(f"top_k was {top_k}; expected at least 1, or None for all tokens, and below 2^63")
     scale = (width // num_heads) ** -0.5 if scale is None else float(scale)
-    wide = target if target.dim() == 3 else target.unsqueeze(1)
+    wide = with_candidates(target)
     row = target.shape[-1] if w_k is not None else target.shape[-1] // num_heads
     chosen = backends.choose(
         "dot_target_attention",
@@ -129,17 +129,15 @@ def dot_target_attention(
         inputs=(target, history, w_q, w_k, w_v, w_o),
     )
     if chosen == "reference":
-        if not torch.compiler.is_compiling():
-            where.check_values()
-        user, keep = where.assignment()
+        user, keep = where.assignment(target.device)
         out, weights = reference.dot_target_attention(
-            wide, history.flatten(0, -2), user.to(target.device), keep,
+            wide, history.flatten(0, -2), user, keep,
             w_q, w_k, w_v, w_o, num_heads, scale, top_k,
         )  # fmt: skip
         weights = weights.detach().reshape(*where.token_shape, *weights.shape[1:])
     else:
         out, weights = _fused(
-            wide, history, where, num_heads, w_q, w_k, w_v, w_o, scale, top_k or 0, return_weights, chosen == "triton"
+            wide, history, where, num_heads, w_q, w_k, w_v, w_o, scale, top_k or 0, return_weights, chosen
         )
     if target.dim() == 2:
         out = out.squeeze(1)
@@ -160,12 +158,13 @@ def _fused(
     scale: float,
     top_k: int,
     return_weights: bool,
-    triton: bool,
+    backend: str,
 ) -> tuple[Tensor, Tensor]:
     """The fused op between projections that touch no token: target [B, M, D] to [B, M, O]."""
+    triton = backend == "triton"
     projecting = not triton and projects(target, heads, w_k, w_v, top_k, return_weights)
     if not (triton or projecting or return_weights or backends.needs_grad(target, history, w_q, w_k, w_v, w_o)):
-        out = infer(target, history, *where.canonical(), w_q, w_k, w_v, w_o, heads, scale, top_k)
+        out = INFER.compiled(target, history, *where.canonical(), w_q, w_k, w_v, w_o, heads, scale, top_k)
         return out, out
     occupied = where.occupied() if _projections(w_q, w_k, w_v, w_o) else None
     target = masked(target, occupied)
@@ -176,7 +175,7 @@ def _fused(
         if backends.needs_grad(rows, history, w_k, w_v):
             pooled = ProjectedAttention.apply(rows, history, where.offsets, where.lengths, where.mask, w_k, w_v)
         else:
-            pooled, _ = projected_forward(rows, history, *where.canonical(), w_k, w_v)
+            pooled, _ = PROJECTED_FORWARD.compiled(rows, history, *where.canonical(), w_k, w_v)
         out = pooled.flatten(2)
         return out if w_o is None else masked(F.linear(out, w_o), occupied), out
     if w_k is not None:  # [B, M, A] to [B, M, H, D]
@@ -184,10 +183,10 @@ def _fused(
     sliced = heads > 1 and w_k is None
     if backends.needs_grad(rows, history):
         pooled, weights = DotAttention.apply(
-            rows, history, where.offsets, where.lengths, where.mask, sliced, top_k, return_weights, triton
+            rows, history, where.offsets, where.lengths, where.mask, sliced, top_k, return_weights, backend
         )
     else:
-        pooled, _, weights = ops(triton)[0](rows, history, *where.canonical(), sliced, top_k, return_weights)
+        pooled, _, weights = FORWARD.of(backend)(rows, history, *where.canonical(), sliced, top_k, return_weights)
     if w_v is not None:
         pooled = _by_head(pooled, w_v.unflatten(0, (heads, w_v.shape[0] // heads)).transpose(1, 2))
     out = pooled.flatten(2) if w_v is None else masked(pooled.flatten(2), occupied)

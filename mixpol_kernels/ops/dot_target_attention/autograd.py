@@ -1,4 +1,4 @@
-"""torch.library registration of the attention of query rows over raw tokens, and its autograd Function."""
+"""The registered ops of `dot_target_attention`, query rows over raw tokens, and their autograd Functions."""
 
 from __future__ import annotations
 
@@ -10,151 +10,56 @@ from torch import Tensor
 
 from mixpol_kernels.derivatives import first_order
 from mixpol_kernels.history import canonical
-from mixpol_kernels.library import INTERPRETING, NAMESPACE, TRITON, define
+from mixpol_kernels.ops.registry import LAYOUT, Arguments, declare, empty_as
 
 STATS, PROJECTED_STATS, TRITON_STATS = 4, 2, 2  # float32 numbers that the forwards keep a row
 
-_LAYOUT = "Tensor? offsets, Tensor? lengths, Tensor? mask"
-_INPUTS = f"Tensor queries, Tensor history, {_LAYOUT}, bool sliced, int top_k"
-_SCHEMAS = {
-    "dot_attention_fwd": f"({_INPUTS}, bool save_attention) -> (Tensor pooled, Tensor stats, Tensor attention)",
-    "dot_attention_bwd": f"(Tensor grad_pooled, Tensor stats, {_INPUTS}) -> (Tensor grad_queries, Tensor grad_history)",
-}
-for _name, _schema in _SCHEMAS.items():
-    define(_name, _schema)
-_WEIGHTS = "Tensor? w_q, Tensor? w_k, Tensor? w_v, Tensor? w_o"
-define(
-    "dot_attention_infer",
-    f"(Tensor target, Tensor history, {_LAYOUT}, {_WEIGHTS}, int num_heads, float scale, int top_k) -> Tensor",
+_INPUTS = f"Tensor queries, Tensor history, {LAYOUT}, bool sliced, int top_k"
+_PROJECTED = f"Tensor queries, Tensor history, {LAYOUT}, Tensor w_k, Tensor w_v"
+
+
+def _shapes(a: Arguments, stats: int) -> tuple[Tensor, Tensor, Tensor]:
+    rows = a.queries.shape[:-1]
+    attention = (*a.history.shape[:-1], *rows[1:]) if a.save_attention else (0,)
+    kept = a.queries.new_empty((*rows, stats), dtype=torch.float32)
+    return empty_as(a.queries, a.queries), kept, a.queries.new_empty(attention)
+
+
+def _result_shape(a: Arguments) -> Tensor:
+    last = next((w.shape[0] for w in (a.w_o, a.w_v) if w is not None), a.target.shape[-1])
+    result: Tensor = a.target.new_empty((*a.target.shape[:-1], last))
+    return result
+
+
+def _projected_shapes(a: Arguments) -> tuple[Tensor, Tensor]:
+    rows = a.queries.shape[:3]
+    return a.queries.new_empty((*rows, a.w_v.shape[0] // rows[2])), a.queries.new_empty((*rows, PROJECTED_STATS))
+
+
+FORWARD = declare(
+    f"dot_attention_fwd({_INPUTS}, bool save_attention) -> (Tensor pooled, Tensor stats, Tensor attention)",
+    lambda a: _shapes(a, STATS),
+    triton="dot_target_attention.triton.launch:forward",
+    triton_shapes=lambda a: _shapes(a, TRITON_STATS),
 )
-_PROJECTED = f"Tensor queries, Tensor history, {_LAYOUT}, Tensor w_k, Tensor w_v"
-define("dot_attention_projected_fwd", f"({_PROJECTED}) -> (Tensor pooled, Tensor stats)")
-define(
-    "dot_attention_projected_bwd",
-    f"(Tensor grad_pooled, Tensor stats, {_PROJECTED}) -> "
+BACKWARD = declare(
+    f"dot_attention_bwd(Tensor grad_pooled, Tensor stats, {_INPUTS}) -> (Tensor grad_queries, Tensor grad_history)",
+    lambda a: (empty_as(a.queries, a.queries), empty_as(a.history, a.history)),
+    triton="dot_target_attention.triton.launch:backward",
+)
+INFER = declare(
+    f"dot_attention_infer(Tensor target, Tensor history, {LAYOUT}, Tensor? w_q, Tensor? w_k, Tensor? w_v, Tensor? w_o,"
+    " int num_heads, float scale, int top_k) -> Tensor",
+    _result_shape,
+)
+PROJECTED_FORWARD = declare(
+    f"dot_attention_projected_fwd({_PROJECTED}) -> (Tensor pooled, Tensor stats)", _projected_shapes
+)
+PROJECTED_BACKWARD = declare(
+    f"dot_attention_projected_bwd(Tensor grad_pooled, Tensor stats, {_PROJECTED}) -> "
     "(Tensor grad_queries, Tensor grad_history, Tensor grad_w_k, Tensor grad_w_v)",
+    lambda a: tuple(empty_as(x, a.queries) for x in (a.queries, a.history, a.w_k, a.w_v)),
 )
-
-
-@torch.library.register_fake("mixpol::dot_attention_infer")
-def _(
-    target: Tensor,
-    history: Tensor,
-    offsets: Tensor | None,
-    lengths: Tensor | None,
-    mask: Tensor | None,
-    w_q: Tensor | None,
-    w_k: Tensor | None,
-    w_v: Tensor | None,
-    w_o: Tensor | None,
-    num_heads: int,
-    scale: float,
-    top_k: int,
-) -> Tensor:
-    last = next((w.shape[0] for w in (w_o, w_v) if w is not None), target.shape[-1])
-    return target.new_empty((*target.shape[:-1], last))
-
-
-@torch.library.register_fake("mixpol::dot_attention_projected_fwd")
-def _(
-    queries: Tensor,
-    history: Tensor,
-    offsets: Tensor | None,
-    lengths: Tensor | None,
-    mask: Tensor | None,
-    w_k: Tensor,
-    w_v: Tensor,
-) -> tuple[Tensor, Tensor]:
-    rows = queries.shape[:3]
-    return queries.new_empty((*rows, w_v.shape[0] // rows[2])), queries.new_empty((*rows, PROJECTED_STATS))
-
-
-@torch.library.register_fake("mixpol::dot_attention_projected_bwd")
-def _(
-    grad_pooled: Tensor,
-    stats: Tensor,
-    queries: Tensor,
-    history: Tensor,
-    offsets: Tensor | None,
-    lengths: Tensor | None,
-    mask: Tensor | None,
-    w_k: Tensor,
-    w_v: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    inputs = queries, history, w_k, w_v
-    return tuple(t.new_empty(t.shape) for t in inputs)  # type: ignore[return-value]
-
-
-def _fake_forward(
-    queries: Tensor,
-    history: Tensor,
-    offsets: Tensor | None,
-    lengths: Tensor | None,
-    mask: Tensor | None,
-    sliced: bool,
-    top_k: int,
-    save_attention: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    rows = queries.shape[:-1]
-    attention = (*history.shape[:-1], *rows[1:]) if save_attention else (0,)
-    stats = queries.new_empty((*rows, STATS), dtype=torch.float32)
-    return queries.new_empty(queries.shape), stats, queries.new_empty(attention)
-
-
-def _fake_triton_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    pooled, stats, attention = _fake_forward(*args)
-    return pooled, stats.new_empty((*stats.shape[:-1], TRITON_STATS)), attention
-
-
-def _fake_backward(
-    grad_pooled: Tensor,
-    stats: Tensor,
-    queries: Tensor,
-    history: Tensor,
-    offsets: Tensor | None,
-    lengths: Tensor | None,
-    mask: Tensor | None,
-    sliced: bool,
-    top_k: int,
-) -> tuple[Tensor, Tensor]:
-    return queries.new_empty(queries.shape), history.new_empty(history.shape)
-
-
-def _triton_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    from mixpol_kernels.ops.dot_target_attention.triton import launch
-
-    return launch.forward(*args)
-
-
-def _triton_backward(*args: Any) -> tuple[Tensor, Tensor]:
-    from mixpol_kernels.ops.dot_target_attention.triton import launch
-
-    return launch.backward(*args)
-
-
-_IMPLEMENTATIONS = {
-    "dot_attention_fwd": (_fake_forward, _fake_triton_forward, _triton_forward),
-    "dot_attention_bwd": (_fake_backward, _fake_backward, _triton_backward),
-}
-for _name, (_fake, _fake_triton, _triton) in _IMPLEMENTATIONS.items():
-    torch.library.register_fake(f"{NAMESPACE}::{_name}")(_fake)
-    torch.library.define(f"{TRITON}::{_name}", _SCHEMAS[_name])
-    torch.library.register_fake(f"{TRITON}::{_name}")(_fake_triton)
-    torch.library.impl(f"{TRITON}::{_name}", ("cuda", "cpu") if INTERPRETING else "cuda")(_triton)
-
-forward = torch.ops.mixpol.dot_attention_fwd.default
-infer = torch.ops.mixpol.dot_attention_infer.default
-projected_forward = torch.ops.mixpol.dot_attention_projected_fwd.default
-_projected_bwd = torch.ops.mixpol.dot_attention_projected_bwd.default
-_bwd = torch.ops.mixpol.dot_attention_bwd.default
-
-
-def ops(triton: bool) -> tuple[Any, Any]:
-    """The ops of both directions: the compiled ones, or those of the Triton kernels."""
-    if not triton:
-        return forward, _bwd
-    others = torch.ops.mixpol_triton
-    return others.dot_attention_fwd.default, others.dot_attention_bwd.default
 
 
 class DotAttention(torch.autograd.Function):
@@ -176,13 +81,12 @@ class DotAttention(torch.autograd.Function):
         sliced: bool,
         top_k: int,
         return_weights: bool,
-        triton: bool,
+        backend: str,
     ) -> tuple[Tensor, Tensor]:
-        """`triton`: see `ops`."""
         layout = canonical(offsets, lengths, mask)
-        pooled, stats, attention = ops(triton)[0](queries, history, *layout, sliced, top_k, return_weights)
+        pooled, stats, attention = FORWARD.of(backend)(queries, history, *layout, sliced, top_k, return_weights)
         ctx.save_for_backward(queries, history, offsets, lengths, mask, stats)
-        ctx.config, ctx.triton = (sliced, top_k), triton
+        ctx.config, ctx.backend = (sliced, top_k), backend
         ctx.mark_non_differentiable(attention)
         return pooled, attention
 
@@ -191,7 +95,9 @@ class DotAttention(torch.autograd.Function):
     def backward(ctx: Any, saved: Sequence[Any], grad_pooled: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         queries, history, offsets, lengths, mask, stats = saved
         layout = canonical(offsets, lengths, mask)
-        grad_queries, grad_history = ops(ctx.triton)[1](grad_pooled, stats, queries, history, *layout, *ctx.config)
+        grad_queries, grad_history = BACKWARD.of(ctx.backend)(
+            grad_pooled, stats, queries, history, *layout, *ctx.config
+        )
         return grad_queries, grad_history, *[None] * 7
 
 
@@ -215,7 +121,7 @@ class ProjectedAttention(torch.autograd.Function):
     ) -> Tensor:
         layout = canonical(offsets, lengths, mask)
         pooled: Tensor
-        pooled, stats = projected_forward(queries, history, *layout, w_k, w_v)
+        pooled, stats = PROJECTED_FORWARD.compiled(queries, history, *layout, w_k, w_v)
         ctx.save_for_backward(queries, history, offsets, lengths, mask, w_k, w_v, stats)
         return pooled
 
@@ -224,5 +130,5 @@ class ProjectedAttention(torch.autograd.Function):
     def backward(ctx: Any, saved: Sequence[Any], grad_pooled: Tensor) -> tuple[Tensor | None, ...]:
         queries, history, offsets, lengths, mask, w_k, w_v, stats = saved
         layout = canonical(offsets, lengths, mask)
-        grads = _projected_bwd(grad_pooled, stats, queries, history, *layout, w_k, w_v)
+        grads = PROJECTED_BACKWARD.compiled(grad_pooled, stats, queries, history, *layout, w_k, w_v)
         return grads[0], grads[1], None, None, None, grads[2], grads[3]

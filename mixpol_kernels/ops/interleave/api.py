@@ -145,7 +145,7 @@ def interleave(
             _check_values("negative", negative_times, negative_at)
         merged = reference.interleave(*arguments)
     else:
-        merged = autograd.interleave(*arguments)
+        merged = autograd.FORWARD.compiled(*arguments)
     return Interleaved(*merged, positive_times.shape[0], negative_times.shape[0])
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from mixpol_kernels import backend as backends
 from mixpol_kernels.autocast import in_float32
-from mixpol_kernels.checks import check_extra, check_float, check_ids, check_range, check_shape, checked
+from mixpol_kernels.checks import check_extra, check_float, check_ids, check_shape, checked
 from mixpol_kernels.history import Layout, accepts_jagged, layout
 from mixpol_kernels.ops.polarity_embedding import reference
 from mixpol_kernels.ops.polarity_embedding.autograd import PolarityEmbedding
@@ -88,15 +87,11 @@ def polarity_embedding(
         inputs=(item_table, polarity_table, extra_table),
     )
     if chosen == "reference":
-        keep = where.keep()
-        if not torch.compiler.is_compiling():
-            where.check_values()
-            check_range("item_ids", item_ids, item_table.shape[0], keep)
-            check_range("polarity", polarity, polarity_table.shape[0], keep)
-            if extra_ids is not None and extra_table is not None:
-                check_range("extra_ids", extra_ids, extra_table.shape[0], keep)
+        where.check(
+            item_ids=(item_ids, item_table), polarity=(polarity, polarity_table), extra_ids=(extra_ids, extra_table)
+        )
         tokens = reference.polarity_embedding(
-            item_ids.reshape(-1), polarity.reshape(-1), keep, item_table, polarity_table,
+            item_ids.reshape(-1), polarity.reshape(-1), where.keep(), item_table, polarity_table,
             None if extra_ids is None else extra_ids.reshape(-1), extra_table, sparse,
         )  # fmt: skip
         return tokens.reshape(*item_ids.shape, item_table.shape[1])

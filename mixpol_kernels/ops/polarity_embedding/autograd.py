@@ -1,4 +1,4 @@
-"""torch.library registration of `polarity_embedding`: schema, fake and the autograd Function over it."""
+"""The registered op of `polarity_embedding` and the autograd Function over it."""
 
 from __future__ import annotations
 
@@ -10,33 +10,14 @@ from torch import Tensor
 
 from mixpol_kernels.derivatives import first_order
 from mixpol_kernels.history import canonical
-from mixpol_kernels.library import define
+from mixpol_kernels.ops.registry import LAYOUT, declare
 from mixpol_kernels.ops.table_grad import table_grad
 
-_LAYOUT = "Tensor? offsets, Tensor? lengths, Tensor? mask"
-define(
-    "polarity_embedding_fwd",
-    f"(Tensor item_ids, Tensor polarity, Tensor item_table, Tensor polarity_table,"
-    f" Tensor? extra_ids, Tensor? extra_table, {_LAYOUT}) -> Tensor",
+FORWARD = declare(
+    "polarity_embedding_fwd(Tensor item_ids, Tensor polarity, Tensor item_table, Tensor polarity_table,"
+    f" Tensor? extra_ids, Tensor? extra_table, {LAYOUT}) -> Tensor",
+    lambda a: a.item_table.new_empty(*a.item_ids.shape, a.item_table.shape[1]),
 )
-
-
-@torch.library.register_fake("mixpol::polarity_embedding_fwd")
-def _(
-    item_ids: Tensor,
-    polarity: Tensor,
-    item_table: Tensor,
-    polarity_table: Tensor,
-    extra_ids: Tensor | None,
-    extra_table: Tensor | None,
-    offsets: Tensor | None,
-    lengths: Tensor | None,
-    mask: Tensor | None,
-) -> Tensor:
-    return item_table.new_empty(*item_ids.shape, item_table.shape[1])
-
-
-_fwd = torch.ops.mixpol.polarity_embedding_fwd.default
 
 
 class PolarityEmbedding(torch.autograd.Function):
@@ -59,7 +40,7 @@ class PolarityEmbedding(torch.autograd.Function):
         ctx.save_for_backward(item_ids, polarity, extra_ids, offsets, lengths, mask)
         extras = 0 if extra_table is None else extra_table.shape[0]
         ctx.config = (item_table.shape[0], polarity_table.shape[0], extras, sparse)
-        tokens: Tensor = _fwd(
+        tokens: Tensor = FORWARD.compiled(
             item_ids, polarity, item_table, polarity_table, extra_ids, extra_table, *canonical(offsets, lengths, mask)
         )
         return tokens

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from mixpol_kernels import backend as backends
 from mixpol_kernels.autocast import in_float32
-from mixpol_kernels.checks import check_choice, check_extra, check_float, check_ids, check_range, check_shape, checked
+from mixpol_kernels.checks import check_float, checked
 from mixpol_kernels.history import accepts_jagged, layout
+from mixpol_kernels.ops.fusion import FusionParameters
 from mixpol_kernels.ops.polarity_fusion import reference
-from mixpol_kernels.ops.polarity_fusion.autograd import FUSIONS, PolarityFusion
+from mixpol_kernels.ops.polarity_fusion.autograd import PolarityFusion
 from mixpol_kernels.ops.polarity_fusion.triton import support
 
 
@@ -94,107 +94,33 @@ def polarity_fusion(
     where = layout(tokens, target.shape[0], name="tokens", trailing=1, offsets=offsets, lengths=lengths, mask=mask)
     if tokens.shape[-1] != target.shape[-1]:
         raise ValueError(f"tokens are {tokens.shape[-1]} wide and target {target.shape[-1]}; expected the same D")
-    signs_made = sign is None
-    sign = check_fusion(target, fusion, polarity, where.token_shape, polarity_table, gate, sign, extra_ids, extra_table)
-    if fusion == "none":
-        backends.choose(
-            "polarity_fusion", backend, target, lambda: 0, triton=lambda: "", cuda=lambda: backends.cuda_refusal(target)
-        )
-        return tokens
-    assert polarity is not None
-    assert polarity_table is not None
-    rows = polarity_table
-    inputs = (target, tokens, polarity_table, extra_table, *gate)
+    parameters = FusionParameters(fusion, polarity_table, gate, sign, extra_table)
+    signs = parameters.check(target, polarity, extra_ids, where.token_shape)
+    inputs = () if fusion == "none" else (target, tokens, polarity_table, extra_table, *gate)
     gradient = backends.needs_grad(*inputs)
     chosen = backends.choose(
         "polarity_fusion",
         backend,
         target,
-        lambda: rows.shape[0] * target.element_size() if signs_made else 0,
-        triton=lambda: support.refusal(target, rows, extra_table),
-        cuda=lambda: backends.cuda_refusal(target, gradient, (target.shape[-1],)),
+        lambda: signs.nbytes if parameters.makes_signs and fusion != "none" else 0,
+        triton=lambda: "" if fusion == "none" else support.refusal(target, polarity_table, extra_table),
+        cuda=lambda: backends.cuda_refusal(target, gradient, (target.shape[-1],) if fusion != "none" else ()),
         inputs=inputs,
     )
-    triton = chosen == "triton"
+    if polarity is None or polarity_table is None or fusion == "none":
+        return tokens
     if chosen == "reference":
-        if not torch.compiler.is_compiling():
-            where.check_values()  # before the assignment, which trusts the offsets
-        user, keep = where.assignment()
-        if not torch.compiler.is_compiling():
-            check_range("polarity", polarity, polarity_table.shape[0], keep)
-            if extra_ids is not None and extra_table is not None:
-                check_range("extra_ids", extra_ids, extra_table.shape[0], keep)
+        user, keep = where.assignment(
+            target.device, polarity=(polarity, polarity_table), extra_ids=(extra_ids, extra_table)
+        )
         fused = reference.polarity_fusion(
-            target[:, None, :], tokens.flatten(0, -2), polarity.reshape(-1),
-            user.to(target.device), keep, polarity_table, sign, (gate[0], gate[1], gate[2]) if gate else None,
+            target[:, None, :], tokens.flatten(0, -2), polarity.reshape(-1), user, keep, polarity_table, signs,
+            (gate[0], gate[1], gate[2]) if gate else None,
             None if extra_ids is None else extra_ids.reshape(-1), extra_table,
         )  # fmt: skip
         return fused.reshape(tokens.shape)
     out: Tensor = PolarityFusion.apply(
-        target, tokens, polarity, polarity_table, sign, extra_ids, extra_table,
-        where.offsets, where.lengths, where.mask, triton, *gate,
+        chosen, target, tokens, polarity, polarity_table, signs, extra_ids, extra_table,
+        where.offsets, where.lengths, where.mask, *gate,
     )  # fmt: skip
     return out
-
-
-def default_sign(rows: int, like: Tensor) -> Tensor:
-    """-1 for row 0, +1 for the others."""
-    sign = torch.ones(rows, dtype=like.dtype, device=like.device)
-    sign[:1] = -1
-    return sign
-
-
-def check_fusion(
-    target: Tensor,
-    fusion: str,
-    polarity: Tensor | None,
-    token_shape: tuple[int, ...],
-    polarity_table: Tensor | None,
-    gate: Sequence[Tensor],
-    sign: Tensor | None,
-    extra_ids: Tensor | None,
-    extra_table: Tensor | None,
-) -> Tensor:
-    """Validates what the fusion needs; returns the sign per polarity row."""
-    check_choice("fusion", fusion, FUSIONS)
-    check_extra(target, "target", extra_ids, token_shape, extra_table)
-    if fusion == "none" and extra_table is not None:
-        raise ValueError(
-            "extra_table was given with fusion='none', which adds nothing to the tokens; use fusion='bias' or "
-            "'tapf', or pass neither extra_ids nor extra_table"
-        )
-    width = target.shape[-1]
-    expected = 3 if fusion == "tapf" else 0
-    if len(gate) != expected:
-        raise ValueError(
-            f"gate has {len(gate)} entries; fusion={fusion!r} expects {expected}"
-            + (": W_g [D, D] or [D, 3 D], b_g [D], W_t [D, D]" if expected else "")
-        )
-    if fusion == "none":
-        return target.new_ones(1)
-    if polarity is None or polarity_table is None:
-        missing = "polarity" if polarity is None else "polarity_table"
-        raise ValueError(f"{missing} was None; fusion={fusion!r} needs it (or pass fusion='none')")
-    check_float(target, "target", polarity_table=polarity_table)
-    check_ids("polarity", polarity, target.device)
-    check_shape("polarity", polarity, token_shape, "one per history token")
-    if polarity_table.dim() != 2 or polarity_table.shape[1] != width:
-        raise ValueError(f"polarity_table has shape {list(polarity_table.shape)}; expected [P, {width}]")
-    names = ("gate[0] (W_g)", "gate[1] (b_g)", "gate[2] (W_t)")
-    for name, tensor, shape in zip(names, gate, ((width, width), (width,), (width, width)), strict=False):
-        check_float(target, "target", **{name: tensor})
-        # Sizes one by one: torch.compile does not find a tuple of sizes that may change among others.
-        if name == names[0] and (
-            tensor.dim() != 2 or tensor.shape[0] != width or (tensor.shape[1] != width and tensor.shape[1] != 3 * width)
-        ):
-            raise ValueError(
-                f"{name} has shape {list(tensor.shape)}; expected [{width}, {width}] for the gate inputs x * t, or "
-                f"[{width}, {3 * width}] for [x ; t ; x * t] (D = the width of target)"
-            )
-        if name != names[0]:
-            check_shape(name, tensor, shape, "D = the width of target")
-    if sign is None:
-        return default_sign(polarity_table.shape[0], target)
-    check_float(target, "target", sign=sign)
-    check_shape("sign", sign, (polarity_table.shape[0],), "one per polarity row")
-    return sign.detach()

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mixpol_kernels.history import Layout
+from mixpol_kernels.ops.registry import Arguments
 from mixpol_kernels.ops.triton import devices
 
 
@@ -40,49 +41,33 @@ def sum_segments(  # type: ignore[no-untyped-def]
         tl.store(sums + row * D + d, tl.sum(total, 0), mask=d < D)
 
 
-def dense(
-    ids: Tensor,
-    grad_tokens: Tensor,
-    offsets: Tensor | None,
-    lengths: Tensor | None,
-    mask: Tensor | None,
-    table_rows: int,
-) -> Tensor:
+def dense(a: Arguments) -> Tensor:
     """`mixpol::table_grad_dense`."""
-    values, order = _sorted(ids, offsets, lengths, mask, table_rows)
-    sums = grad_tokens.new_zeros((table_rows, grad_tokens.shape[-1]), dtype=torch.float32)
-    _sum(grad_tokens, values, order, None, sums, table_rows)
+    values, order = _sorted(a)
+    sums: Tensor = a.grad_tokens.new_zeros((a.table_rows, a.grad_tokens.shape[-1]), dtype=torch.float32)
+    _sum(a.grad_tokens, values, order, None, sums, a.table_rows)
     return sums
 
 
-def sparse(
-    ids: Tensor,
-    grad_tokens: Tensor,
-    offsets: Tensor | None,
-    lengths: Tensor | None,
-    mask: Tensor | None,
-    table_rows: int,
-) -> tuple[Tensor, Tensor]:
+def sparse(a: Arguments) -> tuple[Tensor, Tensor]:
     """`mixpol::table_grad_sparse`. Waits for the device, which alone knows how many ids there are."""
-    values, order = _sorted(ids, offsets, lengths, mask, table_rows)
+    values, order = _sorted(a)
     begins = torch.ones_like(values, dtype=torch.bool)
     begins[1:] = values[1:] != values[:-1]
-    begins &= values < table_rows
+    begins &= values < a.table_rows
     unique = values[begins]
-    sums = grad_tokens.new_zeros((len(unique), grad_tokens.shape[-1]), dtype=torch.float32)
-    _sum(grad_tokens, values, order, begins.cumsum(0), sums, table_rows)
+    sums = a.grad_tokens.new_zeros((len(unique), a.grad_tokens.shape[-1]), dtype=torch.float32)
+    _sum(a.grad_tokens, values, order, begins.cumsum(0), sums, a.table_rows)
     return unique, sums
 
 
-def _sorted(
-    ids: Tensor, offsets: Tensor | None, lengths: Tensor | None, mask: Tensor | None, table_rows: int
-) -> tuple[Tensor, Tensor]:
+def _sorted(a: Arguments) -> tuple[Tensor, Tensor]:
     """Ids in order and their positions; pads come last, as `table_rows`. Outside the table: clamped, as when read."""
-    batch = next((t.shape[0] for t in (lengths, mask) if t is not None), 0)
-    keep = Layout(batch, tuple(ids.shape), offsets, lengths, mask).keep()
-    values = ids.reshape(-1).long().clamp(0, max(table_rows - 1, 0))
+    batch = next((t.shape[0] for t in (a.lengths, a.mask) if t is not None), 0)
+    keep = Layout(batch, tuple(a.ids.shape), a.offsets, a.lengths, a.mask).keep()
+    values = a.ids.reshape(-1).long().clamp(0, max(a.table_rows - 1, 0))
     if keep is not None:
-        values = torch.where(keep, values, table_rows)
+        values = torch.where(keep, values, a.table_rows)
     sorted_values, order = values.sort(stable=True)
     return sorted_values, order
 

@@ -11,7 +11,9 @@ from poison import poisoned
 from torch import Tensor
 
 import mixpol_kernels as mk
-from mixpol_kernels.ops.dice_attention.autograd import forward
+from mixpol_kernels.ops.target_attention._dice.api import Attended, dice_attention
+from mixpol_kernels.ops.target_attention._dice.autograd import FORWARD
+from mixpol_kernels.ops.target_attention._statistics.api import unit_statistics
 
 DRAWS = 4  # one draw of a few sums that cancel says little of the error
 
@@ -42,8 +44,8 @@ def inputs(
     return given
 
 
-def call(given: dict[str, Tensor], **options: Any) -> mk.Attended:
-    return mk.dice_attention(
+def call(given: dict[str, Tensor], **options: Any) -> Attended:
+    return dice_attention(
         given["target"], given["history"], [given["hidden"], given["output"]],
         [given["hidden_bias"], given["output_bias"]], given["alpha"], norm_weight=given.get("norm_weight"),
         norm_bias=given.get("norm_bias"), **options,
@@ -108,7 +110,7 @@ def test_is_statistics_and_attention(generator: torch.Generator) -> None:
     given = inputs(generator, counts)
     one, two = leaves(given, torch.float32), leaves(given, torch.float32)
     pooled = call(one, eps=1e-3, offsets=offsets_of(counts), backend="cpu").pooled
-    statistics = mk.unit_statistics(
+    statistics = unit_statistics(
         two["target"], two["history"], [two["hidden"]], [two["hidden_bias"]], offsets=offsets_of(counts), backend="cpu"
     )
     scale = two["norm_weight"] / (statistics.variance + 1e-3).sqrt()
@@ -216,7 +218,7 @@ def test_keeps_four_bytes_a_token(generator: torch.Generator) -> None:
     given = {t.untyped_storage().data_ptr() for t in (*leaf.values(), offsets)}
     beyond = sum(size for pointer, size in kept.items() if pointer not in given)
     assert beyond == 4 * sum(counts) + 5 * 4 * 13  # weights; mean, variance, alpha, scale and shift
-    where = mk.explain(mk.dice_attention, leaf["target"], leaf["history"], [leaf["hidden"], leaf["output"]],
+    where = mk.explain(dice_attention, leaf["target"], leaf["history"], [leaf["hidden"], leaf["output"]],
                        [leaf["hidden_bias"], leaf["output_bias"]], leaf["alpha"], offsets=offsets)  # fmt: skip
     assert where.saved_bytes == beyond
 
@@ -246,7 +248,7 @@ def test_bad_arguments(backend: str, generator: torch.Generator) -> None:
     with pytest.raises(ValueError, match="normalize was 'l2'"):
         bad(normalize="l2")
     with pytest.raises(ValueError, match="weights has 3 entries"):
-        mk.dice_attention(
+        dice_attention(
             good["target"], good["history"], [good["hidden"], torch.zeros(13, 13), good["output"]],
             [good["hidden_bias"]] * 2 + [good["output_bias"]], good["alpha"], offsets=offsets, backend=backend,
         )  # fmt: skip
@@ -272,8 +274,8 @@ def test_registration(generator: torch.Generator) -> None:
         given["target"], given["history"], offsets_of((2, 3)), None, None, [given["hidden"], given["output"]],
         [given["hidden_bias"], given["output_bias"]], given["alpha"], given["norm_weight"], None, 1e-9, 0, 5, True,
     )  # fmt: skip
-    torch.library.opcheck(forward, arguments)
-    pooled, attention, mean, variance, slopes = forward(*arguments)
+    torch.library.opcheck(FORWARD.compiled, arguments)
+    pooled, attention, mean, variance, slopes = FORWARD.compiled(*arguments)
     torch.library.opcheck(
         torch.ops.mixpol.dice_attention_bwd.default,
         (pooled, None, attention, mean, variance, slopes, *arguments[:7], 1e-9, 0, 5),

@@ -15,8 +15,8 @@ from test_fuzz import all_finite, counts_for, fuzz, generators, kinds, wild_inte
 from torch import Tensor
 from views import VIEWS
 
-import mixpol_kernels as mk
-from mixpol_kernels.ops.target_attention.api import BLOCKS
+from mixpol_kernels.ops.target_attention._dice.api import Attended, dice_attention
+from mixpol_kernels.ops.unit import BLOCKS
 from mixpol_kernels.testing import budget
 from mixpol_kernels.testing.configurations import CHOICES, UNITS, WIDTHS
 from mixpol_kernels.testing.inputs import rounded_once
@@ -85,8 +85,8 @@ class Case:
         arguments["pad_to"] = None if config.pads is None else max(self.counts, default=0) + config.pads
         return arguments
 
-    def call(self, arguments: dict[str, Any], backend: str) -> mk.Attended:
-        return mk.dice_attention(**arguments, backend=backend, return_weights=True)
+    def call(self, arguments: dict[str, Any], backend: str) -> Attended:
+        return dice_attention(**arguments, backend=backend, return_weights=True)
 
     def run(
         self,

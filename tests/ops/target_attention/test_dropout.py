@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import mixpol_kernels as mk
-from mixpol_kernels.ops.target_attention.dropout import draw_seed
 from mixpol_kernels.ops.target_attention.reference import token_dropout
+from mixpol_kernels.ops.unit import draw_seed
 from mixpol_kernels.testing.inputs import Config, make
 from mixpol_kernels.testing.oracle import _dropout
 

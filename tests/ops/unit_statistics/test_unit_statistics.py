@@ -11,8 +11,8 @@ import torch
 from kinks import far_from_kinks
 from torch import Tensor
 
-import mixpol_kernels as mk
-from mixpol_kernels.ops.unit_statistics.autograd import forward
+from mixpol_kernels.ops.target_attention._statistics.api import unit_statistics
+from mixpol_kernels.ops.target_attention._statistics.autograd import FORWARD
 
 DRAWS = 4  # one draw of a few sums that cancel says little of the error
 ACTIVATIONS = ("relu", "prelu", "leaky_relu", "sigmoid", "silu", "tanh", "gelu", "dice", "dice_row")
@@ -90,7 +90,7 @@ def test_values_and_gradients(
 @pytest.mark.parametrize("pad_to", [None, 70])
 def test_number_of_rows(pad_to: int | None, backend: str, generator: torch.Generator) -> None:
     given = inputs(generator, (8,), "relu", (3, 0, 70, 1, 48))
-    assert int(mk.unit_statistics(**given, pad_to=pad_to, backend=backend).rows) == (5 * 70 if pad_to else 122)
+    assert int(unit_statistics(**given, pad_to=pad_to, backend=backend).rows) == (5 * 70 if pad_to else 122)
 
 
 def test_a_constant_unit_far_from_zero_has_no_variance(generator: torch.Generator) -> None:
@@ -98,7 +98,7 @@ def test_a_constant_unit_far_from_zero_has_no_variance(generator: torch.Generato
     arguments = inputs(generator, (8,), "relu", (200, 300))
     arguments["weights"][0].zero_()
     arguments["biases"][0].fill_(1000.1)
-    found = mk.unit_statistics(**arguments, backend="cpu")
+    found = unit_statistics(**arguments, backend="cpu")
     assert (found.variance.abs() < 1e-6).all()
 
 
@@ -108,7 +108,7 @@ def test_layouts_agree(layout: str, candidates: int, generator: torch.Generator)
     counts = (3, 0, 6)
     arguments = inputs(generator, (8, 4), "silu", counts)
     arguments["target"] = torch.randn(3, candidates, 10, generator=generator)
-    jagged = mk.unit_statistics(**arguments, pad_to=6, backend="cpu")
+    jagged = unit_statistics(**arguments, pad_to=6, backend="cpu")
     history, keep = torch.full((3, 6, 10), torch.nan), torch.zeros(3, 6, dtype=torch.bool)
     for b, n in enumerate(counts):
         history[b, :n] = arguments["history"][sum(counts[:b]) :][:n]
@@ -116,13 +116,13 @@ def test_layouts_agree(layout: str, candidates: int, generator: torch.Generator)
     del arguments["offsets"]
     arguments["history"] = history
     where = {"lengths": torch.tensor(counts)} if layout == "lengths" else {"mask": keep}
-    padded = mk.unit_statistics(**arguments, **where, pad_to=6, backend="cpu")
+    padded = unit_statistics(**arguments, **where, pad_to=6, backend="cpu")
     assert all(torch.equal(a, b) for a, b in zip(jagged, padded, strict=True))
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_no_rows_give_zeros(backend: str, generator: torch.Generator) -> None:
-    found = mk.unit_statistics(**inputs(generator, (8,), "relu", (0, 0)), backend=backend)
+    found = unit_statistics(**inputs(generator, (8,), "relu", (0, 0)), backend=backend)
     assert int(found.rows) == 0
     assert not found.mean.any()
     assert not found.variance.any()
@@ -132,22 +132,22 @@ def test_no_rows_give_zeros(backend: str, generator: torch.Generator) -> None:
 def test_bad_arguments(backend: str, generator: torch.Generator) -> None:
     good = inputs(generator, (8,), "relu", (2, 3))
     with pytest.raises(RuntimeError, match=r"pad_to is 2 and user 1 has\s+3 tokens"):
-        mk.unit_statistics(**good, pad_to=2, backend=backend)
+        unit_statistics(**good, pad_to=2, backend=backend)
     with pytest.raises(ValueError, match="pad_to was -1"):
-        mk.unit_statistics(**good, pad_to=-1, backend=backend)
+        unit_statistics(**good, pad_to=-1, backend=backend)
     with pytest.raises(ValueError, match="weights has 0 entries"):
-        mk.unit_statistics(**{**good, "weights": [], "biases": []}, backend=backend)
+        unit_statistics(**{**good, "weights": [], "biases": []}, backend=backend)
     with pytest.raises(ValueError, match=r"biases\[0\] has shape \[3\]"):
-        mk.unit_statistics(**{**good, "biases": [torch.zeros(3)]}, backend=backend)
+        unit_statistics(**{**good, "biases": [torch.zeros(3)]}, backend=backend)
     with pytest.raises(ValueError, match="slopes has 1 entries"):
-        mk.unit_statistics(**{**good, "slopes": [torch.zeros(8)], "activation": "prelu"}, backend=backend)
+        unit_statistics(**{**good, "slopes": [torch.zeros(8)], "activation": "prelu"}, backend=backend)
     with pytest.raises(ValueError, match=r"seed was None with dropout 0\.3"):
-        mk.unit_statistics(**good, dropout=0.3, backend=backend)
+        unit_statistics(**good, dropout=0.3, backend=backend)
     deep = inputs(generator, (8, 4), "relu", (2, 3))
     with pytest.raises(ValueError, match=r"pad_to was 5 with dropout 0\.3"):
-        mk.unit_statistics(**deep, dropout=0.3, seed=1, pad_to=5, backend=backend)
+        unit_statistics(**deep, dropout=0.3, seed=1, pad_to=5, backend=backend)
     with pytest.raises(RuntimeError, match="offsets run from 0 to 4"):
-        mk.unit_statistics(**{**good, "offsets": torch.tensor([0, 2, 4])}, backend=backend)
+        unit_statistics(**{**good, "offsets": torch.tensor([0, 2, 4])}, backend=backend)
 
 
 @pytest.mark.parametrize("seed", [None, 3])
@@ -158,15 +158,15 @@ def test_registration(seed: int | None, generator: torch.Generator) -> None:
         given["weights"], given["biases"], given["slopes"], 1,
         *((0.0, None, 5) if seed is None else (0.3, torch.tensor([seed]), -1)),
     )  # fmt: skip
-    torch.library.opcheck(forward, call)
+    torch.library.opcheck(FORWARD.compiled, call)
 
 
 def test_compiles_whole_with_dynamic_shapes(generator: torch.Generator) -> None:
-    compiled = torch.compile(mk.unit_statistics, fullgraph=True, dynamic=True, backend="aot_eager")
+    compiled = torch.compile(unit_statistics, fullgraph=True, dynamic=True, backend="aot_eager")
     for counts in ((2, 3), (4, 0, 7)):
         given, leaf = leaves(inputs(generator, (8,), "relu", counts), torch.float32)
         mean, variance, _ = compiled(**given, pad_to=9, backend="cpu")
-        want = mk.unit_statistics(**given, pad_to=9, backend="cpu")
+        want = unit_statistics(**given, pad_to=9, backend="cpu")
         assert torch.equal(mean, want.mean)
         assert torch.equal(variance, want.variance)
         (mean.sum() + variance.sum()).backward()

@@ -1,4 +1,4 @@
-"""From tensors to launches of the Triton kernels; the same contract as the compiled CPU ops (`autograd` has it)."""
+"""From tensors to launches of the Triton kernels, by the same contract as the compiled ops."""
 
 from __future__ import annotations
 
@@ -11,26 +11,19 @@ from torch import Tensor
 from mixpol_kernels.history import Layout
 from mixpol_kernels.library import INTERPRETING
 from mixpol_kernels.ops.dot_target_attention.triton import configs, kernels, support
+from mixpol_kernels.ops.registry import Arguments
 from mixpol_kernels.ops.triton import devices
 from mixpol_kernels.ops.triton.parts import Histories
 
 
-def forward(
-    queries: Tensor,
-    history: Tensor,
-    offsets: Tensor | None,
-    lengths: Tensor | None,
-    mask: Tensor | None,
-    sliced: bool,
-    top_k: int,
-    save_attention: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     """`mixpol::dot_attention_fwd`; two float32 numbers a row are kept.
 
     Raises:
         ValueError: sizes or options that the kernels do not take.
     """
-    call = _Call(queries, history, offsets, lengths, mask, sliced, top_k)
+    queries, history, save_attention = a.queries, a.history, a.save_attention
+    call = _Call(a)
     pooled = queries.new_empty(queries.shape)
     stats = queries.new_empty((*queries.shape[:-1], 2), dtype=torch.float32)
     shape = (*history.shape[:-1], *queries.shape[1:3]) if save_attention else (0,)
@@ -53,23 +46,14 @@ def forward(
     return pooled, stats, attention
 
 
-def backward(
-    grad_pooled: Tensor,
-    stats: Tensor,
-    queries: Tensor,
-    history: Tensor,
-    offsets: Tensor | None,
-    lengths: Tensor | None,
-    mask: Tensor | None,
-    sliced: bool,
-    top_k: int,
-) -> tuple[Tensor, Tensor]:
+def backward(a: Arguments) -> tuple[Tensor, Tensor]:
     """`mixpol::dot_attention_bwd`.
 
     Raises:
         ValueError: sizes or options that the kernels do not take, a gradient or stats of another shape or dtype.
     """
-    call = _Call(queries, history, offsets, lengths, mask, sliced, top_k)
+    queries, history, grad_pooled, stats = a.queries, a.history, a.grad_pooled, a.stats
+    call = _Call(a)
     for name, tensor, shape, dtype in (
         ("grad_pooled", grad_pooled, tuple(queries.shape), queries.dtype),
         ("stats", stats, (*queries.shape[:-1], 2), torch.float32),
@@ -107,30 +91,23 @@ def backward(
 class _Call:
     """The arguments that both directions share, as the kernels take them."""
 
-    def __init__(
-        self,
-        queries: Tensor,
-        history: Tensor,
-        offsets: Tensor | None,
-        lengths: Tensor | None,
-        mask: Tensor | None,
-        sliced: bool,
-        top_k: int,
-    ) -> None:
-        refusal = support.refusal(queries, queries.shape[-1], top_k)
+    def __init__(self, a: Arguments) -> None:
+        queries: Tensor = a.queries
+        history: Tensor = a.history
+        refusal = support.refusal(queries, queries.shape[-1], a.top_k)
         if refusal:
             raise ValueError(f"dot_target_attention: the Triton kernels cannot run: {refusal}")
         batch, candidates, heads, self.width = queries.shape
-        self.groups, self.rows = (heads, candidates) if sliced else (1, candidates * heads)
+        self.groups, self.rows = (heads, candidates) if a.sliced else (1, candidates * heads)
         if history.shape[-1] != self.groups * self.width:
             raise ValueError(
                 f"history is {history.shape[-1]} wide; expected {self.groups * self.width}, "
                 f"{self.groups} parts for queries {self.width} wide"
             )
         if INTERPRETING:  # on a GPU a check would wait for the device: the kernels clamp instead
-            Layout(batch, tuple(history.shape[:-1]), offsets, lengths, mask).check_values()
+            Layout(batch, tuple(history.shape[:-1]), a.offsets, a.lengths, a.mask).check_values()
         self.queries = queries
-        self.histories = Histories(batch, history, offsets, lengths, mask)
+        self.histories = Histories(batch, history, a.offsets, a.lengths, a.mask)
         self.align = devices.alignment(self.histories.history)
 
     def sizes(self) -> tuple[int, int, int, int, int]:

@@ -1,8 +1,7 @@
-"""From tensors to launches of the Triton kernels; the same contract as the compiled CPU ops (`autograd` has it)."""
+"""From tensors to launches of the Triton kernels, by the same contract as the compiled ops."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from mixpol_kernels.checks import check_range
 from mixpol_kernels.history import Layout
 from mixpol_kernels.library import INTERPRETING
 from mixpol_kernels.ops.polarity_fusion.triton import configs, kernels, support
+from mixpol_kernels.ops.registry import Arguments
 from mixpol_kernels.ops.target_attention.reference import masked
 from mixpol_kernels.ops.triton import devices, shared
 
@@ -20,44 +20,18 @@ from mixpol_kernels.ops.triton import devices, shared
 PROGRAMS = 4 if INTERPRETING else 528
 
 
-def forward(
-    target: Tensor,
-    tokens: Tensor,
-    polarity: Tensor | None,
-    polarity_table: Tensor | None,
-    sign: Tensor,
-    gate: Sequence[Tensor] | None,
-    extra_ids: Tensor | None,
-    extra_table: Tensor | None,
-    offsets: Tensor | None,
-    lengths: Tensor | None,
-    mask: Tensor | None,
-    items: Tensor | None = None,
-) -> Tensor:
+def forward(a: Arguments) -> Tensor:
     """`mixpol::polarity_fusion_fwd`.
 
     With `items`, [N] or [B, L], `tokens` is a table [V, D] that they are looked up in; without `polarity` and its table
     nothing is added.
     """
-    call = _Call(
-        target,
-        tokens,
-        items,
-        polarity,
-        polarity_table,
-        sign,
-        gate or (),
-        extra_ids,
-        extra_table,
-        offsets,
-        lengths,
-        mask,
-    )
-    fused = tokens.new_empty((*call.shape, call.width))
+    call = _Call(a)
+    fused: Tensor = a.tokens.new_empty((*call.shape, call.width))
     if fused.numel():
-        config = support.chosen(target, "forward")
-        with torch.cuda.device_of(target):
-            kernels.forward_kernel[(target.shape[0],)](
+        config = support.chosen(a.target, "forward")
+        with torch.cuda.device_of(a.target):
+            kernels.forward_kernel[(a.target.shape[0],)](
                 call.target, call.tokens, call.items, call.polarity, call.polarity_table, call.sign, *call.gate,
                 call.extra_ids, call.extra_table, *call.layout, fused, *call.sizes(), **call.constants(),
                 **_launch(config),
@@ -65,32 +39,17 @@ def forward(
     return fused
 
 
-def backward(
-    grad_fused: Tensor,
-    target: Tensor,
-    tokens: Tensor,
-    polarity: Tensor | None,
-    polarity_table: Tensor | None,
-    sign: Tensor,
-    gate: Sequence[Tensor],
-    extra_ids: Tensor | None,
-    extra_table: Tensor | None,
-    offsets: Tensor | None,
-    lengths: Tensor | None,
-    mask: Tensor | None,
-    items: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
+def backward(a: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
     """`mixpol::polarity_fusion_bwd`. With `items` the gradient of the looked-up tokens is float32, to be summed.
 
     Raises:
         ValueError: a gradient of another shape or dtype than the fused tokens.
     """
+    grad_fused, tokens, items = a.grad_fused, a.tokens, _items(a)
     positions = tokens.shape[:-1] if items is None else items.shape
-    occupied = Layout(target.shape[0], tuple(positions), offsets, lengths, mask).occupied()
-    target = masked(target, occupied)  # the kernels multiply by zero what an empty history's target holds
-    call = _Call(
-        target, tokens, items, polarity, polarity_table, sign, gate, extra_ids, extra_table, offsets, lengths, mask
-    )
+    occupied = Layout(a.target.shape[0], tuple(positions), a.offsets, a.lengths, a.mask).occupied()
+    target = masked(a.target, occupied)  # the kernels multiply by zero what an empty history's target holds
+    call = _Call(a.but(target=target))
     shape = (*call.shape, call.width)
     if grad_fused.shape != shape or grad_fused.dtype != tokens.dtype:
         raise ValueError(
@@ -128,9 +87,9 @@ def backward(
     if call.kind > 0:
         blocks = [found[name].view(width, width) for name in ("x", "q", "p") if name in found]
         grads = [torch.cat(blocks, 1), found["bias"], found["pull"].view(width, width)]
-        grads = [grad.to(p.dtype, copy=True) for grad, p in zip(grads, gate, strict=True)]
+        grads = [grad.to(p.dtype, copy=True) for grad, p in zip(grads, a.gate, strict=True)]
     grad_target = masked(grad_target, occupied)
-    return grad_target, grad_tokens, rows("polarity", polarity_table), rows("extra", extra_table), grads
+    return grad_target, grad_tokens, rows("polarity", a.polarity_table), rows("extra", a.extra_table), grads
 
 
 def slab_sizes(width: int, kind: int) -> dict[str, int]:
@@ -144,46 +103,32 @@ def slab_sizes(width: int, kind: int) -> dict[str, int]:
 class _Call:
     """The arguments that both directions share, as the kernels take them."""
 
-    def __init__(
-        self,
-        target: Tensor,
-        tokens: Tensor,
-        items: Tensor | None,
-        polarity: Tensor | None,
-        polarity_table: Tensor | None,
-        sign: Tensor,
-        gate: Sequence[Tensor],
-        extra_ids: Tensor | None,
-        extra_table: Tensor | None,
-        offsets: Tensor | None,
-        lengths: Tensor | None,
-        mask: Tensor | None,
-    ) -> None:
-        refusal = support.refusal(target, polarity_table, extra_table)
+    def __init__(self, a: Arguments) -> None:
+        tokens, items, gate = a.tokens, _items(a), a.gate or ()
+        polarity, extra_ids = a.polarity, a.extra_ids
+        refusal = support.refusal(a.target, a.polarity_table, a.extra_table)
         if refusal:
             raise ValueError(f"polarity_fusion: the Triton kernels cannot run: {refusal}")
-        self.width = target.shape[-1]
+        self.width = a.target.shape[-1]
         self.shape = tuple(tokens.shape[:-1] if items is None else items.shape)
         if INTERPRETING:  # on a GPU a check would wait for the device: the kernels clamp instead
-            where = Layout(target.shape[0], self.shape, offsets, lengths, mask)
+            where = Layout(a.target.shape[0], self.shape, a.offsets, a.lengths, a.mask)
             where.check_values()
             for name, ids, table in (
                 ("item_ids", items, tokens),
-                ("polarity", polarity, polarity_table),
-                ("extra_ids", extra_ids, extra_table),
+                ("polarity", polarity, a.polarity_table),
+                ("extra_ids", extra_ids, a.extra_table),
             ):
                 if ids is not None and table is not None:
                     check_range(name, ids, table.shape[0], where.keep())
         self.kind = -1 if polarity is None else 0 if not gate else 1 if gate[0].shape[1] == self.width else 2
-        self.target, self.sign = target.contiguous(), sign.contiguous()
-        self.items = None if items is None else items.contiguous()
-        self.polarity = None if polarity is None else polarity.contiguous()
+        self.target, self.sign = a.target.contiguous(), a.sign.contiguous()
+        self.items = _contiguous(items)
+        self.polarity, self.polarity_table = _contiguous(polarity), _contiguous(a.polarity_table)
+        self.extra_ids, self.extra_table = _contiguous(extra_ids), _contiguous(a.extra_table)
         self.tokens = tokens if tokens.stride(-1) == 1 or self.width == 1 else tokens.contiguous()
-        self.polarity_table = None if polarity_table is None else polarity_table.contiguous()
         self.gate = [g.contiguous() for g in gate] if gate else [None, None, None]
-        self.extra_ids = None if extra_ids is None else extra_ids.contiguous()
-        self.extra_table = None if extra_table is None else extra_table.contiguous()
-        self.layout = (offsets, lengths, mask)
+        self.layout = (a.offsets, a.lengths, a.mask)
         self.align = devices.alignment(self.tokens)
 
     def sizes(self) -> tuple[int, int, int, int, int, int]:
@@ -206,6 +151,15 @@ class _Call:
             "ALIGN": self.align,
             "PRECISION": "ieee",
         }
+
+
+def _items(a: Arguments) -> Tensor | None:
+    """The ids to look up, which the op of ids brings and the op of tokens does not."""
+    return getattr(a, "items", None)
+
+
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
 
 
 def _launch(config: devices.Config) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""From tensors to launches of the Triton kernels; the same contract as the compiled CPU ops (`autograd` has it)."""
+"""From tensors to launches of the Triton kernels, by the same contract as the compiled ops."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from torch import Tensor
 
 from mixpol_kernels.history import Layout
 from mixpol_kernels.library import INTERPRETING
-from mixpol_kernels.ops.target_attention.autograd import ACTIVATIONS, NORMALIZERS
+from mixpol_kernels.ops.registry import Arguments
 from mixpol_kernels.ops.target_attention.reference import masked
 from mixpol_kernels.ops.target_attention.triton import kernels, support
 from mixpol_kernels.ops.triton import devices, shared
 from mixpol_kernels.ops.triton.parts import Histories, rescale_kernel
+from mixpol_kernels.ops.unit import ACTIVATIONS, NORMALIZERS
 
 # Programs of the backward, each with a slab of sums. A fixed number: bits depend on the inputs, not on the machine.
 PROGRAMS = 4 if INTERPRETING else 528
@@ -24,33 +25,18 @@ SOFTMAX = NORMALIZERS.index("softmax")
 RESCALE_TILE = 16 if INTERPRETING else 512
 
 
-def forward(
-    target: Tensor,
-    history: Tensor,
-    offsets: Tensor | None,
-    lengths: Tensor | None,
-    mask: Tensor | None,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    slopes: Sequence[Tensor] | None,
-    activation: int,
-    normalize: int,
-    dropout: float,
-    seed: Tensor | None,
-    save_attention: bool,
-    save_bits: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     """`mixpol::target_attention_fwd`.
 
     Raises:
         ValueError: bits to be saved, which only the CPU kernels do; dropout.
     """
-    _check_dropout(dropout)
-    if save_bits:
+    target, normalize, save_attention = a.target, a.normalize, a.save_attention
+    if a.save_bits:
         raise ValueError("save_bits was True; expected False: the Triton kernels recompute the unit in the backward")
-    call = _Call(target, history, offsets, lengths, mask, weights, biases, slopes or (), activation)
+    call = _Call(a)
     pooled = target.new_empty(target.shape)
-    shape = (*history.shape[:-1], call.candidates) if save_attention else (0,)
+    shape = (*a.history.shape[:-1], call.candidates) if save_attention else (0,)
     attention = call.histories.per_token(shape, torch.float32)
     if pooled.numel():
         element, config = support.chosen(target, call.units, "forward")
@@ -77,35 +63,19 @@ def forward(
     return pooled, attention, target.new_empty((0,), dtype=torch.uint8)
 
 
-def backward(
-    grad_pooled: Tensor,
-    grad_attention: Tensor | None,
-    attention: Tensor,
-    bits: Tensor,
-    target: Tensor,
-    history: Tensor,
-    offsets: Tensor | None,
-    lengths: Tensor | None,
-    mask: Tensor | None,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    slopes: Sequence[Tensor],
-    activation: int,
-    normalize: int,
-    dropout: float,
-    seed: Tensor | None,
-) -> tuple[Tensor, Tensor, list[Tensor]]:
+def backward(a: Arguments) -> tuple[Tensor, Tensor, list[Tensor]]:
     """`mixpol::target_attention_bwd`.
 
     Raises:
         ValueError: what the forward did not save, a gradient of another shape or dtype, or dropout.
     """
-    _check_dropout(dropout)
-    if bits.numel():
-        raise ValueError(f"bits has {bits.numel()} bytes; expected none: the Triton kernels do not save them")
-    occupied = Layout(target.shape[0], tuple(history.shape[:-1]), offsets, lengths, mask).occupied()
-    target = masked(target, occupied)  # the kernels multiply by zero what an empty history's target holds
-    call = _Call(target, history, offsets, lengths, mask, weights, biases, slopes, activation)
+    grad_pooled, grad_attention, attention, history = a.grad_pooled, a.grad_attention, a.attention, a.history
+    normalize = a.normalize
+    if a.bits.numel():
+        raise ValueError(f"bits has {a.bits.numel()} bytes; expected none: the Triton kernels do not save them")
+    occupied = Layout(a.target.shape[0], tuple(history.shape[:-1]), a.offsets, a.lengths, a.mask).occupied()
+    target = masked(a.target, occupied)  # the kernels multiply by zero what an empty history's target holds
+    call = _Call(a.but(target=target))
     expected = (*history.shape[:-1], call.candidates)
     for name, tensor in (("attention", attention), ("grad_attention", grad_attention)):
         if tensor is not None and (tensor.shape != expected or tensor.dtype != torch.float32):
@@ -121,7 +91,7 @@ def backward(
     grad_target = target.new_empty(target.shape)
     several = call.candidates > 1 and target.dtype != torch.float32
     grad_history = call.histories.per_token(history.shape, torch.float32 if several else history.dtype)
-    sizes = slab_sizes(call.width, call.units, activation)
+    sizes = slab_sizes(call.width, call.units, a.activation)
     columns = sum(sizes.values())
     sums = target.new_zeros((columns,), dtype=torch.float32)
     if target.numel():
@@ -162,16 +132,11 @@ def backward(
     named = dict(zip(sizes, sums.split(list(sizes.values())), strict=True))
     tokens, products, targets = (named[name].view(call.units[0], call.width) for name in ("x", "tx", "t"))
     grads = {"weight 0": torch.cat([targets, tokens, targets - tokens, products], dim=1), **named}
-    names = [f"{kind} {i}" for kind in ("weight", "bias") for i in range(len(weights))]
-    names += [f"slope {i}" for i in range(len(slopes))]
-    like = [*weights, *biases, *slopes]
+    names = [f"{kind} {i}" for kind in ("weight", "bias") for i in range(len(a.weights))]
+    names += [f"slope {i}" for i in range(len(a.slopes))]
+    like = [*a.weights, *a.biases, *a.slopes]
     parameters = [grads[name].to(p.dtype).view(p.shape).clone() for name, p in zip(names, like, strict=True)]
     return masked(grad_target, occupied), grad_history.to(history.dtype), parameters
-
-
-def _check_dropout(dropout: float) -> None:
-    if dropout:
-        raise ValueError(f"dropout was {dropout}; expected 0: the Triton kernels have none")
 
 
 def slab_sizes(width: int, units: Sequence[int], activation: int) -> dict[str, int]:
@@ -190,32 +155,23 @@ def slab_sizes(width: int, units: Sequence[int], activation: int) -> dict[str, i
 class _Call:
     """The arguments that both directions share, as the kernels take them."""
 
-    def __init__(
-        self,
-        target: Tensor,
-        history: Tensor,
-        offsets: Tensor | None,
-        lengths: Tensor | None,
-        mask: Tensor | None,
-        weights: Sequence[Tensor],
-        biases: Sequence[Tensor],
-        slopes: Sequence[Tensor],
-        activation: int,
-    ) -> None:
-        self.width = target.shape[-1]
-        self.units = tuple(weight.shape[0] for weight in weights[:-1])
-        refusal = support.refusal(target, weights, ACTIVATIONS[activation], 0.0)
+    def __init__(self, a: Arguments) -> None:
+        if a.dropout:
+            raise ValueError(f"dropout was {a.dropout}; expected 0: the Triton kernels have none")
+        self.width = a.target.shape[-1]
+        self.units = tuple(weight.shape[0] for weight in a.weights[:-1])
+        refusal = support.refusal(a.target, a.weights, ACTIVATIONS[a.activation], 0.0)
         if refusal:
             raise ValueError(f"target_attention: the Triton kernels cannot run: {refusal}")
-        self.users, self.candidates = target.shape[0], target.shape[1] if target.dim() == 3 else 1
+        self.users, self.candidates = a.target.shape[0], a.target.shape[1] if a.target.dim() == 3 else 1
         if INTERPRETING:  # on a GPU a check would wait for the device: the kernels clamp instead
-            Layout(self.users, tuple(history.shape[:-1]), offsets, lengths, mask).check_values()
-        self.histories = Histories(self.users, history, offsets, lengths, mask)
-        self.target = self.histories.spread(target)
-        self.weights = [weight.contiguous() for weight in weights]
-        self.biases = [bias.contiguous() for bias in biases]
-        self.slopes = [slope.contiguous() for slope in slopes]
-        self.activation = activation
+            Layout(self.users, tuple(a.history.shape[:-1]), a.offsets, a.lengths, a.mask).check_values()
+        self.histories = Histories(self.users, a.history, a.offsets, a.lengths, a.mask)
+        self.target = self.histories.spread(a.target)
+        self.weights = [weight.contiguous() for weight in a.weights]
+        self.biases = [bias.contiguous() for bias in a.biases]
+        self.slopes = [slope.contiguous() for slope in a.slopes or ()]
+        self.activation = a.activation
         self.align = devices.alignment(self.histories.history)
 
     def inputs(self) -> tuple[Tensor | None, ...]:

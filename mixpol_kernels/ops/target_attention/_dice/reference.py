@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mixpol_kernels.ops.target_attention._statistics.reference import unit_statistics
 from mixpol_kernels.ops.target_attention.reference import target_attention
-from mixpol_kernels.ops.unit_statistics.reference import unit_statistics
 
 
 def dice_attention(

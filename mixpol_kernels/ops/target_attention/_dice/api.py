@@ -13,11 +13,10 @@ from mixpol_kernels import backend as backends
 from mixpol_kernels.autocast import in_float32
 from mixpol_kernels.checks import check_choice, check_float, check_shape, checked
 from mixpol_kernels.history import accepts_jagged, layout
-from mixpol_kernels.ops.dice_attention import reference
-from mixpol_kernels.ops.dice_attention.autograd import DiceAttention, forward
-from mixpol_kernels.ops.target_attention.api import BLOCKS, canonical_unit, check_layers
-from mixpol_kernels.ops.target_attention.autograd import NORMALIZERS, with_candidates
-from mixpol_kernels.ops.unit_statistics.api import check_pads, counted_rows, kept_tokens
+from mixpol_kernels.ops.target_attention._dice import reference
+from mixpol_kernels.ops.target_attention._dice.autograd import FORWARD, DiceAttention
+from mixpol_kernels.ops.target_attention._statistics.api import check_pads, counted_rows, kept_tokens
+from mixpol_kernels.ops.unit import BLOCKS, NORMALIZERS, ActivationUnit, check_target, with_candidates
 
 
 class Attended(NamedTuple):
@@ -91,22 +90,23 @@ def dice_attention(
         RuntimeError: offsets or lengths out of range, or a history longer than `pad_to`. Nothing is computed.
 
     Example:
-        >>> import torch, mixpol_kernels as mk
+        >>> import torch
+        >>> from mixpol_kernels.ops.target_attention._dice.api import dice_attention
         >>> target, history = torch.randn(2, 8), torch.randn(2, 5, 8)
         >>> weights, biases = [torch.randn(16, 32), torch.randn(1, 16)], [torch.zeros(16), torch.zeros(1)]
-        >>> found = mk.dice_attention(target, history, weights, biases, torch.zeros(16), lengths=torch.tensor([5, 2]))
+        >>> found = dice_attention(target, history, weights, biases, torch.zeros(16), lengths=torch.tensor([5, 2]))
         >>> found.pooled.shape, int(found.rows)
         (torch.Size([2, 8]), 7)
     """
-    if target.dim() not in (2, 3):
-        raise ValueError(f"target has shape {list(target.shape)}; expected [B, D] or [B, M, D]")
+    check_target(target)
     check_float(target, "target", history=history)
-    given_layers = (*weights, *biases)
-    weights, biases, _, _ = canonical_unit(target.shape[-1], weights, biases, (), "relu", 0.0, scale, blocks)
+    layers = ActivationUnit(weights, biases, normalize=normalize, scale=scale, blocks=blocks)
+    unit = layers.canonical(target.shape[-1])
+    weights, biases = unit.weights, unit.biases
     check_choice("normalize", normalize, NORMALIZERS)
     if len(weights) != 2:
         raise ValueError(f"weights has {len(weights)} entries; expected one hidden layer and then the output layer")
-    check_layers(target, weights, biases, (), "relu", 1, 1)
+    unit.check_layers(target, 1, 1)
     given = {"alpha": alpha, "norm_weight": norm_weight, "norm_bias": norm_bias}
     for name, parameter in given.items():
         if parameter is not None:
@@ -126,7 +126,7 @@ def dice_attention(
         target,
         lambda: (
             4 * (math.prod(where.token_shape) * candidates + 5 * alpha.shape[0])  # weights; mean, variance, slopes
-            + backends.new_bytes((*weights, *biases), given_layers)
+            + backends.new_bytes(unit.parameters, layers.parameters)
         ),
         inputs=inputs,
     )
@@ -135,9 +135,9 @@ def dice_attention(
         if not torch.compiler.is_compiling():
             where.check_values()
             check_pads(kept, pad_to)
-        user, keep = where.assignment()
+        user, keep = where.assignment(target.device)
         pooled, attention, mean, variance = reference.dice_attention(
-            with_candidates(target), history.flatten(0, -2), user.to(target.device), keep,
+            with_candidates(target), history.flatten(0, -2), user, keep,
             None if pad_to is None else pad_to - kept, weights, biases, alpha, norm_weight, norm_bias, eps, normalize,
         )  # fmt: skip
         pooled = pooled.view(target.shape)
@@ -152,7 +152,7 @@ def dice_attention(
                 return_weights, *weights, *biases, alpha, norm_weight, norm_bias,
             )  # fmt: skip
         else:
-            pooled, attention, mean, variance, _ = forward(
+            pooled, attention, mean, variance, _ = FORWARD.compiled(
                 target, history, *where.canonical(), weights, biases, alpha, norm_weight, norm_bias, eps, norm,
                 length, return_weights,
             )  # fmt: skip

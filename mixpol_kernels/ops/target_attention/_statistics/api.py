@@ -12,11 +12,9 @@ from mixpol_kernels import backend as backends
 from mixpol_kernels.autocast import in_float32
 from mixpol_kernels.checks import check_float, checked
 from mixpol_kernels.history import Layout, accepts_jagged, layout
-from mixpol_kernels.ops.target_attention.api import BLOCKS, canonical_unit, check_layers
-from mixpol_kernels.ops.target_attention.autograd import ACTIVATIONS, with_candidates
-from mixpol_kernels.ops.target_attention.dropout import check_dropout
-from mixpol_kernels.ops.unit_statistics import reference
-from mixpol_kernels.ops.unit_statistics.autograd import UnitStatistics, forward
+from mixpol_kernels.ops.target_attention._statistics import reference
+from mixpol_kernels.ops.target_attention._statistics.autograd import FORWARD, UnitStatistics
+from mixpol_kernels.ops.unit import BLOCKS, ActivationUnit, check_dropout, check_target, with_candidates
 
 
 class Statistics(NamedTuple):
@@ -81,23 +79,21 @@ def unit_statistics(
         RuntimeError: offsets or lengths out of range, or a history longer than `pad_to`. Nothing is computed.
 
     Example:
-        >>> import torch, mixpol_kernels as mk
+        >>> import torch
+        >>> from mixpol_kernels.ops.target_attention._statistics.api import unit_statistics
         >>> target, history = torch.randn(2, 8), torch.randn(2, 5, 8)
-        >>> found = mk.unit_statistics(target, history, [torch.randn(16, 32)], [torch.zeros(16)], pad_to=5,
+        >>> found = unit_statistics(target, history, [torch.randn(16, 32)], [torch.zeros(16)], pad_to=5,
         ...                            lengths=torch.tensor([5, 2]))
         >>> found.mean.shape, int(found.rows)
         (torch.Size([16]), 10)
     """
-    if target.dim() not in (2, 3):
-        raise ValueError(f"target has shape {list(target.shape)}; expected [B, D] or [B, M, D]")
+    check_target(target)
     check_float(target, "target", history=history)
-    given_parameters = (*weights, *biases, *slopes)
-    weights, biases, slopes, activation = canonical_unit(
-        target.shape[-1], weights, biases, slopes, activation, negative_slope, 1.0, blocks
-    )
+    given = ActivationUnit(weights, biases, activation, slopes, negative_slope, blocks=blocks, dropout=dropout)
+    unit = given.canonical(target.shape[-1])
     if not 1 <= len(weights) <= 3:
         raise ValueError(f"weights has {len(weights)} entries; expected one to three hidden layers")
-    check_layers(target, weights, biases, slopes, activation, len(weights) - 1, None)
+    unit.check_layers(target, len(weights) - 1, None)
     where = layout(history, target.shape[0], name="history", trailing=1, offsets=offsets, lengths=lengths, mask=mask)
     if history.shape[-1] != target.shape[-1]:
         raise ValueError(f"history is {history.shape[-1]} wide and target {target.shape[-1]}; expected the same D")
@@ -108,9 +104,7 @@ def unit_statistics(
     if dropout and pad_to is not None and len(weights) > 1:
         raise ValueError(f"pad_to was {pad_to} with dropout {dropout}; expected None: dropout makes the pads differ")
     candidates = target.shape[1] if target.dim() == 3 else 1
-    act = ACTIVATIONS.index(activation)
-    parameters = (*weights, *biases, *slopes)
-    inputs = (target, history, *parameters)
+    inputs = (target, history, *unit.parameters)
     chosen = backends.choose(
         "unit_statistics",
         backend,
@@ -118,31 +112,31 @@ def unit_statistics(
         lambda: (
             8 * weights[-1].shape[0]
             + (8 if dropout and seed is not given_seed else 0)
-            + backends.new_bytes(parameters, given_parameters)
+            + backends.new_bytes(unit.parameters, given.parameters)
         ),
         inputs=inputs,
     )
+    act, _, _ = unit.codes
     kept = kept_tokens(where, history.device)
     if chosen == "reference":
         if not torch.compiler.is_compiling():
             where.check_values()
             check_pads(kept, pad_to)
-        user, keep = where.assignment()
+        user, keep = where.assignment(target.device)
         mean, variance = reference.unit_statistics(
-            with_candidates(target), history.flatten(0, -2), user.to(target.device), keep,
-            None if pad_to is None else pad_to - kept, weights, biases, slopes, activation,
-            dropout, seed,
+            with_candidates(target), history.flatten(0, -2), user, keep, None if pad_to is None else pad_to - kept,
+            unit.weights, unit.biases, unit.slopes, unit.activation, dropout, seed,
         )  # fmt: skip
     else:
         length = -1 if pad_to is None else pad_to
         if backends.needs_grad(*inputs):
             mean, variance = UnitStatistics.apply(
                 target, history, where.offsets, where.lengths, where.mask, seed, act, dropout, length, len(weights),
-                *weights, *biases, *slopes,
+                *unit.parameters,
             )  # fmt: skip
         else:
-            mean, variance, _ = forward(
-                target, history, *where.canonical(), weights, biases, slopes, act, dropout, seed, length
+            mean, variance, _ = FORWARD.compiled(
+                target, history, *where.canonical(), unit.weights, unit.biases, unit.slopes, act, dropout, seed, length
             )
     return Statistics(mean, variance, counted_rows(kept, where.batch, candidates, pad_to))
 

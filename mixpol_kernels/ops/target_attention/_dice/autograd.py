@@ -1,4 +1,4 @@
-"""torch.library registration of `dice_attention`: schemas, fakes and the autograd Function over them."""
+"""The registered ops of Dice in one sweep and the autograd Function over them."""
 
 from __future__ import annotations
 
@@ -10,71 +10,34 @@ from torch import Tensor
 
 from mixpol_kernels.derivatives import first_order
 from mixpol_kernels.history import canonical
-from mixpol_kernels.library import define
-from mixpol_kernels.ops.target_attention.autograd import fake_outputs
+from mixpol_kernels.ops.registry import LAYOUT, Arguments, declare, empty_as
+from mixpol_kernels.ops.target_attention.autograd import attention_shapes
 
-_TOKENS = "Tensor target, Tensor history, Tensor? offsets, Tensor? lengths, Tensor? mask"
-define(
-    "dice_attention_fwd",
-    f"({_TOKENS}, Tensor[] weights, Tensor[] biases, Tensor alpha, Tensor? norm_weight, Tensor? norm_bias, float eps,"
-    " int normalize, SymInt pad_to, bool save_attention)"
+_TOKENS = f"Tensor target, Tensor history, {LAYOUT}"
+
+
+def _shapes(a: Arguments) -> tuple[Tensor, ...]:
+    pooled, attention, _ = attention_shapes(a.but(save_bits=False), a.history.shape[:-1])
+    units = a.alpha.shape[0]
+    return pooled, attention, *(a.target.new_empty(shape) for shape in ((units,), (units,), (3, units)))
+
+
+FORWARD = declare(
+    f"dice_attention_fwd({_TOKENS}, Tensor[] weights, Tensor[] biases, Tensor alpha, Tensor? norm_weight,"
+    " Tensor? norm_bias, float eps, int normalize, SymInt pad_to, bool save_attention)"
     " -> (Tensor pooled, Tensor attention, Tensor mean, Tensor variance, Tensor slopes)",
+    _shapes,
 )
-define(
-    "dice_attention_bwd",
-    "(Tensor grad_pooled, Tensor? grad_attention, Tensor attention, Tensor mean, Tensor variance, Tensor slopes,"
-    f" {_TOKENS}, Tensor[] weights, Tensor[] biases, float eps, int normalize, SymInt pad_to)"
+BACKWARD = declare(
+    "dice_attention_bwd(Tensor grad_pooled, Tensor? grad_attention, Tensor attention, Tensor mean, Tensor variance,"
+    f" Tensor slopes, {_TOKENS}, Tensor[] weights, Tensor[] biases, float eps, int normalize, SymInt pad_to)"
     " -> (Tensor grad_target, Tensor grad_history, Tensor[] grad_parameters)",
+    lambda a: (
+        empty_as(a.target, a.target),
+        empty_as(a.history, a.history),
+        [p.new_empty(p.shape) for p in (*a.weights, *a.biases, a.slopes)],
+    ),
 )
-
-
-@torch.library.register_fake("mixpol::dice_attention_fwd")
-def _(
-    target: Tensor,
-    history: Tensor,
-    offsets: Tensor | None,
-    lengths: Tensor | None,
-    mask: Tensor | None,
-    weights: list[Tensor],
-    biases: list[Tensor],
-    alpha: Tensor,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    eps: float,
-    normalize: int,
-    pad_to: int,
-    save_attention: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    units = alpha.shape[0]
-    pooled, attention, _ = fake_outputs(target, history.shape[:-1], units, save_attention, False)
-    return pooled, attention, target.new_empty(units), target.new_empty(units), target.new_empty(3, units)
-
-
-@torch.library.register_fake("mixpol::dice_attention_bwd")
-def _(
-    grad_pooled: Tensor,
-    grad_attention: Tensor | None,
-    attention: Tensor,
-    mean: Tensor,
-    variance: Tensor,
-    slopes: Tensor,
-    target: Tensor,
-    history: Tensor,
-    offsets: Tensor | None,
-    lengths: Tensor | None,
-    mask: Tensor | None,
-    weights: list[Tensor],
-    biases: list[Tensor],
-    eps: float,
-    normalize: int,
-    pad_to: int,
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    parameters = [p.new_empty(p.shape) for p in (*weights, *biases, slopes)]
-    return target.new_empty(target.shape), history.new_empty(history.shape), parameters
-
-
-forward = torch.ops.mixpol.dice_attention_fwd.default
-_bwd = torch.ops.mixpol.dice_attention_bwd.default
 
 
 class DiceAttention(torch.autograd.Function):
@@ -101,7 +64,7 @@ class DiceAttention(torch.autograd.Function):
         norm_bias: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """`with_attention`: the attention weights have a gradient too."""
-        pooled, attention, mean, variance, slopes = forward(
+        pooled, attention, mean, variance, slopes = FORWARD.compiled(
             target, history, *canonical(offsets, lengths, mask), [hidden, output], [hidden_bias, output_bias],
             alpha, norm_weight, norm_bias, eps, normalize, pad_to, True,
         )  # fmt: skip
@@ -127,7 +90,7 @@ class DiceAttention(torch.autograd.Function):
             target, history, offsets, lengths, mask, attention, mean, variance, slopes, *layers, _, _, _,
         ) = saved  # fmt: skip
         eps, normalize, pad_to, with_attention, has_weight, has_bias = ctx.config
-        grad_target, grad_history, grads = _bwd(
+        grad_target, grad_history, grads = BACKWARD.compiled(
             grad_pooled, grad_attention if with_attention else None, attention, mean, variance, slopes,
             target, history, *canonical(offsets, lengths, mask), layers[:2], layers[2:], eps, normalize, pad_to,
         )  # fmt: skip
