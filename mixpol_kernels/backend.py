@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,8 +21,30 @@ BACKENDS = ("cpu", "cuda", "triton", "reference")
 # they refuse, and Triton takes.
 ORDER = {"cuda": ("cuda", "triton")}
 MOST_ON_CHIP = 512  # columns and units that fit into the shared memory of a block of any GPU
-# What the compiled kernels of some ops store; they compute in float32.
-STORED = (torch.float32, torch.bfloat16, torch.float16)
+STORED = (torch.float32, torch.bfloat16, torch.float16)  # computed in float32
+TIME_TYPES = (torch.int64, torch.int32, torch.float32, torch.float64)
+
+
+class Kernels(NamedTuple):
+    """What the kernels of one backend cover of an op: dtypes, and whether they have a backward."""
+
+    dtypes: tuple[torch.dtype, ...] = (torch.float32,)
+    backward: bool = True
+
+
+# Who runs what, beside the reference, which runs all. `choose`, `info`, the drop-ins and the documentation read it.
+KERNELS: dict[str, dict[str, Kernels]] = {
+    "interleave": {"cpu": Kernels(TIME_TYPES, False), "cuda": Kernels(TIME_TYPES, False)},
+    "polarity_embedding": {"cpu": Kernels(), "cuda": Kernels()},
+    "polarity_fusion": {"cpu": Kernels(), "cuda": Kernels(backward=False), "triton": Kernels(STORED)},
+    "target_attention": {"cpu": Kernels(STORED), "cuda": Kernels(backward=False), "triton": Kernels(STORED)},
+    "dot_target_attention": {"cpu": Kernels(), "triton": Kernels(STORED)},
+    "mixed_polarity_attention": {"cpu": Kernels(STORED), "cuda": Kernels(backward=False), "triton": Kernels(STORED)},
+    # Parts of modules, not public.
+    "dice_attention": {"cpu": Kernels()},
+    "unit_statistics": {"cpu": Kernels()},
+}
+_TITLES = {"cpu": "compiled CPU kernels", "cuda": "compiled CUDA kernels", "triton": "Triton kernels"}
 _log = logging.getLogger("mixpol_kernels")
 _said: set[str] = set()
 
@@ -63,59 +85,62 @@ class _Explaining(Exception):
 _explaining: set[int] = set()  # threads that are explaining, not running
 
 
-def cpu_refusal(like: Tensor, dtypes: tuple[torch.dtype, ...] = (torch.float32,)) -> str:
-    """Why the compiled CPU kernels cannot take tensors like this one; empty if they can."""
-    if not library.loaded:
-        return f"the compiled library is not loaded: {library.reason}"
-    if like.device.type != "cpu":
-        return f"it takes tensors on the CPU and got them on {like.device}; move the inputs with .cpu()"
-    if like.dtype not in dtypes:
-        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-        return f"it takes {names} and got {like.dtype}; convert with .float(), or use backend='reference'"
+def refusal(op: str, backend: str, like: Tensor, gradient: bool = False) -> str:
+    """Why the kernels of a backend cannot take tensors like this one; empty if they can, sizes and options aside.
+
+    Args:
+        op: a name in KERNELS.
+        backend: "cpu", "cuda" or "triton".
+        like: one of the inputs.
+        gradient: whether a backward may follow.
+    """
+    kernels = KERNELS[op].get(backend)
+    if kernels is None:
+        return f"{op} has no {_TITLES[backend]} yet; use backend='reference'"
+    if reason := _NOT_THERE[backend](like):
+        return reason
+    if like.dtype not in kernels.dtypes:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in kernels.dtypes)
+        other = "triton" if backend == "cuda" else "reference"
+        return f"it takes {names} and got {like.dtype}; convert with .float(), or use backend={other!r}"
+    if gradient and not kernels.backward:
+        return "it has no backward, and an input requires a gradient; use backend='triton', or torch.no_grad()"
     return ""
 
 
-def cuda_refusal(
-    like: Tensor,
-    gradient: bool = False,
-    sizes: tuple[int, ...] = (),
-    dtypes: tuple[torch.dtype, ...] = (torch.float32,),
-) -> str:
-    """Why the compiled CUDA kernels cannot take tensors like this one; empty if they can.
-
-    Args:
-        like: one of the inputs.
-        gradient: whether a backward may follow, for an op that has none there.
-        sizes: D and the units of hidden layers.
-        dtypes: what the kernel takes.
-    """
-    if not library.cuda_loaded:
-        return f"the compiled CUDA kernels are not there: {library.cuda_reason}"
-    if like.device.type != "cuda":
-        return f"it takes tensors on a GPU and got them on {like.device}; move the inputs with .cuda()"
-    if like.dtype not in dtypes:
-        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-        return f"it takes {names} and got {like.dtype}; convert with .float(), or use backend='triton'"
-    if gradient:
-        return "it has no backward, and an input requires a gradient; use backend='triton', or torch.no_grad()"
-    if max(sizes, default=0) > MOST_ON_CHIP:
+def beyond_chip(*sizes: int) -> str:
+    """Why the CUDA kernels cannot take D and units of these sizes; empty if they can."""
+    if max(sizes) > MOST_ON_CHIP:
         return f"it takes D and units up to {MOST_ON_CHIP}, what fits on chip; use backend='reference'"
     return ""
 
 
-def triton_refusal(like: Tensor, dtypes: tuple[torch.dtype, ...] = STORED) -> str:
-    """Why no Triton kernel can take tensors like this one; empty if one may. Triton itself is not imported."""
+def _no_cpu(like: Tensor) -> str:
+    if not library.loaded:
+        return f"the compiled library is not loaded: {library.reason}"
+    if like.device.type != "cpu":
+        return f"it takes tensors on the CPU and got them on {like.device}; move the inputs with .cpu()"
+    return ""
+
+
+def _no_cuda(like: Tensor) -> str:
+    if not library.cuda_loaded:
+        return f"the compiled CUDA kernels are not there: {library.cuda_reason}"
+    if like.device.type != "cuda":
+        return f"it takes tensors on a GPU and got them on {like.device}; move the inputs with .cuda()"
+    return ""
+
+
+def _no_triton(like: Tensor) -> str:
     if like.device.type != "cuda" and not (like.device.type == "cpu" and INTERPRETING):
         return (
             f"it takes tensors on a GPU and got them on {like.device}; move the inputs with .cuda() "
             "(TRITON_INTERPRET=1, set before the import, runs it on the CPU, slowly, for tests)"
         )
-    if not _triton_is_installed():
-        return "triton is not installed; `pip install triton`"
-    if like.dtype not in dtypes:
-        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-        return f"it takes {names} and got {like.dtype}; convert with .float(), or use backend='reference'"
-    return ""
+    return "" if _triton_is_installed() else "triton is not installed; `pip install triton`"
+
+
+_NOT_THERE = {"cpu": _no_cpu, "cuda": _no_cuda, "triton": _no_triton}
 
 
 @constant
@@ -158,25 +183,19 @@ def choose(
     op: str,
     requested: str,
     like: Tensor,
-    saved_bytes: Callable[[], int],
-    dtypes: tuple[torch.dtype, ...] = (torch.float32,),
-    triton: Callable[[], str] | None = None,
-    triton_saved_bytes: Callable[[], int] = lambda: 0,
-    cuda: Callable[[], str] | None = None,
+    saved_bytes: Callable[[str], int] = lambda _: 0,
     inputs: Iterable[Tensor | None] = (),
+    **sizes: Callable[[], str],
 ) -> str:
     """Picks the implementation of `op` for these inputs.
 
     Args:
-        op: name of the op, for messages.
+        op: a name in KERNELS.
         requested: "auto", or a name in BACKENDS: that one runs or ValueError is raised.
         like: one of the inputs; the others have its device, and the floating-point ones its dtype.
-        saved_bytes: what the fused form keeps for backward, for `explain`.
-        dtypes: what the compiled kernel takes, float32 among them.
-        triton: why the Triton kernels of this op cannot take these inputs, empty if they can; None: it has none.
-        triton_saved_bytes: what they keep for backward.
-        cuda: why the compiled CUDA kernels of this op cannot take these inputs (`cuda_refusal`); None: it has none.
+        saved_bytes: what the kernels of "cpu" or "triton" keep for backward, for `explain`.
         inputs: those that the result depends on differentiably.
+        **sizes: by backend, why its kernels cannot take the sizes and options of this call; empty if they can.
 
     Raises:
         ValueError: unknown name, or the named implementation cannot take the inputs.
@@ -186,31 +205,25 @@ def choose(
     rejected: dict[str, str] = {}
     if requested == "reference":
         chosen, reason = "reference", "asked for by name"
-    elif like.is_cpu and requested in ("auto", "cpu") and not cpu_refusal(like, dtypes):
+    elif like.is_cpu and requested in ("auto", "cpu") and not refusal(op, "cpu", like):
         # The common case, without what the others need: this runs in every call.
         chosen, reason = "cpu", "asked for by name" if requested != "auto" else "the first that can take the inputs"
     else:
-        refusals: dict[str, Callable[[], str]] = {"cpu": lambda: cpu_refusal(like, dtypes)}
-        if cuda is not None:
-            refusals["cuda"] = cuda
-        if triton is not None:
-            refusals["triton"] = lambda: triton_refusal(like) or triton()
         names = ORDER.get(like.device.type, ("cpu",)) if requested == "auto" else (requested,)
+        gradient = needs_grad(*inputs)
         for fused in names:
-            if fused == "cuda" and cuda is None and requested == "auto":
+            if requested == "auto" and fused == "cuda" and fused not in KERNELS[op]:
                 continue
-            title = {"cuda": "compiled CUDA kernels", "triton": "Triton kernels"}.get(fused)
-            missing = f"{op} has no {title} yet; use backend='reference'"
-            refusal = refusals[fused]() if fused in refusals else missing
-            if not refusal:
+            why_not = refusal(op, fused, like, gradient) or (sizes[fused]() if fused in sizes else "")
+            if not why_not:
                 break
             if requested != "auto":
-                raise ValueError(f"{op}: backend={fused!r} was requested, but {refusal}")
-            rejected[fused] = refusal
+                raise ValueError(f"{op}: backend={fused!r} was requested, but {why_not}")
+            rejected[fused] = why_not
         chosen = "reference" if names[-1] in rejected else fused
         reason = "asked for by name" if requested != "auto" else "the first that can take the inputs"
     if _explaining and threading.get_ident() in _explaining:
-        kept = {"cpu": saved_bytes, "triton": triton_saved_bytes}.get(chosen, lambda: None)()
+        kept = saved_bytes(chosen) if chosen in ("cpu", "triton") else None
         raise _Explaining(Explanation(op, chosen, reason, rejected, kept))
     if chosen != "reference":
         if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
@@ -221,7 +234,7 @@ def choose(
             )
         refuse_tangents(op, *inputs)
     if chosen == "reference" and rejected and not torch.compiler.is_compiling():
-        why = "; ".join(f"the {name} backend cannot run: {refusal}" for name, refusal in rejected.items())
+        why = "; ".join(f"the {name} backend cannot run: {why_not}" for name, why_not in rejected.items())
         _say_once(f"{op}: using the PyTorch reference, since {why}")
     return chosen
 

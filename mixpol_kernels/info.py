@@ -11,9 +11,11 @@ import sys
 import torch
 
 import mixpol_kernels
+from mixpol_kernels.backend import KERNELS
 from mixpol_kernels.library import INTERPRETING, ISA_LEVELS, library
 
-WITH_TRITON = "target_attention, polarity_fusion, mixed_polarity_attention, dot_target_attention"
+PUBLIC_OPS = [op for op in KERNELS if op in mixpol_kernels.__all__]
+WITH_TRITON = ", ".join(op for op in PUBLIC_OPS if "triton" in KERNELS[op])
 
 ENVIRONMENT = {
     "MIXPOL_BACKEND": "what 'auto' stands for: cpu, cuda, triton or reference (default: the first that can run)",
@@ -43,6 +45,22 @@ def report() -> str:
     lines.append("environment")
     for name, meaning in ENVIRONMENT.items():
         lines.append(f"  {name}={os.environ.get(name, '')}".ljust(32) + meaning)
+    return "\n".join(lines)
+
+
+def coverage() -> str:
+    """Which kernels run which op, as a Markdown table; the reference runs all."""
+    lines = ['| op | `"cpu"` | `"triton"` | `"cuda"` |', "|---|---|---|---|"]
+    for op in PUBLIC_OPS:
+        cells = []
+        for backend in ("cpu", "triton", "cuda"):
+            kernels = KERNELS[op].get(backend)
+            words = "-"
+            if kernels is not None:
+                dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in kernels.dtypes)
+                words = dtypes if kernels.backward or op == "interleave" else f"{dtypes}; forward"
+            cells.append(words)
+        lines.append(f"| `{op}` | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

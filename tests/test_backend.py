@@ -165,7 +165,7 @@ class Gpu:
         self.built("")
         for op in ("target_attention", "polarity_fusion", "dot_target_attention"):
             monkeypatch.setattr(f"mixpol_kernels.ops.{op}.triton.support._served", self.served)
-        monkeypatch.setattr(backends, "triton_refusal", lambda like: "")
+        monkeypatch.setitem(backends._NOT_THERE, "triton", lambda like: "")
         self.widths: tuple[Any, ...] | None = (64,)
 
     def built(self, reason: str) -> None:
@@ -264,9 +264,12 @@ def test_both_reasons_are_logged(
     gpu.built("not built")
     like = torch.empty(2, 8, device="meta")
     monkeypatch.setitem(backends.ORDER, "meta", ("cuda", "triton"))
+    monkeypatch.setitem(backends.KERNELS, "op", {"cuda": backends.Kernels(), "triton": backends.Kernels()})
+    for name in ("cuda", "triton"):
+        monkeypatch.setitem(backends._NOT_THERE, name, lambda _: "")
     with caplog.at_level(logging.DEBUG, logger="mixpol_kernels"):
-        assert backends.choose("op", "auto", like, lambda: 0, triton=lambda: "no", cuda=lambda: "none") == "reference"
-        assert backends.choose("op", "auto", like, lambda: 0, triton=lambda: "", cuda=lambda: "none") == "triton"
-        assert backends.choose("op", "auto", like, lambda: 0, cuda=lambda: "") == "cuda"
+        assert backends.choose("op", "auto", like, triton=lambda: "no", cuda=lambda: "none") == "reference"
+        assert backends.choose("op", "auto", like, cuda=lambda: "none") == "triton"
+        assert backends.choose("op", "auto", like) == "cuda"
     (record,) = caplog.records
     assert record.getMessage().endswith("the cuda backend cannot run: none; the triton backend cannot run: no")

@@ -185,7 +185,7 @@ def _refusal(module: nn.Module, layer: registry.Layer) -> str:
     if reason:
         return reason
     parameter = next(module.parameters(), None)
-    return "" if parameter is None else backend.cpu_refusal(parameter, backend.STORED)
+    return "" if parameter is None else backend.refusal("target_attention", "cpu", parameter)
 
 
 def _where(names: tuple[str, ...]) -> str:

@@ -152,14 +152,13 @@ class ActivationUnit(NamedTuple):
                     check_shape(f"slopes[{i}]", tensor, shape, _SLOPE_WORDS.get(self.activation, "one per unit"))
             width = out
 
-    def cuda_refusal(self, target: Tensor, gradient: bool) -> str:
+    def cuda_refusal(self, target: Tensor) -> str:
         """Why the compiled CUDA forwards cannot take this unit; empty if they can."""
         if self.activation == "dice_row":
             return "it has no activation 'dice_row'; use backend='reference'"
         if self.dropout:
             return f"it has no dropout and got {self.dropout}; use backend='reference'"
-        sizes = (target.shape[-1], *(weight.shape[0] for weight in self.weights[:-1]))
-        return backends.cuda_refusal(target, gradient, sizes)
+        return backends.beyond_chip(target.shape[-1], *(weight.shape[0] for weight in self.weights[:-1]))
 
     def saved_bytes(self, tokens: int, new_seed: bool) -> int:
         """Bytes that the CPU form keeps for backward beyond its inputs, for `tokens` times candidates."""

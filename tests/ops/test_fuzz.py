@@ -21,7 +21,7 @@ from poison import poisoned
 from torch import Tensor
 from views import VIEWS
 
-from mixpol_kernels.backend import cpu_refusal
+from mixpol_kernels.backend import refusal
 from mixpol_kernels.checks import FLOAT_TYPES
 from mixpol_kernels.testing import budget
 from mixpol_kernels.testing.configurations import CHOICES, DEEPER, UNITS, WIDTHS, config
@@ -29,7 +29,7 @@ from mixpol_kernels.testing.inputs import OPS, Case, Config, make
 from mixpol_kernels.testing.layouts import LAYOUTS, Placement
 
 EXAMPLES = int(os.environ.get("MIXPOL_FUZZ", "0"))
-DTYPES = [dtype for dtype in FLOAT_TYPES if not cpu_refusal(torch.empty(0, dtype=dtype))]
+DTYPES = [dtype for dtype in FLOAT_TYPES if not refusal("polarity_fusion", "cpu", torch.empty(0, dtype=dtype))]
 TOKEN_OUT = ("polarity_embedding", "polarity_fusion")
 # With inputs and cases of their own, and a compiled kernel that takes float32 only.
 OTHERS = ("dot_target_attention", "unit_statistics")

@@ -109,24 +109,19 @@ def dot_target_attention(
     scale = (width // num_heads) ** -0.5 if scale is None else float(scale)
     wide = with_candidates(target)
     row = target.shape[-1] if w_k is not None else target.shape[-1] // num_heads
+
+    def saved(backend: str) -> int:
+        projected = backend == "cpu" and projects(wide, num_heads, w_k, w_v, top_k, return_weights)
+        stats = TRITON_STATS if backend == "triton" else STATS
+        return saved_bytes(wide, num_heads, w_q, w_k, w_v, w_o, scale, where, stats, projected)
+
     chosen = backends.choose(
         "dot_target_attention",
         backend,
         target,
-        lambda: saved_bytes(
-            wide,
-            num_heads,
-            w_q,
-            w_k,
-            w_v,
-            w_o,
-            scale,
-            where,
-            projected=projects(wide, num_heads, w_k, w_v, top_k, return_weights),
-        ),
+        saved,
+        (target, history, w_q, w_k, w_v, w_o),
         triton=lambda: support.refusal(target, row, top_k),
-        triton_saved_bytes=lambda: saved_bytes(wide, num_heads, w_q, w_k, w_v, w_o, scale, where, TRITON_STATS),
-        inputs=(target, history, w_q, w_k, w_v, w_o),
     )
     if chosen == "reference":
         user, keep = where.assignment(target.device)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from mixpol_kernels import backend as backends
+from mixpol_kernels.backend import TIME_TYPES
 from mixpol_kernels.checks import checked
 from mixpol_kernels.ops.interleave import autograd, reference
 
-TIME_TYPES = (torch.int64, torch.int32, torch.float32, torch.float64)
 _INDEX_TYPES = (torch.int32, torch.int64)
 _MOST = 2**63 - 1
 
@@ -129,14 +129,7 @@ def interleave(
     """
     _check_lists(positive_times, positive_offsets, negative_times, negative_offsets)
     n_negative = _quota(budget, negative_share)
-    chosen = backends.choose(
-        "interleave",
-        backend,
-        positive_times,
-        lambda: 0,
-        dtypes=TIME_TYPES,
-        cuda=lambda: backends.cuda_refusal(positive_times, dtypes=TIME_TYPES),
-    )
+    chosen = backends.choose("interleave", backend, positive_times)
     positive_at, negative_at = positive_offsets.long().contiguous(), negative_offsets.long().contiguous()
     arguments = (positive_times.detach(), positive_at, negative_times.detach(), negative_at, budget, n_negative)
     if chosen == "reference":

@@ -113,9 +113,9 @@ def mixed_polarity_attention(
     inputs = (target, item_table, table, extra_table, *gate, *unit.parameters)
     gradient = backends.needs_grad(*inputs)
 
-    def saved(cpu: bool) -> int:
+    def saved(backend: str) -> int:
         tokens = math.prod(where.token_shape) * candidates
-        kept = unit.saved_bytes(tokens, seed is None or seed is not given_seed) if cpu else 4 * tokens
+        kept = unit.saved_bytes(tokens, seed is None or seed is not given_seed) if backend == "cpu" else 4 * tokens
         made = backends.new_bytes(unit.parameters, given.parameters)
         return kept + made + (signs.nbytes if fusion.makes_signs else 0)
 
@@ -123,15 +123,13 @@ def mixed_polarity_attention(
         "mixed_polarity_attention",
         backend,
         target,
-        lambda: saved(cpu=True),
-        backends.STORED,
-        lambda: (
+        saved,
+        inputs,
+        triton=lambda: (
             fusion_support.refusal(target, table, extra_table)
             or unit_support.refusal(target, unit.weights, unit.activation, dropout)
         ),
-        lambda: saved(cpu=False),
-        lambda: unit.cuda_refusal(target, gradient),
-        inputs,
+        cuda=lambda: unit.cuda_refusal(target),
     )
     if dropout and seed is None:
         seed = draw_seed()

@@ -82,8 +82,6 @@ def polarity_embedding(
         "polarity_embedding",
         backend,
         item_table,
-        lambda: 0,
-        cuda=lambda: backends.cuda_refusal(item_table),
         inputs=(item_table, polarity_table, extra_table),
     )
     if chosen == "reference":

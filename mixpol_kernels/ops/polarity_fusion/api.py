@@ -97,15 +97,14 @@ def polarity_fusion(
     parameters = FusionParameters(fusion, polarity_table, gate, sign, extra_table)
     signs = parameters.check(target, polarity, extra_ids, where.token_shape)
     inputs = () if fusion == "none" else (target, tokens, polarity_table, extra_table, *gate)
-    gradient = backends.needs_grad(*inputs)
     chosen = backends.choose(
         "polarity_fusion",
         backend,
         target,
-        lambda: signs.nbytes if parameters.makes_signs and fusion != "none" else 0,
+        lambda backend: signs.nbytes if backend == "cpu" and parameters.makes_signs and fusion != "none" else 0,
+        inputs,
         triton=lambda: "" if fusion == "none" else support.refusal(target, polarity_table, extra_table),
-        cuda=lambda: backends.cuda_refusal(target, gradient, (target.shape[-1],) if fusion != "none" else ()),
-        inputs=inputs,
+        cuda=lambda: "" if fusion == "none" else backends.beyond_chip(target.shape[-1]),
     )
     if polarity is None or polarity_table is None or fusion == "none":
         return tokens

@@ -124,21 +124,19 @@ def target_attention(
     inputs = (target, history, *unit.parameters)
     gradient = backends.needs_grad(*inputs)
 
-    def saved(cpu: bool) -> int:
+    def saved(backend: str) -> int:
         tokens = math.prod(where.token_shape) * candidates
-        kept = unit.saved_bytes(tokens, seed is None or seed is not given_seed) if cpu else 4 * tokens
+        kept = unit.saved_bytes(tokens, seed is None or seed is not given_seed) if backend == "cpu" else 4 * tokens
         return kept + backends.new_bytes(unit.parameters, given.parameters)
 
     chosen = backends.choose(
         "target_attention",
         backend,
         target,
-        lambda: saved(cpu=True),
-        backends.STORED,
-        lambda: support.refusal(target, unit.weights, unit.activation, dropout),
-        lambda: saved(cpu=False),
-        lambda: unit.cuda_refusal(target, gradient),
+        saved,
         inputs,
+        triton=lambda: support.refusal(target, unit.weights, unit.activation, dropout),
+        cuda=lambda: unit.cuda_refusal(target),
     )
     if dropout and seed is None:
         seed = draw_seed()

@@ -124,11 +124,11 @@ def dice_attention(
         "dice_attention",
         backend,
         target,
-        lambda: (
+        lambda _: (
             4 * (math.prod(where.token_shape) * candidates + 5 * alpha.shape[0])  # weights; mean, variance, slopes
             + backends.new_bytes(unit.parameters, layers.parameters)
         ),
-        inputs=inputs,
+        inputs,
     )
     kept = kept_tokens(where, history.device)
     if chosen == "reference":

@@ -109,12 +109,12 @@ def unit_statistics(
         "unit_statistics",
         backend,
         target,
-        lambda: (
+        lambda _: (
             8 * weights[-1].shape[0]
             + (8 if dropout and seed is not given_seed else 0)
             + backends.new_bytes(unit.parameters, given.parameters)
         ),
-        inputs=inputs,
+        inputs,
     )
     act, _, _ = unit.codes
     kept = kept_tokens(where, history.device)
