@@ -42,6 +42,7 @@ def report() -> str:
     lines.append(f"  triton      {_triton()}")
     lines.append("  reference   ready (plain PyTorch, any device and float dtype)")
     lines += [f"  waiting     {_waiting()}", f"  pages       {_pages()}"]
+    lines += ["kernels", *(f"  {line}" for line in coverage().splitlines())]
     lines.append("environment")
     for name, meaning in ENVIRONMENT.items():
         lines.append(f"  {name}={os.environ.get(name, '')}".ljust(32) + meaning)

@@ -36,7 +36,7 @@ class MixedPolarityAttention(nn.Module):
         n_polarity: rows of the polarity table.
         signs: one per polarity row, for "tapf".
         sparse: sparse gradient with sorted, unique ids for the item table, from history and target ids alike.
-        backend: "auto", "cpu" or "reference".
+        backend: "auto" or a name in `mixpol_kernels.backend.BACKENDS`, as in the op.
         gate_inputs: what the gate of "tapf" sees: "product" or "full", as in `PolarityFusion`.
         num_extra: rows of an extra additive table for "bias" and "tapf"; 0 for none.
         **unit_options: further keyword arguments of `TargetAttention`. With "dice" or `batch_norm`, training writes the

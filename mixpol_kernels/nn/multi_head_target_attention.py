@@ -30,7 +30,7 @@ class MultiHeadTargetAttention(nn.Module):
         use_scale: divide the dot products by the square root of A / H.
         use_projections: have W_q, W_k, W_v and W_o; without them a head sees its part of target and tokens.
         top_k: attend to the best so many tokens only; default all.
-        backend: "auto", "cpu" or "reference".
+        backend: "auto" or a name in `mixpol_kernels.backend.BACKENDS`, as in the op.
 
     Attributes:
         W_q, W_k, W_v: `nn.Linear` from D to A without bias; W_o: from A to D. None without `use_projections`.

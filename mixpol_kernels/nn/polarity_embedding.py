@@ -18,7 +18,7 @@ class PolarityEmbedding(nn.Module):
         embedding_dim: width D.
         n_polarity: rows of the polarity table.
         sparse: sparse gradient with sorted, unique ids for the item table.
-        backend: "auto", "cpu" or "reference".
+        backend: "auto" or a name in `mixpol_kernels.backend.BACKENDS`, as in the op.
         num_extra: rows R of an extra additive table, of recency buckets or positions say; 0 for none.
 
     Attributes:

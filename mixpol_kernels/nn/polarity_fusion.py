@@ -31,7 +31,7 @@ class PolarityFusion(nn.Module):
         fusion: "none", "bias" or "tapf".
         n_polarity: rows P of the polarity table; by convention row 0 is negative, row 1 positive.
         signs: one per row, for "tapf": ±1, 0 or any strength; default -1 for row 0 and +1 for the others.
-        backend: "auto", "cpu", "triton" or "reference".
+        backend: "auto" or a name in `mixpol_kernels.backend.BACKENDS`, as in the op.
         gate_inputs: what the gate of "tapf" sees: "product" for x * t, or "full" for [x ; t ; x * t].
         num_extra: rows R of an extra additive table, of recency buckets or positions say; 0 for none.
 

@@ -26,8 +26,8 @@ class TargetAttention(nn.Module):
     With activation "dice" (Deep Interest Network, arXiv 1706.06978, equation 3) or `batch_norm` the hidden layers
     are normalised: in training by the statistics of the batch, which update the running ones, in evaluation by the
     running ones. The statistics are over all tokens of the batch (of all candidates), each layer's after the
-    other's, one pass each; see `mixpol_kernels.unit_statistics`. The running ones move as in `nn.BatchNorm1d`, momentum
-    None and `track_running_stats=False` included, but a batch of fewer than two tokens leaves them and
+    other's, one pass each. The running ones move as in `nn.BatchNorm1d`, momentum None and
+    `track_running_stats=False` included, but a batch of fewer than two tokens leaves them and
     `num_batches_tracked` as they are. Behind `nn.SyncBatchNorm.convert_sync_batchnorm` the statistics are those of all
     processes, on a CPU too.
 
@@ -42,7 +42,7 @@ class TargetAttention(nn.Module):
             "gelu", "dice" (one alpha per unit, starting at 0) or "dice_row" (one alpha per layer, starting at 0).
             RecBole's "dice" is "silu"; torch-rechub's is "dice_row", behind `batch_norm`.
         normalize: "none", "softmax" or "sigmoid".
-        backend: "auto", "cpu", "triton" or "reference".
+        backend: "auto" or a name in `mixpol_kernels.backend.BACKENDS`, as in the op.
         negative_slope: of "leaky_relu".
         scale: multiplies the scores before they are normalised.
         blocks: inputs of the first layer in order, some of "t", "x", "t-x", "t*x".
