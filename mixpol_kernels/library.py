@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,9 +73,7 @@ def _find() -> Path | None:
             raise ValueError(f"MIXPOL_LIBRARY was {named!r}; expected the path of a compiled library, or unset")
         return Path(named)
     # An editable install keeps the library in site-packages and the sources elsewhere: look in every folder.
-    import mixpol_kernels
-
-    for folder in mixpol_kernels.__path__:
+    for folder in sys.modules[__package__].__path__:
         for path in sorted(Path(folder).glob("_C*.so")):
             return path
     return None

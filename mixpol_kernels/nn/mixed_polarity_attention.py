@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from mixpol_kernels.backend import plain_form
+from mixpol_kernels.backend import is_direct, plain_form
 from mixpol_kernels.checks import looked_up
 from mixpol_kernels.history import History, accepts_jagged
 from mixpol_kernels.nn import fast_path, plain
@@ -139,12 +139,8 @@ class MixedPolarityAttention(nn.Module):
         if reason := self.called():
             plain_form("mixed_polarity_attention", self.backend, reason)
             return self._by_parts(target, items, polarity, extra_ids, layout, return_weights)
-        if not return_weights and rows is None:
-            found = fast_path.forward(
-                self.backend, target, FORWARD.compiled,
-                lambda where: self._plain_inputs(target, item_ids, polarity, embedding.weight, extra_ids, where),
-                layout, lambda: self(target, item_ids, polarity, extra_ids=extra_ids, **layout),
-            )  # fmt: skip
+        if not return_weights and rows is None and is_direct(self.backend, target):
+            found = self._direct(target, item_ids, polarity, embedding.weight, extra_ids, (offsets, lengths, mask))
             if found is not None:
                 return found
         unit = self.attention.unit()
@@ -185,7 +181,7 @@ class MixedPolarityAttention(nn.Module):
         special = embedding.padding_idx is not None or embedding.scale_grad_by_freq
         return bool(special and torch.is_grad_enabled() and embedding.weight.requires_grad)
 
-    def _plain_inputs(
+    def _direct(
         self,
         target: Tensor,
         item_ids: Tensor,
@@ -193,16 +189,19 @@ class MixedPolarityAttention(nn.Module):
         item_table: Tensor,
         extra_ids: Tensor | None,
         where: fast_path.Where,
-    ) -> tuple[Any, ...] | None:
-        """The arguments of the compiled forward, unless parameters have to be made for it."""
+    ) -> Tensor | None:
+        """By the compiled forward at once, unless parameters have to be made for it or it refuses."""
         unit, fusion = self.attention.plain(), self.fusion
         if unit is None:
             return None
         table = fusion.polarity_table
-        return (
+        before = (
             target, item_ids, None if table is None else polarity, item_table, table, fusion.sign,
-            fusion.gate_tensors() or None, extra_ids, fusion.extra_table, *where, *unit, False, False,
+            fusion.gate_tensors() or None, extra_ids, fusion.extra_table,
         )  # fmt: skip
+        return fast_path.forward(
+            FORWARD.compiled, before, where, unit, self, target, item_ids, polarity, extra_ids=extra_ids
+        )
 
     def _by_parts(
         self,

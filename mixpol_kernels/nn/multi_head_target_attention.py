@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mixpol_kernels.backend import plain_form
+from mixpol_kernels.backend import is_direct, plain_form
 from mixpol_kernels.history import accepts_jagged
 from mixpol_kernels.nn import fast_path, plain
 from mixpol_kernels.nn.called import LINEAR, all_plain, first_reason
@@ -114,20 +114,19 @@ class MultiHeadTargetAttention(nn.Module):
         return_weights: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Target [B, D] or [B, M, D] and history [B, L, D] or [N, D] to a result shaped like the target."""
-        layout = {"lengths": lengths, "mask": mask, "offsets": offsets}
         if reason := self.called():
             plain_form("dot_target_attention", self.backend, reason)
+            layout = {"lengths": lengths, "mask": mask, "offsets": offsets}
             return plain.multi_head(self, target, history, layout, return_weights)
         w_q, w_k, w_v, w_o = (
             None if layer is None else layer.weight for layer in (self.W_q, self.W_k, self.W_v, self.W_o)
         )
-        many = target.dim() == 3 and projects(target, self.num_heads, w_k, w_v, self.top_k, return_weights)
-        if not return_weights and not many:
+        if not return_weights and is_direct(self.backend, target):
+            many = target.dim() == 3 and projects(target, self.num_heads, w_k, w_v, self.top_k, False)
             scale = (self.attention_dim // self.num_heads) ** -0.5 if self.use_scale else 1.0
             options = w_q, w_k, w_v, w_o, self.num_heads, scale, self.top_k or 0
-            found = fast_path.forward(
-                self.backend, target, INFER.compiled, lambda where: (target, history, *where, *options),
-                layout, lambda: self(target, history, **layout),
+            found = None if many else fast_path.forward(
+                INFER.compiled, (target, history), (offsets, lengths, mask), options, self, target, history
             )  # fmt: skip
             if found is not None:
                 return found

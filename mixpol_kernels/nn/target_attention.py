@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from mixpol_kernels.backend import plain_form
+from mixpol_kernels.backend import is_direct, plain_form
 from mixpol_kernels.checks import check_choice
 from mixpol_kernels.history import accepts_jagged
 from mixpol_kernels.nn import fast_path, plain
@@ -159,8 +159,8 @@ class TargetAttention(nn.Module):
             backend=self.backend,
         )
 
-    def plain(self) -> tuple[list[Tensor], list[Tensor], list[Tensor] | None, int, int, float, None] | None:
-        """Parameters and options as the compiled op takes them in evaluation; None unless they are that already."""
+    def plain(self) -> tuple[Any, ...] | None:
+        """What the compiled op takes behind the layout, to save nothing; None where parameters have to be made."""
         activation, modules = self.activation, self._modules  # attributes of nn.Module take a microsecond each
         if (
             activation not in ACTIVATIONS
@@ -180,7 +180,8 @@ class TargetAttention(nn.Module):
             weights.append(weight)
             biases.append(bias)
         slopes = list(self.slopes) if activation == "prelu" else None
-        return weights, biases, slopes, ACTIVATIONS.index(activation), NORMALIZERS.index(self.normalize), 0.0, None
+        codes = ACTIVATIONS.index(activation), NORMALIZERS.index(self.normalize)
+        return weights, biases, slopes, *codes, 0.0, None, False, False
 
     @accepts_jagged("history")
     def forward(
@@ -198,20 +199,19 @@ class TargetAttention(nn.Module):
 
         `pad_to`: with `pads_in_norm`, the padded length behind a jagged history; L by default for a padded one.
         """
-        layout = {"lengths": lengths, "mask": mask, "offsets": offsets}
         if reason := self.called():
             plain_form("target_attention", self.backend, reason)
+            layout = {"lengths": lengths, "mask": mask, "offsets": offsets}
             return plain.target_attention(self.unit(), target, history, layout, pad_to, return_weights)
-        plain_unit = None if return_weights else self.plain()
-        if plain_unit is not None:
+        unit = self.plain() if not return_weights and is_direct(self.backend, target) else None
+        if unit is not None:
             found = fast_path.forward(
-                self.backend, target, FORWARD.compiled,
-                lambda where: (target, history, *where, *plain_unit, False, False),
-                layout, lambda: self(target, history, **layout),
-            )  # fmt: skip
+                FORWARD.compiled, (target, history), (offsets, lengths, mask), unit, self, target, history
+            )
             if found is not None:
                 return found
-        return self.unit().attend(target, history, layout, pad_to, return_weights, fast=plain_unit is None)
+        layout = {"lengths": lengths, "mask": mask, "offsets": offsets}
+        return self.unit().attend(target, history, layout, pad_to, return_weights, fast=unit is None)
 
     def extra_repr(self) -> str:
         return f"activation={self.activation!r}, normalize={self.normalize!r}, backend={self.backend!r}"

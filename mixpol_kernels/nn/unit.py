@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mixpol_kernels.backend import is_direct
 from mixpol_kernels.nn import fast_path
 from mixpol_kernels.nn.statistics import needs_sync, synchronised, takes_batch, update
 from mixpol_kernels.ops.target_attention._dice.api import dice_attention
@@ -80,12 +81,15 @@ class Unit:
             seed = draw_seed() if self.dropout else None  # one for the statistics and what they are for
             weights, biases, slopes = self._by_batch(target, history, layout, pad_to, seed)
         else:
-            parameters = weights, biases, slopes = self.by_running_statistics()
-            if fast and not return_weights:
+            weights, biases, slopes = self.by_running_statistics()
+            known = self.activation in ACTIVATIONS and self.scale == 1.0 and self.blocks == BLOCKS and not self.dropout
+            if fast and known and not return_weights and is_direct(self.backend, target):
+                codes = ACTIVATIONS.index(self.activation), NORMALIZERS.index(self.normalize)
                 found = fast_path.forward(
-                    self.backend, target, FORWARD.compiled,
-                    lambda where: self._plain_inputs(target, history, parameters, where),
-                    layout, lambda: self.attend(target, history, layout),
+                    FORWARD.compiled, (target, history),
+                    (layout.get("offsets"), layout.get("lengths"), layout.get("mask")),
+                    (weights, biases, slopes or None, *codes, 0.0, None, False, False), self._attend_by_name, target,
+                    history,
                 )  # fmt: skip
                 if found is not None:
                     return found
@@ -95,15 +99,8 @@ class Unit:
             backend=self.backend, **where,
         )  # fmt: skip
 
-    def _plain_inputs(
-        self, target: Tensor, history: Tensor, parameters: Parameters, where: fast_path.Where
-    ) -> tuple[Any, ...] | None:
-        """The arguments of the compiled forward, unless parameters have to be made for it."""
-        if not (self.activation in ACTIVATIONS and self.scale == 1.0 and self.blocks == BLOCKS and not self.dropout):
-            return None
-        weights, biases, slopes = parameters
-        codes = ACTIVATIONS.index(self.activation), NORMALIZERS.index(self.normalize)
-        return target, history, *where, weights, biases, slopes or None, *codes, 0.0, None, False, False
+    def _attend_by_name(self, target: Tensor, history: Tensor, **layout: Tensor | None) -> object:
+        return self.attend(target, history, layout)
 
     def with_normalize(self, normalize: str) -> Unit:
         """The same unit with another normalisation of its scores."""

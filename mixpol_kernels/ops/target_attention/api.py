@@ -121,13 +121,14 @@ def target_attention(
     if history.shape[-1] != target.shape[-1]:
         raise ValueError(f"history is {history.shape[-1]} wide and target {target.shape[-1]}; expected the same D")
     candidates = target.shape[1] if target.dim() == 3 else 1
-    inputs = (target, history, *unit.parameters)
+    parameters = unit.parameters
+    inputs = (target, history, *parameters)
     gradient = backends.needs_grad(*inputs)
 
     def saved(backend: str) -> int:
         tokens = math.prod(where.token_shape) * candidates
         kept = unit.saved_bytes(tokens, seed is None or seed is not given_seed) if backend == "cpu" else 4 * tokens
-        return kept + backends.new_bytes(unit.parameters, given.parameters)
+        return kept + backends.new_bytes(parameters, given.parameters)
 
     chosen = backends.choose(
         "target_attention",
@@ -151,7 +152,7 @@ def target_attention(
     elif gradient:
         config = (chosen, act, norm, dropout, len(weights), chosen == "cpu" and unit.keeps_bits, return_weights)
         found: Tensor | tuple[Tensor, Tensor] = TargetAttention.apply(
-            config, target, history, where.offsets, where.lengths, where.mask, seed, *unit.parameters
+            config, target, history, where.offsets, where.lengths, where.mask, seed, *parameters
         )
         if isinstance(found, Tensor):
             return found
