@@ -1,4 +1,4 @@
-"""How threads wait, measured: a step of the DIN unit with two threads, alone and beside one busy process.
+"""Cost of how OpenMP threads wait: a step of the DIN unit on two threads, alone and beside one busy process.
 
     python benchmarks/neighbour.py            about a minute; prints a table
     python benchmarks/neighbour.py 0.2        seconds a figure (default 1)

@@ -46,7 +46,7 @@ def check(hidden: Sequence[int], seed: int) -> None:
 
 
 def measure(hidden: Sequence[int], length: int, seconds: float = 3.0) -> tuple[float, float]:
-    """How many times as long float32 takes: forward, and forward with backward; medians over rounds."""
+    """Time in float32 over time in bfloat16: forward, and forward with backward; medians over rounds."""
     users = max(1, 2 * TOKENS // length)
     target, history = torch.randn(users, WIDTH), torch.randn(users, length, WIDTH)
     lengths, upstream = torch.randint(1, length + 1, (users,)), torch.randn(users, WIDTH)

@@ -25,8 +25,8 @@ from torch.export import Dim
 
 from mixpol_kernels.nn import TargetAttention
 from mixpol_models.bench.gate import OUTPUT_FACTOR, largest_error
+from mixpol_models.bench.implementations import Concat, PerTarget
 from mixpol_models.bench.padding import Padding
-from mixpol_models.bench.rungs import Concat, PerTarget
 from mixpol_models.bench.timing import interleaved, per_round
 
 WIDTH, ROUNDS, SECONDS = 64, 40, 4.0

@@ -9,7 +9,7 @@ import torch
 
 from mixpol_models.bench import tune
 from mixpol_models.bench.gate import GateError
-from mixpol_models.bench.problems import Size
+from mixpol_models.bench.gpu_problems import Size
 from mixpol_models.bench.tune import Entry, Trial
 
 CPU = torch.device("cpu")

@@ -59,7 +59,7 @@ def bench(
 
         from mixpol_models.bench import compare as revisions
         from mixpol_models.bench import suite
-        from mixpol_models.bench.report import changes_table, headline_table, ladder_table
+        from mixpol_models.bench.report import changes_table, ladder_table, summary_table
         from mixpol_models.bench.shapes import LENGTHS, QUICK_LENGTHS, main_shapes
 
         if readme is not None:
@@ -89,7 +89,7 @@ def bench(
                 raise typer.Exit(1)
             return
         for _, rows in results.by_case():
-            console.print(ladder_table(rows), headline_table(rows))
+            console.print(ladder_table(rows), summary_table(rows))
         for warning in suite.warnings(results):
             console.print(warning, style="yellow", highlight=False)
         if output:

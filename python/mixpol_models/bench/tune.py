@@ -31,8 +31,8 @@ from mixpol_kernels.ops.triton import devices
 from mixpol_kernels.ops.triton.devices import Config
 from mixpol_models.bench.gate import GateError
 from mixpol_models.bench.gpu import seconds_of
+from mixpol_models.bench.gpu_problems import Problem, Size, dot_problem, fusion_problem, unit_problem
 from mixpol_models.bench.kernel_time import kernel_seconds
-from mixpol_models.bench.problems import Problem, Size, dot_problem, fusion_problem, unit_problem
 from mixpol_models.files import write_atomically
 from mixpol_models.stopping import end_with_parent
 
@@ -65,19 +65,19 @@ class Entry:
 
     @property
     def units(self) -> tuple[int, ...]:
-        """Of the hidden layers; none but for the activation unit."""
+        """Sizes of the hidden layers; () unless the op is the activation unit."""
         _, _, units = self.name.partition(":")
         return tuple(map(int, units.split("x"))) if units else ()
 
     @property
     def dtype(self) -> torch.dtype:
-        """What stands for the element."""
+        """dtype of the inputs on which the element is timed."""
         return torch.bfloat16 if self.element == "half" else torch.float32
 
 
 @dataclass(frozen=True)
 class Found:
-    """What came of an entry.
+    """Result of tuning one entry.
 
     Attributes:
         entry: what was tuned.
@@ -167,7 +167,7 @@ class Trial:
             self._make()()
 
     def seconds(self) -> float:
-        """Of one launch of the entry's direction, on the device alone, median."""
+        """Median device time of one launch of the entry's direction."""
         with self._precision():
             if self.device.type == "cuda":
                 return kernel_seconds(self._make)
@@ -308,7 +308,7 @@ class Preparing:
     def __call__(
         self, entry: Entry, architecture: str, size: Size, device: torch.device, every: Sequence[Config]
     ) -> list[str]:
-        """Why each candidate is refused, in order; empty if it is right. When it returns, the GPU is idle."""
+        """The reason each candidate is refused, in order; "" if it is accepted. The GPU is idle afterwards."""
         job = partial(_prepare, entry, architecture, size, device)
         found = [_result(future) for future in [self._submit(job, config) for config in every]]
         if None in found:  # the death of one process ends the whole pool: one candidate at a time, its own shows
@@ -349,7 +349,7 @@ def write(found: dict[str, Config], path: Path) -> None:
 
 
 def written(folder: Path, architecture: str) -> set[Entry]:
-    """What a folder has already, of this or an earlier call."""
+    """Entries that a folder has, from this or an earlier call."""
     paths = {op: devices.tuned_file(configs, architecture, folder) for op, configs in FOLDERS.items()}
     return {Entry(op, name) for op, path in paths.items() if path.exists() for name in json.loads(path.read_text())}
 

@@ -1,4 +1,4 @@
-"""What `mixpol tune` shows while it runs, and at its end."""
+"""Progress bar and result table of `mixpol tune`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from mixpol_kernels.ops.triton.devices import TUNED
-from mixpol_models.bench.problems import Size
+from mixpol_models.bench.gpu_problems import Size
 from mixpol_models.bench.tune import Found, run
 
 

@@ -1,4 +1,4 @@
-"""What a PNFRec run can be told: defaults, then a YAML file."""
+"""`PNFRecConfig`: settings of a PNFRec run, from defaults and a YAML file."""
 
 from __future__ import annotations
 

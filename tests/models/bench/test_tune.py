@@ -15,7 +15,7 @@ from mixpol_kernels.ops.triton import devices
 from mixpol_kernels.ops.triton.devices import Config
 from mixpol_models.bench import tune
 from mixpol_models.bench.gate import GateError
-from mixpol_models.bench.problems import Size
+from mixpol_models.bench.gpu_problems import Size
 from mixpol_models.bench.tune import FOLDERS, Entry
 from mixpol_models.cli import app
 

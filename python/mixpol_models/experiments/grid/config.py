@@ -1,4 +1,4 @@
-"""What an experiment is: data, settings, and a grid of runs."""
+"""`ExperimentConfig`: data, settings and the grid of runs of one experiment."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class ExperimentConfig(BaseModel):
         return self
 
     def with_data(self, data: str) -> ExperimentConfig:
-        """The same experiment on other data.
+        """A copy of the experiment with other data.
 
         Raises:
             ValueError: its log is drawn, so that it reads no data.

@@ -1,4 +1,4 @@
-"""`python -m mixpol_models.bench.turns`: one turn of a comparison, a process of its own; see `compare`.
+"""`python -m mixpol_models.bench.compare_worker`: one turn of a comparison, a process of its own; see `compare`.
 
 Reads {"shapes": [...], "seconds": ..., "check": ...} from standard input, times the fused form of each shape on the
 library that MIXPOL_LIBRARY names, and prints [[forward ms, forward and backward ms], ...].
@@ -22,7 +22,7 @@ from mixpol_models.bench.timing import interleaved, per_round
 _ROUNDS = 9
 
 
-def turn(shape: Shape, seconds: float, check: bool) -> tuple[float, float]:
+def time_shape(shape: Shape, seconds: float, check: bool) -> tuple[float, float]:
     """Medians of the fused form in ms: forward, forward and backward.
 
     Raises:
@@ -44,7 +44,7 @@ def main() -> int:
         print(library.reason, file=sys.stderr)
         return 1
     shapes = [Shape(**{**fields, "hidden": tuple(fields["hidden"])}) for fields in request["shapes"]]
-    json.dump([turn(shape, request["seconds"], request["check"]) for shape in shapes], sys.stdout)
+    json.dump([time_shape(shape, request["seconds"], request["check"]) for shape in shapes], sys.stdout)
     return 0
 
 
