@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import sys
 from functools import partial
-from statistics import median
 
 import torch
 
@@ -17,7 +16,7 @@ from mixpol_kernels.library import library
 from mixpol_models.bench.case import FUSED
 from mixpol_models.bench.cases import make_case
 from mixpol_models.bench.shapes import Shape
-from mixpol_models.bench.timing import interleaved, per_round
+from mixpol_models.bench.timing import interleaved
 
 _ROUNDS = 9
 
@@ -32,9 +31,8 @@ def time_shape(shape: Shape, seconds: float, check: bool) -> tuple[float, float]
     if check:
         case.check(FUSED)
     calls = {"forward": torch.no_grad()(case.forms[FUSED]), "total": partial(case.step, FUSED)}
-    times = interleaved(calls, case.clear, _ROUNDS, seconds / 2)
-    forward, total = (1e3 * median(per_round(times[what])) for what in calls)
-    return forward, total
+    times = interleaved(calls, _ROUNDS, seconds / 2, case.clear)
+    return 1e3 * times.median("forward"), 1e3 * times.median("total")
 
 
 def main() -> int:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +19,7 @@ import mixpol_kernels
 from mixpol_kernels.nn import TargetAttention
 from mixpol_models.bench import gpu_problems
 from mixpol_models.bench.implementations import Concat, PerTarget
-from mixpol_models.bench.kernel_time import kernel_seconds
+from mixpol_models.bench.kernel_time import kernel_seconds, seconds_of
 from mixpol_models.bench.machine import machine_facts
 from mixpol_models.bench.padding import Padding, pad_right
 from mixpol_models.files import write_atomically
@@ -317,23 +315,6 @@ def _peak(device: torch.device) -> Iterator[list[float]]:
     yield peak
     torch.cuda.synchronize()
     peak.append((torch.cuda.max_memory_allocated() - before) / 2**20)
-
-
-def seconds_of(call: Callable[[], Any], device: torch.device, budget: float = 2.0) -> float:
-    """Median of as many calls as fit in the budget, at least three, after two that warm up."""
-    times: list[float] = []
-    for i in range(1000):
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        begin = time.perf_counter()
-        call()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        if i >= 2:
-            times.append(time.perf_counter() - begin)
-        if len(times) >= 3 and sum(times) > budget:
-            break
-    return statistics.median(times)
 
 
 def _write(folder: Path, device: torch.device, size: Size, checks: list[Check]) -> None:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from statistics import median, quantiles
 
 import torch
 
@@ -16,7 +15,7 @@ from mixpol_models.bench.implementations import IMPLEMENTATIONS, Implementation
 from mixpol_models.bench.memory import peak_mib, saved_mib
 from mixpol_models.bench.roofline import Work, minimal_work
 from mixpol_models.bench.shapes import Shape
-from mixpol_models.bench.timing import interleaved, per_round
+from mixpol_models.bench.timing import Quartiles, Rounds, interleaved
 
 LENGTHS = (10, 50, 200, 1000)
 # How implementations with the package's algebra begin; of dot-product attention it is the absorbed projections.
@@ -199,15 +198,14 @@ def measure(
     for name in names:
         calls[name, "forward"] = torch.no_grad()(case.forms[name])
         calls[name, "total"] = partial(case.step, name)
-    times = interleaved(calls, case.clear, rounds, seconds_per_form / 2, seed)
+    times = interleaved(calls, rounds, seconds_per_form / 2, case.clear, seed)
     case.clear()
-    medians = {key: per_round(value) for key, value in times.items()}
     forward_work, total_work = minimal_work(shape)
     rows = []
     for rung in dict.fromkeys(map(implementation_of, names)):
-        name = min((n for n in names if implementation_of(n) == rung), key=lambda n: median(medians[n, "total"]))
-        forward, forward_low, forward_high = _ratio(medians, name, "forward")
-        total, total_low, total_high = _ratio(medians, name, "total")
+        name = min((n for n in names if implementation_of(n) == rung), key=lambda n: times.median((n, "total")))
+        forward_low, forward, forward_high = _ratio(times, name, "forward")
+        total_low, total, total_high = _ratio(times, name, "total")
         rows.append(
             LadderRow(
                 case=shape.case,
@@ -219,10 +217,10 @@ def measure(
                 tokens=case.tokens,
                 rung=rung,
                 variant=name.partition(", ")[2],
-                forward_ms=1e3 * median(medians[name, "forward"]),
-                forward_min_ms=1e3 * min(map(min, times[name, "forward"])),
-                total_ms=1e3 * median(medians[name, "total"]),
-                total_min_ms=1e3 * min(map(min, times[name, "total"])),
+                forward_ms=1e3 * times.median((name, "forward")),
+                forward_min_ms=1e3 * times.least((name, "forward")),
+                total_ms=1e3 * times.median((name, "total")),
+                total_min_ms=1e3 * times.least((name, "total")),
                 forward_ratio=forward,
                 forward_ratio_low=forward_low,
                 forward_ratio_high=forward_high,
@@ -232,7 +230,7 @@ def measure(
                 saved_mib=memory[name][0],
                 peak_mib=memory[name][1],
                 compile_s=first_s[name],
-                rounds=len(medians[name, "total"]),
+                rounds=len(times),
                 threads=torch.get_num_threads(),
                 forward_work=forward_work.times(case.tokens),
                 total_work=total_work.times(case.tokens),
@@ -241,11 +239,5 @@ def measure(
     return rows
 
 
-def _ratio(
-    medians: dict[tuple[str, str], list[float]], name: str, what: str
-) -> tuple[float, float, float] | tuple[None, None, None]:
-    if (FUSED, what) not in medians:
-        return None, None, None
-    ratios = [own / base for own, base in zip(medians[name, what], medians[FUSED, what], strict=True)]
-    low, middle, high = quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
-    return middle, low, high
+def _ratio(times: Rounds[tuple[str, str]], name: str, what: str) -> Quartiles | tuple[None, None, None]:
+    return times.ratio((name, what), (FUSED, what)) if (FUSED, what) in times.seconds else (None, None, None)

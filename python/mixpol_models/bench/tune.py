@@ -30,9 +30,8 @@ from mixpol_kernels.ops.target_attention.triton import configs as attention
 from mixpol_kernels.ops.triton import devices
 from mixpol_kernels.ops.triton.devices import Config
 from mixpol_models.bench.gate import GateError
-from mixpol_models.bench.gpu import seconds_of
 from mixpol_models.bench.gpu_problems import Problem, Size, dot_problem, fusion_problem, unit_problem
-from mixpol_models.bench.kernel_time import kernel_seconds
+from mixpol_models.bench.kernel_time import kernel_seconds, seconds_of
 from mixpol_models.files import write_atomically
 from mixpol_models.stopping import end_with_parent
 
