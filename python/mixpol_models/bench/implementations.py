@@ -36,6 +36,11 @@ class Unit(nn.Module):
 
     def __init__(self, attention: TargetAttention) -> None:
         super().__init__()
+        if attention.activation not in _FORMS or attention.normalize not in ("none", "softmax"):
+            raise ValueError(
+                f"attention has activation {attention.activation!r} and normalize {attention.normalize!r}; expected "
+                f"one of {', '.join(_FORMS)} and 'none' or 'softmax'"
+            )
         self.attention = attention
 
     def activate(self, layer: int, hidden: Tensor) -> Tensor:
@@ -168,6 +173,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
     "silu": F.silu,
 }
+_FORMS = (*_ACTIVATIONS, "prelu", "dice")
 
 
 @dataclass(frozen=True)

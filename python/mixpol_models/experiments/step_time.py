@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from mixpol_models.backbones import DIN
 from mixpol_models.bench.timing import interleaved
 from mixpol_models.data import Batch
-from mixpol_models.experiments.eager_layer import EagerAttention, PaddedHistory
+from mixpol_models.experiments.eager_layer import EagerAttention
 from mixpol_models.settings import Fusion, TrainConfig
 from mixpol_models.training.clipping import clip_gradients
 from mixpol_models.training.optimizer import build_optimizer
@@ -114,8 +114,7 @@ def _measure(
             # W_t starts at zero: without this the check would not see the gate.
             parameter.add_(0.02 * torch.randn_like(parameter))
     eager = copy.deepcopy(fused)
-    history = PaddedHistory.of(batch)
-    eager.attention = EagerAttention(eager.attention, history)
+    layer = eager.attention = EagerAttention(eager.attention, batch)
     gap = check_same(fused, eager, batch)
     steps = {"fused": training_step(fused, batch, config), "eager": training_step(eager, batch, config)}
     times = interleaved(steps, rounds, seconds)
@@ -131,7 +130,7 @@ def _measure(
         loss_gap=gap,
         batch=len(batch),
         events=len(batch.item_ids),
-        length=history.mask.shape[1],
+        length=layer.item_ids.shape[1],
         rounds=len(times),
         threads=torch.get_num_threads(),
     )

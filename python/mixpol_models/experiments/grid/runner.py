@@ -227,7 +227,7 @@ def _note(folder: Path, done: int, total: int) -> None:
 
 
 def _line(ended: int, total: int, run: Run, done: Done, elapsed: float) -> str:
-    """Prints a finished run, where there is no terminal for a bar."""
+    """The line for a finished run, where there is no terminal for a bar."""
     found = "failed" if done.row is None else f"AUC {done.row['auc']:.4f}"
     left = f", about {clock(elapsed / ended * (total - ended))} left" if ended < total else ""
     return f"{ended} of {total}: {run.label}: {found}, {clock(done.seconds)}; {clock(elapsed)} so far{left}"
