@@ -27,6 +27,7 @@ from mixpol_models.bench.report import (
     sentences,
     summary_table,
 )
+from mixpol_models.commands import wide_console
 from mixpol_models.files import check_output_file, write_atomically
 from mixpol_models.stopping import in_words
 
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 check_output_file(getattr(options, name), f"--{name}")
     except ValueError as error:
         parser.error(str(error))
-    console = Console(width=None if sys.stdout.isatty() else 110)
+    console = wide_console()
     facts = machine_facts()
     console.print(", ".join(f"{key} {value}" for key, value in facts.items()), highlight=False)
     try:

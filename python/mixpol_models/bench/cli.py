@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from mixpol_models.commands import plainly, wide_console
 from mixpol_models.files import check_output_file, results_folder
 
 
@@ -37,9 +37,7 @@ def bench(
 
     With --compare, exit status 1 if a case is slower by more than the tolerance, with its whole interval.
     """
-    from mixpol_models.cli import _plainly
-
-    with _plainly():
+    with plainly():
         if compare and (output or readme or force):
             raise ValueError("compare came with output, readme or force; expected it alone: it writes no report")
         if only is not None and (quick or compare):
@@ -54,7 +52,6 @@ def bench(
         if readme is not None:
             check_output_file(readme, "readme")
 
-        from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
         from mixpol_models.bench import compare as revisions
@@ -66,7 +63,7 @@ def bench(
             suite.readme_parts(readme)
         plan = None if compare else suite.quick() if quick else suite.full(only or "")
         tolerance = revisions.TOLERANCE if tolerance is None else tolerance
-        console = Console(width=None if sys.stdout.isatty() else 110)
+        console = wide_console()
         columns = (BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
         with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task("", total=1.0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -27,6 +26,7 @@ from mixpol_models.bench import (
     sentences,
     summary_table,
 )
+from mixpol_models.commands import wide_console
 from mixpol_models.data import Examples, InteractionLog, resolve
 from mixpol_models.experiments.compare import Comparison, compare
 from mixpol_models.experiments.plots import plot_auc, plot_step
@@ -117,8 +117,7 @@ def run_demo(
     Raises:
         ValueError: no seeds, no data, or a folder with earlier results.
     """
-    # A pipe has no width of its own, and 80 columns would cut the figures.
-    console = console or Console(width=None if sys.stdout.isatty() else 110)
+    console = console or wide_console()
     size = QUICK if quick else FULL
     n_seeds = size.seeds if seeds is None else seeds
     if n_seeds < 1:
