@@ -29,7 +29,7 @@ PRINT = ("check_values", "count_events")
 
 @dataclass(frozen=True)
 class Compiled:
-    """What became of one kernel: bytes per thread, and the widest load from device memory."""
+    """Result of compiling one kernel: bytes per thread, and the widest load from device memory."""
 
     kernel: str
     architecture: int
@@ -39,7 +39,7 @@ class Compiled:
     load: int
 
     def faults(self) -> list[str]:
-        """What the gate refuses."""
+        """Violations of the gate."""
         name = f"{self.kernel} on sm_{self.architecture}"
         found = [f"{name} spills {self.spills} bytes"] if self.spills else []
         if self.stack and not self.kernel.startswith(PRINT):
@@ -63,7 +63,7 @@ def sources() -> list[Path]:
 
 
 def digest() -> str:
-    """Of everything that the kernels are made of: it tells whether a table is older than the sources."""
+    """Digest of the kernels' sources: it tells whether a table is older than them."""
     files = [*ROOT.glob("csrc/cuda/*"), *ROOT.glob("csrc/math/*"), ROOT / "csrc" / "schemas.inc"]
     text = b"\0".join(path.name.encode() + b"\0" + path.read_bytes() for path in sorted(files))
     return hashlib.sha256(text).hexdigest()[:16]

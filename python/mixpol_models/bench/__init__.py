@@ -3,11 +3,15 @@
     rows = run_ladder(lengths=(50, 200), progress=print)
     print(ladder_markdown(rows))
 
-The rooms: `shapes` (what is measured), `cases` with `din_cases`, `dot_cases`, `polarity_cases`, `interleave_case` and
-`case` (inputs, forms, exact answers; from `padding`, `kinks`, `rungs`, `polarity_forms`), `gate` (correctness),
-`timing` and `memory` (measuring), `ladder` (the protocol), `work` and `machine` (what the machine could do, and is),
-`headline`, `report` and `plot` (telling), `suite`, `compare` with `turns`, and `cli` (the command `mixpol bench`).
-`python -m mixpol_models.bench --help` measures a single DIN unit of any size. Names are imported when they are used.
+- inputs: `shapes` (sizes), `cases` (`make_case`: inputs, forms and exact answers of a shape, from `din_cases`,
+  `dot_cases`, `polarity_cases`, `interleave_case`), `gpu_problems` (the same for a GPU's checks)
+- forms: `implementations` (the activation unit), `polarity_forms`, `fbgemm_form`
+- measuring: `gate` (correctness), `timing`, `kernel_time`, `memory`, `roofline`, `machine`, `ladder` (the protocol)
+- results: `summary`, `report`, `plot`
+- commands: `suite` and `compare` with `compare_worker` (`mixpol bench`), `gpu` (`mixpol gpu-report`), `tune`
+  (`mixpol tune`), `growth` and `python -m mixpol_models.bench`, which measures one DIN unit of any size
+
+Names are imported when they are used.
 """
 
 from importlib import import_module
@@ -17,13 +21,13 @@ _HOMES = {
     "case": ("Case",),
     "cases": ("make_case",),
     "gate": ("GateError",),
-    "headline": ("Headline", "headlines", "noise", "sentences"),
+    "implementations": ("IMPLEMENTATIONS", "Implementation"),
     "ladder": ("LadderRow", "run_ladder", "strongest"),
     "machine": ("machine_facts",),
     "plot": ("plot_ladder",),
-    "report": ("headline_table", "ladder_markdown", "ladder_table"),
-    "rungs": ("RUNGS", "Rung"),
+    "report": ("summary_table", "ladder_markdown", "ladder_table"),
     "shapes": ("SHAPES", "Shape"),
+    "summary": ("Summary", "noise", "sentences", "summarize"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME)

@@ -57,7 +57,7 @@ class Broadcast(Projected):
 
 
 class Absorbed(Projected):
-    """The same algebra as the fused op, as batched matrix products."""
+    """The fused op's algebra as batched matrix products."""
 
     def forward(self, target: Tensor, history: Tensor, mask: Tensor) -> Tensor:
         heads, width = self.layer.num_heads, self.layer.attention_dim // self.layer.num_heads

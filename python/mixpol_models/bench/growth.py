@@ -10,7 +10,6 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
 import torch
 from rich.console import Console
@@ -18,7 +17,7 @@ from rich.table import Table
 
 from mixpol_kernels.nn import TargetAttention
 from mixpol_models.bench.gate import OUTPUT_FACTOR
-from mixpol_models.bench.timing import interleaved, per_round
+from mixpol_models.bench.timing import interleaved
 from mixpol_models.files import check_output_file, replacing
 
 LENGTHS = (10, 100, 1000, 10_000, 100_000)
@@ -110,14 +109,13 @@ def measure(
         for case in cases:
             case.clear()
 
-    times = interleaved(calls, clear, rounds, seconds)
-    found = {key: median(per_round(value)) for key, value in times.items()}
+    times = interleaved(calls, rounds, seconds, clear)
     return [
         GrowthRow(
             case.length,
             case.padded,
             case.users,
-            *(1e9 * found[i, what] / (case.users * case.length) for what in ("forward", "total")),
+            *(1e9 * times.median((i, what)) / (case.users * case.length) for what in ("forward", "total")),
         )
         for i, case in enumerate(cases)
     ]

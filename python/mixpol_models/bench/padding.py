@@ -1,4 +1,4 @@
-"""Which positions of a padded history are kept, in every shape that a form may want."""
+"""`Padding`: the kept positions of a padded history as lengths, mask and indices."""
 
 from __future__ import annotations
 

@@ -11,9 +11,9 @@ from typing import Any
 import matplotlib
 
 from mixpol_models.bench.case import COMPILED, CONTROL, FUSED
-from mixpol_models.bench.headline import caption
 from mixpol_models.bench.ladder import REFACTORED, LadderRow
-from mixpol_models.bench.work import Peaks
+from mixpol_models.bench.roofline import Peaks
+from mixpol_models.bench.summary import caption
 from mixpol_models.files import replacing
 
 _EAGER, _REFACTORED = ("#9c2f2f", "#d9824a"), ("#5a7fb5", "#1f3f77")  # eager, compiled

@@ -14,14 +14,14 @@ from mixpol_kernels.nn import MixedPolarityAttention, PolarityEmbedding, Polarit
 from mixpol_models.bench.case import CONTROL, Case, exact_answer
 from mixpol_models.bench.fbgemm_form import FBGEMM, FbgemmBags, fbgemm_installed
 from mixpol_models.bench.gate import short
+from mixpol_models.bench.implementations import Concat, PerTarget
 from mixpol_models.bench.kinks import near_kink
 from mixpol_models.bench.padding import pad_right
 from mixpol_models.bench.polarity_forms import Composed, EagerFusion, RefactoredFusion, SumOfLookups
-from mixpol_models.bench.rungs import Concat, PerTarget
 
 
 def embedding_case(batch: int = 256, length: int = 50, width: int = 64, items: int = 10_000, seed: int = 0) -> Case:
-    """`polarity_embedding` on jagged ids, dense table gradients; with FBGEMM's rung where it is installed."""
+    """`polarity_embedding` on jagged ids, dense table gradients; with FBGEMM's form where it is installed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         layer = PolarityEmbedding(items, width)

@@ -9,21 +9,21 @@ from rich.table import Table
 
 from mixpol_models.bench.case import CONTROL
 from mixpol_models.bench.compare import Change
-from mixpol_models.bench.headline import caption, headlines, name, noise, sentences
 from mixpol_models.bench.ladder import LadderRow
 from mixpol_models.bench.machine import machine_facts
 from mixpol_models.bench.plot import plot_ladder
-from mixpol_models.bench.work import Peaks
+from mixpol_models.bench.roofline import Peaks
+from mixpol_models.bench.summary import caption, name, noise, sentences, summarize
 
 __all__ = [
     "caption",
-    "headline_table",
     "ladder_markdown",
     "ladder_table",
     "machine_facts",
     "noise",
     "plot_ladder",
     "sentences",
+    "summary_table",
 ]
 
 
@@ -53,7 +53,7 @@ def ladder_table(rows: Sequence[LadderRow]) -> Table:
     return table
 
 
-def headline_table(rows: Sequence[LadderRow]) -> Table:
+def summary_table(rows: Sequence[LadderRow]) -> Table:
     """One line a length: fused against the eager form and against the strongest baseline."""
     table = _table(
         ["", "f+b\n×eager", "f+b\n×best", "fwd\n×eager", "kept\n×eager", "best is"],
@@ -61,7 +61,7 @@ def headline_table(rows: Sequence[LadderRow]) -> Table:
         "best: the strongest baseline, the fastest of the other forms.",
     )
     table.columns[-1].justify = "left"
-    for line in headlines(rows):
+    for line in summarize(rows):
         ratios = (line.total_eager, line.total_strongest, line.forward_eager, line.saved_eager)
         table.add_row(f"L = {line.length}", *map(number, ratios), line.strongest or "–")
     return table
@@ -102,7 +102,7 @@ _COLUMNS = (
 
 
 def ladder_markdown(rows: Sequence[LadderRow], peaks: Peaks | None = None) -> str:
-    """The same as a Markdown table, under a line that says how it was measured, over the ratios in words.
+    """`ladder_table` as Markdown, below a caption and above the ratios in words.
 
     With `peaks` there are rates of the minimal work too, and the share of what the machine allows for it.
     """

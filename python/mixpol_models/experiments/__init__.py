@@ -1,11 +1,11 @@
 """Experiments that end in tables and pictures: `mixpol demo` runs a small one, `mixpol experiment` whole grids.
 
-The rooms: `grid/` (runs, workers, the store), `report` with `rows` and `report_pictures` (a store told), `cli`.
-`variants` (the four models), `floors`, `frozen`, `bootstrap` and `seeds` (what a difference is worth).
-`compare` (DIN four ways), `subset` (the quick form's data), `step_time` and `eager_layer` (a whole training step),
-`tables` and `pictures` (telling), `demo` (the order of it all).
-
-Functions that are named as their room are imported from it: `from mixpol_models.experiments.floors import floors`.
+- `grid/`: configuration, runner, workers and store of `mixpol experiment`
+- `report` with `rows`, `report_plots` and `analyses`: reading a store
+- `demo`: `mixpol demo`, from `compare` (DIN four ways), `subset` (data of the quick form), `step_time` with
+  `eager_layer` (a whole training step), `throughput`
+- `variants` (the four models), `baselines` (rates), `frozen_history`, `bootstrap`, `significance` (tests over seeds)
+- `tables`, `plots`
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mixpol_models.experiments.baselines import RateBaseline
     from mixpol_models.experiments.bootstrap import Difference, paired_bootstrap
     from mixpol_models.experiments.compare import Comparison
     from mixpol_models.experiments.demo import run_demo
-    from mixpol_models.experiments.floors import Floor
     from mixpol_models.experiments.grid.config import ExperimentConfig, load_experiment
     from mixpol_models.experiments.grid.runner import run_experiment
     from mixpol_models.experiments.step_time import StepRow
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 # Where each name is; imported when first asked for, so that `mixpol --help`, which reads `cli`, stays quick.
 _HOMES = {
+    "baselines": ("RateBaseline",),
     "bootstrap": ("Difference", "paired_bootstrap"),
     "compare": ("Comparison",),
     "demo": ("run_demo",),
-    "floors": ("Floor",),
     "grid.config": ("ExperimentConfig", "load_experiment"),
     "grid.runner": ("run_experiment",),
     "step_time": ("StepRow",),
@@ -40,7 +40,7 @@ __all__ = [
     "Comparison",
     "Difference",
     "ExperimentConfig",
-    "Floor",
+    "RateBaseline",
     "StepRow",
     "Variant",
     "load_experiment",

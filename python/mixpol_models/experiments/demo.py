@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -19,17 +18,18 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from mixpol_models.bench import (
     GateError,
     LadderRow,
-    headline_table,
     ladder_markdown,
     ladder_table,
     machine_facts,
     plot_ladder,
     run_ladder,
     sentences,
+    summary_table,
 )
+from mixpol_models.commands import wide_console
 from mixpol_models.data import Examples, InteractionLog, resolve
 from mixpol_models.experiments.compare import Comparison, compare
-from mixpol_models.experiments.pictures import plot_auc, plot_step
+from mixpol_models.experiments.plots import plot_auc, plot_step
 from mixpol_models.experiments.step_time import StepMismatch, step_time
 from mixpol_models.experiments.subset import some_users
 from mixpol_models.experiments.tables import ResultTable, accuracy_table, count, relative_table, step_table
@@ -42,7 +42,7 @@ from mixpol_models.training.prepare import prepare
 
 @dataclass(frozen=True)
 class DemoSize:
-    """How much the demo does.
+    """Effort of the demo.
 
     Attributes:
         seeds: how many, from 0.
@@ -50,7 +50,7 @@ class DemoSize:
         batch_size: of training; None for the configuration's. Little data needs small steps.
         resamples: of the bootstrap.
         lengths: of the ladder.
-        compiled_rungs: run the torch.compile rungs too, which takes a minute to compile.
+        compiled: time the torch.compile forms too, which takes a minute to compile.
         rounds, seconds: of timing: at most so many rounds, seconds per form.
     """
 
@@ -59,7 +59,7 @@ class DemoSize:
     batch_size: int | None = None
     resamples: int = 400
     lengths: tuple[int, ...] = (10, 50, 200)
-    compiled_rungs: bool = True
+    compiled: bool = True
     rounds: int = 15
     seconds: float = 2.0
 
@@ -71,7 +71,7 @@ QUICK = DemoSize(
     batch_size=256,
     resamples=200,
     lengths=(10, 50),
-    compiled_rungs=False,
+    compiled=False,
     rounds=5,
     seconds=0.5,
 )
@@ -79,7 +79,7 @@ QUICK = DemoSize(
 
 @dataclass
 class _Findings:
-    """What has been found so far, and what could not be."""
+    """Results so far: tables, texts, numbers for metrics.json and times of the parts."""
 
     tables: list[ResultTable] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
@@ -117,8 +117,7 @@ def run_demo(
     Raises:
         ValueError: no seeds, no data, or a folder with earlier results.
     """
-    # A pipe has no width of its own, and 80 columns would cut the figures.
-    console = console or Console(width=None if sys.stdout.isatty() else 110)
+    console = console or wide_console()
     size = QUICK if quick else FULL
     n_seeds = size.seeds if seeds is None else seeds
     if n_seeds < 1:
@@ -207,11 +206,11 @@ def _accuracy_numbers(found: Comparison) -> dict[str, Any]:
                 "rela_impr_percent": found.relative(variant)[0].mean,
                 "auc_ratio_percent": found.relative(variant)[1].mean,
                 "auc_minus_positive_only": _numbers(found.to_baseline.get(variant.name)),
-                "auc_minus_floor": _numbers(found.to_floor[variant.name]),
+                "auc_minus_floor": _numbers(found.to_rates[variant.name]),
             }
             for variant in VARIANTS
         },
-        "floors": {floor.name: {"auc": floor.auc, "gauc": floor.gauc} for floor in found.floors},
+        "floors": {rate.name: {"auc": rate.auc, "gauc": rate.gauc} for rate in found.rates},
         "bootstrap_resamples": found.resamples,
     }
 
@@ -221,16 +220,16 @@ def _numbers(value: Any) -> dict[str, float] | None:
 
 
 def _ladder(console: Console, found: _Findings, size: DemoSize, folder: Path) -> None:
-    rungs = None if size.compiled_rungs else ("concat", "refactored", "fused", "mean pool")
+    implementations = None if size.compiled else ("concat", "refactored", "fused", "mean pool")
     try:
-        rows = _run_ladder(console, size, rungs)
+        rows = _run_ladder(console, size, implementations)
     except GateError as error:
         _missing(console, found, "layer", f"a form failed the correctness check, so nothing was timed: {error}")
         return
     except RuntimeError as error:
         _missing(console, found, "layer", str(error))
         return
-    console.print(ladder_table(rows), headline_table(rows))
+    console.print(ladder_table(rows), summary_table(rows))
     for sentence in sentences(rows):
         console.print(sentence, highlight=False)
     console.print()
@@ -239,14 +238,14 @@ def _ladder(console: Console, found: _Findings, size: DemoSize, folder: Path) ->
     found.texts.append("### The layer alone, up the ladder\n\n" + ladder_markdown(rows))
 
 
-def _run_ladder(console: Console, size: DemoSize, rungs: Sequence[str] | None) -> list[LadderRow]:
+def _run_ladder(console: Console, size: DemoSize, implementations: Sequence[str] | None) -> list[LadderRow]:
     with _bar(console) as bar:
         task = bar.add_task("ladder", total=None)
         return run_ladder(
             size.lengths,
             rounds=size.rounds,
-            seconds_per_rung=size.seconds,
-            rungs=rungs,
+            seconds_per_form=size.seconds,
+            implementations=implementations,
             progress=lambda line: _told(console, bar, task, f"ladder, {line}"),
         )
 

@@ -1,4 +1,4 @@
-"""Rows of a store, gathered: seeds of one model together, and each model against positive-only and the floor."""
+"""Rows of a store, gathered: seeds of one model together, and each model against positive-only and the rates."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mixpol_models.experiments.compare import auc_ratio, rela_impr
 from mixpol_models.experiments.grid.config import ExperimentConfig
-from mixpol_models.experiments.seeds import paired_t, sign_flip
+from mixpol_models.experiments.significance import paired_t, sign_flip
 from mixpol_models.experiments.variants import BASELINE, VARIANTS
 
 ALL = "all backbones"
@@ -23,19 +23,19 @@ _ORDER = {variant.name: i for i, variant in enumerate(VARIANTS)}
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """What is read from a store.
+    """Runs and rate baselines read from a store.
 
     Attributes:
         experiment: of the store.
         runs: finished runs of its grid, columns of `store.SCHEMA`.
-        floors: products of rates, the hardest last.
+        rates: products of rates, the hardest last.
         failed: runs that ended with an error.
         expected: runs of the whole grid.
     """
 
     experiment: ExperimentConfig
     runs: pl.DataFrame
-    floors: pl.DataFrame
+    rates: pl.DataFrame
     failed: pl.DataFrame
     expected: int
 
@@ -71,7 +71,7 @@ class Cell:
         extra: other settings in which the grid's models differ, in words.
         runs: one row per seed, ascending.
         relative: RelaImpr and plain ratio against positive-only, %, means over seeds; None for positive-only itself.
-        gap, floor: AUC minus positive-only of the same seeds, and minus the hardest floor.
+        gap, to_rates: AUC minus positive-only of the same seeds, and minus the hardest rate baseline.
     """
 
     backbone: str
@@ -80,7 +80,7 @@ class Cell:
     runs: pl.DataFrame
     relative: tuple[float, float] | None
     gap: Gap | None
-    floor: Gap | None
+    to_rates: Gap | None
 
     @property
     def label(self) -> str:
@@ -102,11 +102,11 @@ def cells(report: Report, runs: pl.DataFrame) -> list[Cell]:
     A gap needs the same seeds of both models; seeds that one of them lacks are left out of it.
 
     Args:
-        report: floors are taken from it.
+        report: rates are taken from it.
         runs: of one budget.
     """
     runs = with_extra(runs)
-    floor = report.floors.row(-1, named=True) if report.floors.height else None
+    hardest = report.rates.row(-1, named=True) if report.rates.height else None
     order = list(dict.fromkeys(report.experiment.grid.get("backbone", []))) or sorted(runs["backbone"].unique())
     found: list[Cell] = []
     for (backbone, variant, extra), group in runs.group_by("backbone", "variant", "extra"):
@@ -120,9 +120,9 @@ def cells(report: Report, runs: pl.DataFrame) -> list[Cell]:
                 relative = tuple(float(np.mean([f(*pair) for pair in pairs])) for f in (rela_impr, auc_ratio))
                 gap = gap_of(mine_too, base, paired_t)
         against = None
-        if floor is not None:
-            draws = resamples(mine) - np.array(floor["auc_resamples"])
-            against = _gap([auc - floor["auc"] for auc in mine["auc"]], draws, float("nan"))
+        if hardest is not None:
+            draws = resamples(mine) - np.array(hardest["auc_resamples"])
+            against = _gap([auc - hardest["auc"] for auc in mine["auc"]], draws, float("nan"))
         found.append(Cell(backbone, variant, extra, mine, relative, gap, against))
     found.sort(key=lambda cell: (order.index(cell.backbone), cell.extra, _ORDER[cell.variant]))
     return found + _over_backbones(found)

@@ -53,7 +53,7 @@ class ResultTable:
 
 
 def accuracy_table(found: Comparison) -> ResultTable:
-    """AUC, gAUC and logloss per variant, with the floors below."""
+    """AUC, gAUC and logloss per variant, with the rate baselines below."""
     rows = []
     for variant in VARIANTS:
         runs = found.runs[variant]
@@ -67,7 +67,7 @@ def accuracy_table(found: Comparison) -> ResultTable:
                 f"{Spread.of([run.seconds for run in runs]).mean:.0f}",
             )
         )
-    rows += [(f"rates: {f.name}", f"{f.auc:.4f}", NONE, f"{f.gauc:.4f}", NONE, NONE) for f in found.floors]
+    rows += [(f"rates: {f.name}", f"{f.auc:.4f}", NONE, f"{f.gauc:.4f}", NONE, NONE) for f in found.rates]
     seeds = len(found.seeds)
     spread = "mean ± half of the range over" if seeds > 1 else "from"
     notes = [
@@ -89,16 +89,16 @@ def relative_table(found: Comparison) -> ResultTable:
     rows = []
     for variant in VARIANTS:
         impr, ratio = found.relative(variant)
-        gap, floor = found.to_baseline.get(variant.name), found.to_floor[variant.name]
+        gap, to_rates = found.to_baseline.get(variant.name), found.to_rates[variant.name]
         percent = (NONE, NONE) if variant == BASELINE else (_spread(impr, 2, "+"), _spread(ratio, 2, "+"))
-        rows.append((variant.name, *percent, _difference(gap), _difference(floor)))
+        rows.append((variant.name, *percent, _difference(gap), _difference(to_rates)))
     columns = ("model", "RelaImpr, %", "ratio, %", "AUC − positive-only", "AUC − rates")
     seeds = " averaged over seeds" if len(found.seeds) > 1 else ""
     notes = (
         "RelaImpr = ((AUC − 0.5) / (AUC₀ − 0.5) − 1) · 100 %, ratio = (AUC / AUC₀ − 1) · 100 %; "
         f"AUC₀: {BASELINE.name}.",
         f"[95 % interval]: paired bootstrap over users, {found.resamples} resamples, AUCs{seeds}.",
-        f"rates: {found.floors[-1].name}. An interval that holds 0 is no result.",
+        f"rates: {found.rates[-1].name}. An interval that holds 0 is no result.",
     )
     return ResultTable("The same, relative", columns, tuple(rows), notes)
 

@@ -9,7 +9,7 @@ from mixpol_models.settings import Fusion, Kind
 
 @dataclass(frozen=True)
 class Variant:
-    """What sets one model apart; all else is the same.
+    """A model of the comparison: the settings in which it differs from the others.
 
     Attributes:
         name: in tables.

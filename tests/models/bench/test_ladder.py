@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from mixpol_kernels.library import library
-from mixpol_models.bench import RUNGS, GateError, LadderRow, Rung, run_ladder, strongest
+from mixpol_models.bench import IMPLEMENTATIONS, GateError, Implementation, LadderRow, run_ladder, strongest
+from mixpol_models.bench.implementations import Concat, PerTarget
 from mixpol_models.bench.padding import Padding
-from mixpol_models.bench.rungs import Concat, PerTarget
 
 
 class LostOffset(PerTarget):
@@ -60,7 +60,7 @@ def test_rows(rows: list[LadderRow]) -> None:
     for row in rows:
         assert 0 < row.forward_min_ms <= row.forward_ms
         assert 0 < row.total_min_ms <= row.total_ms
-        assert row.variant in RUNGS[row.rung].variants
+        assert row.variant in IMPLEMENTATIONS[row.rung].variants
         assert (row.compile_s, row.rounds, row.threads) == (0, 3, 1)
         assert row.total_ratio is None, "there is no fused rung to compare with"
 
@@ -84,27 +84,29 @@ def test_strongest(rows: list[LadderRow]) -> None:
 @pytest.mark.parametrize("planted", [LostOffset, WeakGradient, NotANumber, WrongWhenServing])
 def test_a_wrong_rung_turns_the_gate_red(planted: type[nn.Module], tiny: dict[str, Any]) -> None:
     with pytest.raises(GateError, match=r"wrong in L=3 .*no number"):
-        run_ladder(**tiny, rungs=["concat", Rung("wrong", {"": planted})])
+        run_ladder(**tiny, implementations=["concat", Implementation("wrong", {"": planted})])
 
 
 @pytest.mark.parametrize("activation", ["prelu", "sigmoid", "silu"])
 def test_other_units_pass_the_gate(activation: str, tiny: dict[str, Any]) -> None:
     options = tiny | {"hidden": (5, 4), "lengths": (7,)}
-    rows = run_ladder(**options, activation=activation, rungs=["concat", "refactored"])
+    rows = run_ladder(**options, activation=activation, implementations=["concat", "refactored"])
     assert {row.hidden for row in rows} == {(5, 4)}
 
 
 def test_compiled_rungs(monkeypatch: pytest.MonkeyPatch, tiny: dict[str, Any]) -> None:
     """Through the tracing of torch.compile, without its code generation, which takes most of its time."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    rows = run_ladder(**(tiny | {"lengths": (4,)}), rungs=["concat+compile", "refactored+compile", "mean pool"])
+    rows = run_ladder(
+        **(tiny | {"lengths": (4,)}), implementations=["concat+compile", "refactored+compile", "mean pool"]
+    )
     assert [row.compile_s > 0 for row in rows] == [True, True, False]
     assert all(row.saved_mib > 0 for row in rows)
 
 
 @pytest.mark.skipif(not library.loaded, reason=library.reason)
 def test_fused_rung(tiny: dict[str, Any]) -> None:
-    for row in run_ladder(**tiny, rungs=["concat", "fused"]):
+    for row in run_ladder(**tiny, implementations=["concat", "fused"]):
         assert row.total_ratio_low <= row.total_ratio <= row.total_ratio_high
         if row.rung == "fused":
             assert row.total_ratio == row.forward_ratio == 1
@@ -115,10 +117,10 @@ def test_fused_rung(tiny: dict[str, Any]) -> None:
 def test_fused_rung_without_the_library_says_so(monkeypatch: pytest.MonkeyPatch, tiny: dict[str, Any]) -> None:
     monkeypatch.setattr(library, "reason", "planted: not built")
     with pytest.raises(RuntimeError, match=r"backend='cpu'.*planted: not built"):
-        run_ladder(**tiny, rungs=["concat", "fused"])
+        run_ladder(**tiny, implementations=["concat", "fused"])
 
 
 def test_global_generator_is_left_alone(tiny: dict[str, Any]) -> None:
     before = torch.get_rng_state()
-    run_ladder(**(tiny | {"lengths": (2,)}), rungs=["mean pool"])
+    run_ladder(**(tiny | {"lengths": (2,)}), implementations=["mean pool"])
     assert torch.equal(torch.get_rng_state(), before)

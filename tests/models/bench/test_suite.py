@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 from mixpol_kernels.library import library
 from mixpol_models.bench import LadderRow, suite
 from mixpol_models.bench.cases import make_case
+from mixpol_models.bench.roofline import Peaks
 from mixpol_models.bench.shapes import MAIN, SHAPES
 from mixpol_models.bench.suite import END, START, Plan, Results
-from mixpol_models.bench.work import Peaks
 from mixpol_models.cli import app
 
 README = Path(__file__).parents[3] / "README.md"
@@ -50,7 +50,7 @@ def check_block(text: str) -> None:
 
 
 def test_headline_table(results: Results) -> None:
-    assert "| DIN ReLU | 7 | 2.00 | 4.00 | 2.00 | 2.00 / 8.00 |" in suite.headline_markdown(results)
+    assert "| DIN ReLU | 7 | 2.00 | 4.00 | 2.00 | 2.00 / 8.00 |" in suite.summary_markdown(results)
     check_block(f"{START}\n{suite.readme_block(results)}{END}")
 
 

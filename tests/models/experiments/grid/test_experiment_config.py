@@ -1,4 +1,4 @@
-"""What an experiment may say, and which runs come of it."""
+"""Validation of experiment files, and the runs of a grid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The few ratios that a reader wants first, per length."""
+"""Summary of a ladder: the ratios against fused per length, in words and with their noise."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _NOISY = 1.3
 
 
 @dataclass(frozen=True)
-class Headline:
-    """How the fused rung compares at one length; above 1, fused is better. None: a rung was not measured.
+class Summary:
+    """Ratios to the fused form at one length; above 1, fused is better. None: not measured.
 
     Attributes:
         length: L.
-        eager: the rung that is written as most libraries do, "" without one: "concat" of the activation unit.
+        eager: the form that most libraries write, "" without one: "concat" of the activation unit.
         total_eager: forward and backward, that one over fused.
         total_strongest: the same for the strongest baseline.
         strongest: which one that is.
@@ -38,8 +38,8 @@ class Headline:
     floor_ms: float | None
 
 
-def headlines(rows: Sequence[LadderRow]) -> list[Headline]:
-    """One `Headline` a length, in the order of the rows, which are of one case."""
+def summarize(rows: Sequence[LadderRow]) -> list[Summary]:
+    """One `Summary` a length, in the order of the rows, which are of one case."""
     found = []
     for length in dict.fromkeys(row.length for row in rows):
         at = {row.rung: row for row in rows if row.length == length}
@@ -48,7 +48,7 @@ def headlines(rows: Sequence[LadderRow]) -> list[Headline]:
         eager = next((r for r in plain if not (r.rung.endswith(COMPILED) or r.rung.startswith(REFACTORED))), None)
         best = strongest(rows, length) if plain else None
         found.append(
-            Headline(
+            Summary(
                 length=length,
                 eager=eager.rung if eager else "",
                 total_eager=eager and eager.total_ratio,
@@ -66,7 +66,7 @@ def headlines(rows: Sequence[LadderRow]) -> list[Headline]:
 def sentences(rows: Sequence[LadderRow]) -> list[str]:
     """The must-show ratios in words: the strongest baseline stands beside the eager form in every claim."""
     said = []
-    for line in headlines(rows):
+    for line in summarize(rows):
         eager = line.eager if line.eager == "eager" else f"{line.eager} eager"
         if line.total_eager is not None and line.total_strongest is not None:
             said.append(
@@ -99,7 +99,7 @@ def noise(rows: Sequence[LadderRow]) -> str:
 
 
 def name(row: LadderRow) -> str:
-    """Rung and variant, as the tables write them."""
+    """Implementation and variant, as the tables write them."""
     return f"{row.rung}, {row.variant}" if row.variant else row.rung
 
 

@@ -1,4 +1,4 @@
-"""Each op on drawn inputs, held to float64: what a GPU's kernels are checked with, before they are timed or trusted.
+"""Problems for checking and timing GPU kernels: each op on random inputs, with errors against float64.
 
 Activations are smooth, so that a unit within rounding of a kink does not count as an error.
 """
@@ -162,13 +162,15 @@ def mixed_problem(size: Size, width: int, units: tuple[int, ...]) -> Problem:
     ids = drawn.integers(0, ITEMS, size.users, size.length)
 
     def call(leaves: Leaves, others: Leaves, backend: str) -> Tensor:
-        weights, biases = _layers(leaves)
+        history, unit = (
+            mk.History(others["ids"], lengths=others["lengths"]),
+            mk.ActivationUnit(*_layers(leaves), "silu"),
+        )
+        fusion = mk.FusionParameters("tapf", leaves["polarity table"], _gate(leaves))
+        table, polarity = leaves["item table"], others["polarity"]
         return _pooled(
-            mk.mixed_polarity_attention(
-                leaves["target"], others["ids"], others["polarity"], leaves["item table"], leaves["polarity table"],
-                weights, biases, gate=_gate(leaves), activation="silu", lengths=others["lengths"], backend=backend,
-            )
-        )  # fmt: skip
+            mk.mixed_polarity_attention(leaves["target"], history, polarity, table, unit, fusion, backend=backend)
+        )
 
     return Problem(leaves, {"lengths": drawn.lengths, "polarity": drawn.polarity(), "ids": ids}, call)
 

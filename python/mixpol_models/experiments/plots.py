@@ -20,7 +20,7 @@ _DPI = 100
 
 
 def plot_auc(found: Comparison, path: str | Path, data: str) -> None:
-    """Writes a picture, 1400 by 600 pixels: AUC per seed with the floors, and the difference to positive-only.
+    """Writes a picture, 1400 by 600 pixels: AUC per seed with the rate baselines, and the difference to positive-only.
 
     Args:
         found: from `compare`.
@@ -42,10 +42,10 @@ def plot_auc(found: Comparison, path: str | Path, data: str) -> None:
         right.plot(gap.mean, y, "o", color=color, markersize=10)
         text = f"{gap.mean:+.4f}  [{gap.low:+.4f}, {gap.high:+.4f}]"
         right.annotate(text, (gap.mean, y - 0.15), ha="center", va="bottom", color=color)
-    for floor in found.floors:
-        left.axvline(floor.auc, color="#000000", linestyle=":", linewidth=1.2)
+    for rates in found.rates:
+        left.axvline(rates.auc, color="#000000", linestyle=":", linewidth=1.2)
         left.annotate(
-            f"rates: {floor.name}  {floor.auc:.4f}", (floor.auc, len(VARIANTS) - 0.42), rotation=90, fontsize=9,
+            f"rates: {rates.name}  {rates.auc:.4f}", (rates.auc, len(VARIANTS) - 0.42), rotation=90, fontsize=9,
             ha="right", va="bottom", xytext=(-3, 0), textcoords="offset points",
         )  # fmt: skip
     right.axvline(0, color=COLORS[BASELINE.name], linewidth=1.2)
