@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from mixpol_models import stopping
+from mixpol_models.choices import DATA_NAMES, Accelerator, BackboneName, Fusion, Precision, SequenceKind
 from mixpol_models.commands import INSTALL, plainly, wide_console
 from mixpol_models.environment import prepare
 
-# Flags of `mixpol train` that are no settings of a run.
+# Flags of `mixpol train` beside the settings of a run.
 _NOT_SETTINGS = ("config", "resume", "force", "print_config")
 
 
@@ -68,7 +69,7 @@ else:
     ) -> None:
         """Mixed-polarity CTR models on fused kernels."""
 
-    _DATA = "Folder, NAME:FOLDER or YAML file, or kuairand-pure, ml-100k, synthetic. Default: look around."
+    _DATA = f"Folder, NAME:FOLDER or YAML file, or {', '.join(DATA_NAMES)}. Default: look around."
 
     @app.command()
     def train(
@@ -77,16 +78,11 @@ else:
         ] = None,
         data: Annotated[str | None, typer.Option(help=_DATA)] = None,
         backbone: Annotated[
-            Literal[
-                "din", "din_two_lists", "din_action", "transact", "transformer", "onetrans", "hyformer", "mixformer"
-            ]
-            | None,
+            BackboneName | None,
             typer.Option(help="Model. Without --config, with the settings of its own file."),
         ] = None,
-        sequence: Annotated[Literal["mixed", "positive"] | None, typer.Option(help="Events in the history.")] = None,
-        fusion: Annotated[
-            Literal["none", "bias", "tapf"] | None, typer.Option(help="How polarity marks an event.")
-        ] = None,
+        sequence: Annotated[SequenceKind | None, typer.Option(help="Events in the history.")] = None,
+        fusion: Annotated[Fusion | None, typer.Option(help="How polarity marks an event.")] = None,
         budget: Annotated[int | None, typer.Option(help="Most history events.")] = None,
         negative_share: Annotated[
             float | None, typer.Option(help="Share of negatives in the budget. Default: the newest of either.")
@@ -105,11 +101,11 @@ else:
         patience: Annotated[int | None, typer.Option(help="Epochs without a better AUC before the end.")] = None,
         sparse_tables: Annotated[bool | None, typer.Option(help="Move only the table rows of the batch.")] = None,
         seed: Annotated[int | None, typer.Option(help="Of weights, order and dropout.")] = None,
-        precision: Annotated[
-            Literal["fp32", "bf16", "fp16"] | None, typer.Option(help="Of the MLP; fp16 on a GPU only.")
+        precision: Annotated[Precision | None, typer.Option(help="Of the MLP; fp16 on a GPU only.")] = None,
+        accelerator: Annotated[Accelerator | None, typer.Option(help="Where.")] = None,
+        backend: Annotated[
+            str | None, typer.Option(help="Of the fused ops: auto, or one that `python -m mixpol_kernels.info` lists.")
         ] = None,
-        accelerator: Annotated[Literal["auto", "cpu", "gpu"] | None, typer.Option(help="Where.")] = None,
-        backend: Annotated[Literal["auto", "cpu", "reference"] | None, typer.Option(help="Of the attention.")] = None,
         workers: Annotated[int | None, typer.Option(help="Processes that build batches.")] = None,
         output: Annotated[
             str | None,
@@ -127,7 +123,8 @@ else:
         """Train a model. Flags override the YAML file, which overrides the defaults (din.yaml)."""
         flags = {name: value for name, value in locals().items() if name not in _NOT_SETTINGS}
         with plainly():
-            from mixpol_models.settings import load_config, saved_settings
+            from mixpol_models.training.config import load_config
+            from mixpol_models.training.resume import saved_settings
 
             if force and resume is not None:
                 raise ValueError("force was given with resume, which keeps the run; expected one of them")

@@ -27,9 +27,9 @@ from mixpol_models.data import synthetic_log
 from mixpol_models.experiments.grid import ExperimentConfig, run_experiment
 from mixpol_models.experiments.grid.runner import read_experiment
 from mixpol_models.progress import TimeLeft
-from mixpol_models.settings import TrainConfig, load_config
 from mixpol_models.training import train
 from mixpol_models.training.checkpoints import load_model, read_checkpoint
+from mixpol_models.training.config import TrainConfig, load_config
 
 RUN = ["train", "--data", "synthetic", "--epochs", "1", "--batch-size", "64", "--budget", "5"]
 PLANTED: dict[str, Any] = {

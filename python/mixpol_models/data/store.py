@@ -383,7 +383,7 @@ class _Build:
                 split=split,
             )
             del frames
-            history = HistoryStore.from_log(log)
+            history = log.history_store()
             for name in COLUMNS:
                 column = log.frame[name]
                 files[name].append((column.to_physical() if name == "split" else column).to_numpy())

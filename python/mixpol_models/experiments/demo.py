@@ -37,7 +37,7 @@ from mixpol_models.experiments.variants import VARIANTS
 from mixpol_models.files import results_folder, write_atomically
 from mixpol_models.progress import TimeLeft
 from mixpol_models.training.config import TrainConfig, load_config
-from mixpol_models.training.prepare import prepare
+from mixpol_models.training.preparation import prepare
 
 
 @dataclass(frozen=True)

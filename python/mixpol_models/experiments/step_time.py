@@ -12,10 +12,11 @@ from torch.nn import functional as F
 
 from mixpol_models.backbones import DIN
 from mixpol_models.bench.timing import interleaved
+from mixpol_models.choices import Fusion
 from mixpol_models.data import Batch
 from mixpol_models.experiments.eager_layer import EagerAttention
-from mixpol_models.settings import Fusion, TrainConfig
 from mixpol_models.training.clipping import clip_gradients
+from mixpol_models.training.config import TrainConfig
 from mixpol_models.training.optimizer import build_optimizer
 
 TOLERANCE = 1e-4

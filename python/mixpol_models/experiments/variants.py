@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mixpol_models.settings import Fusion, Kind
+from mixpol_models.choices import Fusion, SequenceKind
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Variant:
     """
 
     name: str
-    sequence: Kind
+    sequence: SequenceKind
     fusion: Fusion
 
 

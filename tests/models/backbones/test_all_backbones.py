@@ -15,8 +15,8 @@ from backbone_cases import CASES, LENGTHS, SIZES, batch_of, crossed, loss_of, mo
 
 from mixpol_models import backbones
 from mixpol_models.backbones import BACKBONES, build_backbone, own_options
+from mixpol_models.choices import BackboneName
 from mixpol_models.data import Batch, InteractionLog, SequenceConfig, build_examples, synthetic_log
-from mixpol_models.training.config import BackboneName
 from mixpol_models.training.optimizer import build_optimizer
 
 # Their polarity is in the tokens without a fusion.
