@@ -14,26 +14,20 @@
 Names are imported when they are used.
 """
 
-from importlib import import_module
-from typing import Any
+from mixpol_models.lazy import lazy
 
-_HOMES = {
-    "case": ("Case",),
-    "cases": ("make_case",),
-    "gate": ("GateError",),
-    "implementations": ("IMPLEMENTATIONS", "Implementation"),
-    "ladder": ("LadderRow", "run_ladder", "strongest"),
-    "machine": ("machine_facts",),
-    "plot": ("plot_ladder",),
-    "report": ("summary_table", "ladder_markdown", "ladder_table"),
-    "shapes": ("SHAPES", "Shape"),
-    "summary": ("Summary", "noise", "sentences", "summarize"),
-}
-_HOME = {name: module for module, names in _HOMES.items() for name in names}
-__all__ = sorted(_HOME)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__, __all__ = lazy(
+    __name__,
+    {
+        "case": ("Case",),
+        "cases": ("make_case",),
+        "gate": ("GateError",),
+        "implementations": ("IMPLEMENTATIONS", "Implementation"),
+        "ladder": ("LadderRow", "run_ladder", "strongest"),
+        "machine": ("machine_facts",),
+        "plot": ("plot_ladder",),
+        "report": ("summary_table", "ladder_markdown", "ladder_table"),
+        "shapes": ("SHAPES", "Shape"),
+        "summary": ("Summary", "noise", "sentences", "summarize"),
+    },
+)

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mixpol_kernels.nn import MultiHeadTargetAttention
-from mixpol_models.bench.case import CONTROL, Case, exact_answer
+from mixpol_models.bench.case import CONTROL, Case, exact_answer, exact_control
 from mixpol_models.bench.gate import short
-from mixpol_models.bench.padding import pad_right
+from mixpol_models.bench.padding import masked_mean, pad_right
 
 
 class Projected(nn.Module):
@@ -105,8 +105,10 @@ def dot_case(
     forms["fused"] = lambda: layer(target, history, lengths=lengths)
     controls = {}
     if candidates == 1:
-        forms[CONTROL] = partial(_mean, history, mask)
-        controls[CONTROL] = partial(_exact_mean, history, mask, upstream)
+        forms[CONTROL] = lambda: masked_mean(history, mask).unsqueeze(1)
+        controls[CONTROL] = exact_control(
+            lambda x: masked_mean(x, mask.double()).unsqueeze(1), "history", history, upstream
+        )
     return Case(
         f"L={length} B={batch} M={candidates} D={width} heads={heads}",
         forms,
@@ -130,13 +132,3 @@ def _exact(
         leaf.requires_grad_()
     leaves = {**wide, **dict(exact.layer.named_parameters())}
     return exact_answer(lambda: exact(wide["target"], wide["history"], mask.bool()), leaves, upstream)
-
-
-def _mean(history: Tensor, mask: Tensor) -> Tensor:
-    """Masked mean [B, 1, D]."""
-    return torch.bmm((mask / mask.sum(1, keepdim=True)).unsqueeze(1), history)
-
-
-def _exact_mean(history: Tensor, mask: Tensor, upstream: Tensor) -> dict[str, Tensor]:
-    history = history.detach().double().requires_grad_()
-    return exact_answer(lambda: _mean(history, mask.double()), {"history": history}, upstream)

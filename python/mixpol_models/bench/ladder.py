@@ -110,10 +110,7 @@ def run_ladder(
 
     Args:
         lengths: padded lengths L.
-        batch: users B.
-        width: embedding width D.
-        hidden: units of the hidden layer, or of each of several.
-        activation: "relu", "prelu", "sigmoid", "silu" or "dice" (in training, pads in the statistics).
+        batch, width, hidden, activation: see `din_case`.
         rounds: at most this many.
         seconds_per_form: of timing, for each form at each length; fewer rounds (3 or more) if it is used up.
         implementations: names in IMPLEMENTATIONS, or `Implementation`s of your own; all of IMPLEMENTATIONS if None.
