@@ -77,14 +77,12 @@ def dot_case(
     heads: int = 4,
     candidates: int = 1,
     seed: int = 0,
-    compiled: bool = True,
 ) -> Case:
     """Padded histories of lengths uniform in 1 ... L, normal vectors, `candidates` targets a user.
 
     Args:
         batch, length, width, heads, candidates: B, L, D, H and M.
         seed: of everything random. The global generator is left as it was.
-        compiled: have the forms through `torch.compile` too.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -98,10 +96,8 @@ def dot_case(
     units: dict[str, nn.Module] = {"projected": Projected(layer), "absorbed": Absorbed(layer)}
     if candidates > 1:
         units["broadcast"] = Broadcast(layer)
-    forms = {name: lambda unit=unit: unit(*arguments) for name, unit in units.items()}
-    if compiled:
-        graphs = {f"{name}+compile": torch.compile(unit, dynamic=False) for name, unit in units.items()}
-        forms |= {name: lambda unit=unit: unit(*arguments) for name, unit in graphs.items()}
+    graphs = {f"{name}+compile": torch.compile(unit, dynamic=False) for name, unit in units.items()}
+    forms = {name: partial(unit, *arguments) for name, unit in (units | graphs).items()}
     forms["fused"] = lambda: layer(target, history, lengths=lengths)
     controls = {}
     if candidates == 1:
@@ -115,7 +111,7 @@ def dot_case(
         {"target": target, "history": history, **dict(layer.named_parameters())},
         upstream,
         partial(_exact, layer, target, history, mask, upstream),
-        (lambda: units["projected"](*arguments), lambda: units["absorbed"](*arguments)),
+        (forms["projected"], forms["absorbed"]),
         int(lengths.sum()),
         (lengths, mask, arguments[2]),
         controls=controls,

@@ -25,6 +25,11 @@ class Difference:
     low: float
     high: float
 
+    @property
+    def text(self) -> str:
+        """As "+0.0104 [+0.0071, +0.0138]"."""
+        return f"{self.mean:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
+
 
 def paired_bootstrap(
     user: NDArray,
