@@ -237,7 +237,7 @@ def _auc(runs: pl.DataFrame) -> str:
 
 
 def _interval(values: NDArray) -> str:
-    return Difference(values[0], *np.nanquantile(values[1:], [0.025, 0.975])).text
+    return Difference.of(values[0], values[1:]).text
 
 
 def _need(there: bool, what: str) -> None:

@@ -171,8 +171,7 @@ def gap_of(mine: pl.DataFrame, base: pl.DataFrame, test: Callable[[Sequence[floa
 
 
 def _gap(differences: Sequence[float], draws: NDArray, p: float) -> Gap:
-    low, high = np.nanquantile(draws, [0.025, 0.975])
-    return Gap(float(np.mean(differences)), float(low), float(high), p, len(differences))
+    return Gap(**vars(Difference.of(float(np.mean(differences)), draws)), p=p, seeds=len(differences))
 
 
 def pooled(mine: NDArray, base: NDArray) -> Gap:
