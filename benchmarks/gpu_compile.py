@@ -59,15 +59,9 @@ AMD_CANDIDATES = {
 DOT_CANDIDATES = {
     "forward": [(64, 4, 3, 0), (64, 4, 2, 0), (32, 4, 2, 0), (16, 4, 1, 0), (32, 8, 1, 0)],
     "backward": [
-        (64, 4, 2, 0),
-        (64, 4, 1, 0),
-        (64, 8, 1, 0),
-        (32, 4, 2, 0),
-        (16, 4, 1, 0),
-        (32, 8, 1, 0),
-        (16, 8, 1, 0),
+        (64, 4, 2, 0), (64, 4, 1, 0), (64, 8, 1, 0), (32, 4, 2, 0), (16, 4, 1, 0), (32, 8, 1, 0), (16, 8, 1, 0)
     ],
-}
+}  # fmt: skip
 Shape = tuple[int, tuple[int, ...]]
 
 
@@ -258,12 +252,8 @@ def report(architectures: Iterable[str]) -> int:
             bad += bool(wrong)
             c = job.config
             shape = f"{job.width} : {' × '.join(map(str, job.units))}" if job.units else str(job.width)
-            row = [
-                f"{job.direction} {job.element}",
-                shape,
-                job.variant,
-                f"{c.tile} / {c.warps} / {c.stages} / {c.flush}",
-            ]
+            config = f"{c.tile} / {c.warps} / {c.stages} / {c.flush}"
+            row = [f"{job.direction} {job.element}", shape, job.variant, config]
             if "error" in found:
                 row += [found["error"].replace("\n", " "), "", "", "", ""]
             else:

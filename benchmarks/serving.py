@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from mixpol_kernels.nn import TargetAttention
-from mixpol_models.bench.gate import OUTPUT_FACTOR, largest_error
+from mixpol_models.bench.gate import budget, largest_error
 from mixpol_models.bench.implementations import Concat, PerTarget
 from mixpol_models.bench.padding import Padding
 from mixpol_models.bench.timing import interleaved
@@ -86,7 +86,7 @@ def measure(users: int, length: int, seconds: float = SECONDS) -> dict[str, floa
     wide.backend = "reference"
     exact = wide(given[0].double(), given[1].double(), lengths=given[2])
     plain = max(largest_error(calls[name](*given), exact) for name in ("concat", "refactored"))
-    limit = OUTPUT_FACTOR * plain + torch.finfo(torch.float32).eps * float(exact.abs().max())
+    limit = budget("output", plain, exact)
     for name, call in calls.items():
         error = largest_error(call(*given), exact)
         if not error <= limit:

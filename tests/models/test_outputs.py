@@ -256,7 +256,7 @@ def test_a_demo_that_ends_early_leaves_nothing(command: Command, monkeypatch: py
         Path("demo_output/auc.png").write_text("half")
         raise OSError("the ninth wave")
 
-    monkeypatch.setattr("mixpol_models.experiments.demo._accuracy", fail)
+    monkeypatch.setattr("mixpol_models.experiments.demo._Demo.accuracy", fail)
     command("demo", "--data", "synthetic", "--quick", status=1)
     assert not any(Path().iterdir())
 

@@ -14,26 +14,23 @@
 Names are imported when they are used.
 """
 
-from importlib import import_module
-from typing import Any
+# ruff: noqa: F401, imported when they are used
+from __future__ import annotations
 
-_HOMES = {
-    "case": ("Case",),
-    "cases": ("make_case",),
-    "gate": ("GateError",),
-    "implementations": ("IMPLEMENTATIONS", "Implementation"),
-    "ladder": ("LadderRow", "run_ladder", "strongest"),
-    "machine": ("machine_facts",),
-    "plot": ("plot_ladder",),
-    "report": ("summary_table", "ladder_markdown", "ladder_table"),
-    "shapes": ("SHAPES", "Shape"),
-    "summary": ("Summary", "noise", "sentences", "summarize"),
-}
-_HOME = {name: module for module, names in _HOMES.items() for name in names}
-__all__ = sorted(_HOME)
+from typing import TYPE_CHECKING
 
+from mixpol_models.lazy import lazy_names
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+if TYPE_CHECKING:
+    from mixpol_models.bench.case import Case
+    from mixpol_models.bench.cases import make_case
+    from mixpol_models.bench.gate import GateError
+    from mixpol_models.bench.implementations import IMPLEMENTATIONS, Implementation
+    from mixpol_models.bench.ladder import LadderRow, run_ladder, strongest
+    from mixpol_models.bench.machine import machine_facts
+    from mixpol_models.bench.plot import plot_ladder
+    from mixpol_models.bench.report import ladder_markdown, ladder_table, summary_table
+    from mixpol_models.bench.shapes import SHAPES, Shape
+    from mixpol_models.bench.summary import Summary, noise, sentences, summarize
+
+__getattr__, __all__ = lazy_names(__name__, __file__)

@@ -15,18 +15,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mixpol_models.bench.gate import GateError
-from mixpol_models.bench.implementations import IMPLEMENTATIONS
-from mixpol_models.bench.ladder import LENGTHS, run_ladder
-from mixpol_models.bench.report import (
-    ladder_markdown,
-    ladder_table,
-    machine_facts,
-    noise,
-    plot_ladder,
-    sentences,
-    summary_table,
-)
+from mixpol_models.bench import IMPLEMENTATIONS, GateError, machine_facts, noise, plot_ladder, run_ladder, sentences
+from mixpol_models.bench.ladder import LENGTHS
+from mixpol_models.bench.report import ladder_markdown, ladder_table, summary_table
 from mixpol_models.commands import wide_console
 from mixpol_models.files import check_output_file, write_atomically
 from mixpol_models.stopping import in_words

@@ -107,6 +107,18 @@ def implementation_of(form: str) -> str:
     return form.partition(", ")[0]
 
 
+def exact_control(
+    forward: Callable[[Tensor], Tensor], name: str, leaf: Tensor, upstream: Tensor
+) -> Callable[[], dict[str, Tensor]]:
+    """For `Case.controls`: the answer of `forward`, of one leaf, in float64."""
+
+    def answer() -> dict[str, Tensor]:
+        wide = leaf.detach().double().requires_grad_()
+        return exact_answer(lambda: forward(wide), {name: wide}, upstream)
+
+    return answer
+
+
 def exact_answer(forward: Callable[[], Tensor], leaves: Mapping[str, Tensor], upstream: Tensor) -> dict[str, Tensor]:
     """{"output": ..., leaf name: gradient} of a float64 forward."""
     output = forward()

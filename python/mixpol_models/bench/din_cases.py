@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from mixpol_kernels.nn import TargetAttention
-from mixpol_models.bench.case import Case, exact_answer
+from mixpol_models.bench.case import Case, exact_control
 from mixpol_models.bench.gate import short
 from mixpol_models.bench.implementations import IMPLEMENTATIONS, Concat, Implementation, Reference
 from mixpol_models.bench.kinks import near_kink
-from mixpol_models.bench.padding import Padding, pad_right
+from mixpol_models.bench.padding import Padding, masked_mean, pad_right
 
 # Bytes of [tokens, 4 D] float64 that the exact answer works on at a time.
 _CHUNK_BYTES = 64 * 2**20
@@ -87,8 +87,8 @@ def din_case(
         # With pads in the statistics of a normalised layer, padded forms give pads a gradient.
         {"history": padding.mask[..., None]} if len(attention.norms) else {},
         {
-            name: partial(_exact_control, unit, target, history, padding, upstream)
-            for rung, name, unit in built
+            name: exact_control(lambda x: masked_mean(x, padding.mask.double()), "history", history, upstream)
+            for rung, name, _ in built
             if rung.control
         },
     )
@@ -120,11 +120,3 @@ def _exact(
         "history": torch.cat(grad_history),
         **{name: parameter.grad for name, parameter in attention.named_parameters()},
     }
-
-
-def _exact_control(
-    unit: nn.Module, target: Tensor, history: Tensor, padding: Padding, upstream: Tensor
-) -> dict[str, Tensor]:
-    history = history.detach().double().requires_grad_()
-    padding = padding._replace(mask=padding.mask.double())
-    return exact_answer(lambda: unit(target.detach().double(), history, padding), {"history": history}, upstream)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import mixpol_kernels as mk
-from mixpol_models.bench.gate import GRADIENT_FACTOR, MULTIPLES, OUTPUT_FACTOR, largest_error, short
+from mixpol_models.bench.gate import MULTIPLES, budget, largest_error, short
 
 ITEMS = 500
 Leaves = Mapping[str, Tensor]
@@ -66,12 +66,10 @@ class Problem:
         # multiples are not exact in 16 bits.
         multiples = MULTIPLES if dtype == torch.float32 else MULTIPLES[:1]
         draws = [self.run("reference", device, dtype, multiple) for multiple in multiples]
-        eps, shares = torch.finfo(dtype).eps, {}
+        shares = {}
         for name, truth in self.truth.items():
-            factor = OUTPUT_FACTOR if name == "output" else GRADIENT_FACTOR
             plain = max(largest_error(draw[name], truth) for draw in draws)
-            allowed = factor * plain + eps * float(truth.abs().max())
-            shares[name] = largest_error(got[name], truth) / allowed
+            shares[name] = largest_error(got[name], truth) / budget(name, plain, truth, dtype)
         return shares
 
 

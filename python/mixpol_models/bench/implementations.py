@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from mixpol_kernels.library import library
 from mixpol_kernels.nn import TargetAttention
-from mixpol_models.bench.padding import Padding
+from mixpol_models.bench.padding import Padding, masked_mean
 
 
 class Unit(nn.Module):
@@ -164,8 +164,7 @@ class MeanPool(Unit):
     """The control: the masked mean of the history."""
 
     def forward(self, target: Tensor, history: Tensor, padding: Padding) -> Tensor:
-        weights = padding.mask / padding.lengths.unsqueeze(1)
-        return torch.bmm(weights.unsqueeze(1), history).squeeze(1)
+        return masked_mean(history, padding.mask)
 
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

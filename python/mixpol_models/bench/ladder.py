@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -15,7 +16,7 @@ from mixpol_models.bench.implementations import IMPLEMENTATIONS, Implementation
 from mixpol_models.bench.memory import peak_mib, saved_mib
 from mixpol_models.bench.roofline import Work, minimal_work
 from mixpol_models.bench.shapes import Shape
-from mixpol_models.bench.timing import Quartiles, Rounds, interleaved
+from mixpol_models.bench.timing import interleaved
 
 LENGTHS = (10, 50, 200, 1000)
 # How implementations with the package's algebra begin; of dot-product attention it is the absorbed projections.
@@ -110,10 +111,7 @@ def run_ladder(
 
     Args:
         lengths: padded lengths L.
-        batch: users B.
-        width: embedding width D.
-        hidden: units of the hidden layer, or of each of several.
-        activation: "relu", "prelu", "sigmoid", "silu" or "dice" (in training, pads in the statistics).
+        batch, width, hidden, activation: see `din_case`.
         rounds: at most this many.
         seconds_per_form: of timing, for each form at each length; fewer rounds (3 or more) if it is used up.
         implementations: names in IMPLEMENTATIONS, or `Implementation`s of your own; all of IMPLEMENTATIONS if None.
@@ -204,8 +202,12 @@ def measure(
     rows = []
     for rung in dict.fromkeys(map(implementation_of, names)):
         name = min((n for n in names if implementation_of(n) == rung), key=lambda n: times.median((n, "total")))
-        forward_low, forward, forward_high = _ratio(times, name, "forward")
-        total_low, total, total_high = _ratio(times, name, "total")
+        figures: dict[str, Any] = {}
+        for what in ("forward", "total"):
+            key, base = (name, what), (FUSED, what)
+            low, middle, high = times.ratio(key, base) if base in calls else (None, None, None)
+            figures |= {f"{what}_ms": 1e3 * times.median(key), f"{what}_min_ms": 1e3 * times.least(key)}
+            figures |= {f"{what}_ratio": middle, f"{what}_ratio_low": low, f"{what}_ratio_high": high}
         rows.append(
             LadderRow(
                 case=shape.case,
@@ -217,16 +219,7 @@ def measure(
                 tokens=case.tokens,
                 rung=rung,
                 variant=name.partition(", ")[2],
-                forward_ms=1e3 * times.median((name, "forward")),
-                forward_min_ms=1e3 * times.least((name, "forward")),
-                total_ms=1e3 * times.median((name, "total")),
-                total_min_ms=1e3 * times.least((name, "total")),
-                forward_ratio=forward,
-                forward_ratio_low=forward_low,
-                forward_ratio_high=forward_high,
-                total_ratio=total,
-                total_ratio_low=total_low,
-                total_ratio_high=total_high,
+                **figures,
                 saved_mib=memory[name][0],
                 peak_mib=memory[name][1],
                 compile_s=first_s[name],
@@ -237,7 +230,3 @@ def measure(
             )
         )
     return rows
-
-
-def _ratio(times: Rounds[tuple[str, str]], name: str, what: str) -> Quartiles | tuple[None, None, None]:
-    return times.ratio((name, what), (FUSED, what)) if (FUSED, what) in times.seconds else (None, None, None)

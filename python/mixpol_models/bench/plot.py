@@ -8,19 +8,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
 from mixpol_models.bench.case import COMPILED, CONTROL, FUSED
+from mixpol_models.bench.figure import new_figure, save_figure
 from mixpol_models.bench.ladder import REFACTORED, LadderRow
 from mixpol_models.bench.roofline import Peaks
 from mixpol_models.bench.summary import caption
-from mixpol_models.files import replacing
 
 _EAGER, _REFACTORED = ("#9c2f2f", "#d9824a"), ("#5a7fb5", "#1f3f77")  # eager, compiled
 _FUSED, _CONTROL = "#12805c", "#8a8a8a"
 # Distance of two labels, in parts of the axis height.
 _LABEL_GAP = 0.055
-_PANEL_INCHES, _DPI = (7.0, 6.0), 100
 
 
 def plot_ladder(rows: Sequence[LadderRow], path: str | Path, peaks: Peaks | None = None) -> None:
@@ -29,9 +26,6 @@ def plot_ladder(rows: Sequence[LadderRow], path: str | Path, peaks: Peaks | None
     Both axes of both panels are logarithmic; every line has its name at its end. A panel is 700 by 600 pixels. With
     `peaks` there is a third one: the least time that the machine allows for the op's work over the time taken.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     panels: list[tuple[str, Callable[[LadderRow], float]]] = [
         ("Forward and backward, ms", lambda row: row.total_ms),
         ("Kept for the backward pass beyond the inputs, MiB", lambda row: row.saved_mib),
@@ -42,15 +36,10 @@ def plot_ladder(rows: Sequence[LadderRow], path: str | Path, peaks: Peaks | None
             return 0.0 if row.rung == CONTROL else 100 * peaks.share(row.total_work, row.total_ms)
 
         panels.append((f"Share of {peaks.gflops:.0f} GFLOP/s and {peaks.gbytes:.0f} GB/s, %", share))
-    with matplotlib.rc_context({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False}):
-        width, height = _PANEL_INCHES
-        figure = Figure(figsize=(width * len(panels), height), dpi=_DPI, layout="constrained")
-        FigureCanvasAgg(figure)
-        for axes, (title, value) in zip(figure.subplots(1, len(panels)), panels, strict=True):
-            _panel(axes, rows, value, title)
-        figure.suptitle(caption(rows).partition("; medians")[0], x=0.01, ha="left", fontsize=12)
-        with replacing(Path(path)) as fresh:
-            figure.savefig(fresh)
+    figure, every = new_figure(7.0 * len(panels), 6.0, len(panels))
+    for axes, (title, value) in zip(every, panels, strict=True):
+        _panel(axes, rows, value, title)
+    save_figure(figure, path, caption(rows).partition("; medians")[0])
 
 
 def _color(rung: str) -> str:

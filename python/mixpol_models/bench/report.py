@@ -1,4 +1,4 @@
-"""The ladder as tables, as Markdown and as a picture. `machine_facts` says what it was measured on."""
+"""Tables of a ladder, its summary and a comparison, for the terminal and in Markdown."""
 
 from __future__ import annotations
 
@@ -10,21 +10,8 @@ from rich.table import Table
 from mixpol_models.bench.case import CONTROL
 from mixpol_models.bench.compare import Change
 from mixpol_models.bench.ladder import LadderRow
-from mixpol_models.bench.machine import machine_facts
-from mixpol_models.bench.plot import plot_ladder
 from mixpol_models.bench.roofline import Peaks
 from mixpol_models.bench.summary import caption, name, noise, sentences, summarize
-
-__all__ = [
-    "caption",
-    "ladder_markdown",
-    "ladder_table",
-    "machine_facts",
-    "noise",
-    "plot_ladder",
-    "sentences",
-    "summary_table",
-]
 
 
 def ladder_table(rows: Sequence[LadderRow]) -> Table:
@@ -108,7 +95,7 @@ def ladder_markdown(rows: Sequence[LadderRow], peaks: Peaks | None = None) -> st
     """
     columns = [*_COLUMNS, *(_ROOFLINE if peaks else ())]
     rule = ["---:", "---", *["---:"] * (len(columns) - 2)]
-    lines = [f"{caption(rows)}.", "", _line(columns), _line(rule)]
+    lines = [f"{caption(rows)}.", "", markdown_row(columns), markdown_row(rule)]
     for row in rows:
         low, high = row.total_ratio_low, row.total_ratio_high
         cells = [
@@ -121,7 +108,7 @@ def ladder_markdown(rows: Sequence[LadderRow], peaks: Peaks | None = None) -> st
         ]
         if peaks:
             cells += _roofline(row, peaks)
-        lines.append(_line([f"**{cell}**" for cell in cells] if row.rung == "fused" else cells))
+        lines.append(markdown_row([f"**{cell}**" for cell in cells] if row.rung == "fused" else cells))
     said = [*sentences(rows), *filter(None, [noise(rows)])]
     if said:
         lines += ["", *(f"- {sentence}" for sentence in said)]
@@ -150,7 +137,8 @@ def _table(columns: Sequence[str], title: str) -> Table:
     return table
 
 
-def _line(cells: Sequence[str]) -> str:
+def markdown_row(cells: Sequence[str]) -> str:
+    """A line of a Markdown table."""
     return "| " + " | ".join(cells) + " |"
 
 

@@ -13,7 +13,7 @@ from mixpol_models.bench.cases import make_case
 from mixpol_models.bench.ladder import REFACTORED, LadderRow, measure
 from mixpol_models.bench.machine import machine_facts
 from mixpol_models.bench.plot import plot_ladder
-from mixpol_models.bench.report import ladder_markdown, number
+from mixpol_models.bench.report import ladder_markdown, markdown_row, number
 from mixpol_models.bench.roofline import Peaks, measure_peaks
 from mixpol_models.bench.shapes import QUICK_LENGTHS, SHAPES, Shape, main_shapes
 from mixpol_models.bench.summary import noise, summarize
@@ -119,14 +119,14 @@ def run(plan: Plan, progress: Callable[[str, float], None] | None = None, seed: 
 
 def summary_markdown(results: Results) -> str:
     """The summary table: a row per case and length."""
-    lines = [_line(_SUMMARY_COLUMNS), "|---|---:|---:|---:|---:|---:|"]
+    lines = [markdown_row(_SUMMARY_COLUMNS), "|---|---:|---:|---:|---:|---:|"]
     for case, rows in results.by_case():
         fused = {row.length: row for row in rows if row.rung == "fused"}
         for head in summarize(rows):
             row = fused[head.length]
             eager = next((r.saved_mib for r in rows if (r.length, r.rung) == (head.length, head.eager)), None)
             cells = (case, str(head.length), *map(number, (row.total_ms, head.total_eager, head.total_strongest)))
-            lines.append(_line([*cells, f"{number(row.saved_mib)} / {number(eager)}"]))
+            lines.append(markdown_row([*cells, f"{number(row.saved_mib)} / {number(eager)}"]))
     return "\n".join(lines) + "\n"
 
 
@@ -201,7 +201,3 @@ def save(results: Results, folder: Path) -> list[Path]:
 def warnings(results: Results) -> list[str]:
     """Warnings about ratios too noisy to be quoted."""
     return [f"{case}: {noise(rows)}" for case, rows in results.by_case() if noise(rows)]
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

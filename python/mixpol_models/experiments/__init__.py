@@ -8,10 +8,12 @@
 - `tables`, `plots`
 """
 
+# ruff: noqa: F401, imported when they are used
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mixpol_models.lazy import lazy_names
 
 if TYPE_CHECKING:
     from mixpol_models.experiments.baselines import RateBaseline
@@ -23,35 +25,4 @@ if TYPE_CHECKING:
     from mixpol_models.experiments.step_time import StepRow
     from mixpol_models.experiments.variants import VARIANTS, Variant
 
-# Where each name is; imported when first asked for, so that `mixpol --help`, which reads `cli`, stays quick.
-_HOMES = {
-    "baselines": ("RateBaseline",),
-    "bootstrap": ("Difference", "paired_bootstrap"),
-    "compare": ("Comparison",),
-    "demo": ("run_demo",),
-    "grid.config": ("ExperimentConfig", "load_experiment"),
-    "grid.runner": ("run_experiment",),
-    "step_time": ("StepRow",),
-    "variants": ("VARIANTS", "Variant"),
-}
-
-__all__ = [
-    "VARIANTS",
-    "Comparison",
-    "Difference",
-    "ExperimentConfig",
-    "RateBaseline",
-    "StepRow",
-    "Variant",
-    "load_experiment",
-    "paired_bootstrap",
-    "run_demo",
-    "run_experiment",
-]
-
-
-def __getattr__(name: str) -> Any:
-    for home, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module(f"{__name__}.{home}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __all__ = lazy_names(__name__, __file__)

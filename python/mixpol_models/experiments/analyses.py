@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from mixpol_models.experiments.bootstrap import Difference
 from mixpol_models.experiments.grid.strata import ACTIVITY, COLD
 from mixpol_models.experiments.report import read_report
 from mixpol_models.experiments.report_plots import Series, plot_series
@@ -236,8 +237,7 @@ def _auc(runs: pl.DataFrame) -> str:
 
 
 def _interval(values: NDArray) -> str:
-    low, high = np.nanquantile(values[1:], [0.025, 0.975])
-    return f"{values[0]:+.4f} [{low:+.4f}, {high:+.4f}]"
+    return Difference.of(values[0], values[1:]).text
 
 
 def _need(there: bool, what: str) -> None:

@@ -129,10 +129,8 @@ def _failures(failed: pl.DataFrame) -> ResultTable:
     rows = tuple(
         (
             f"{row['backbone']}, {row['variant']}, budget {row['budget']}, seed {row['seed']}",
-            row["error"].split("\n")[-2],
+            row["error"].split("\n")[-2] if row["error"].count("\n") else row["error"],
         )
-        if row["error"].count("\n")
-        else (f"{row['backbone']}, {row['variant']}, budget {row['budget']}, seed {row['seed']}", row["error"])
         for row in failed.iter_rows(named=True)
     )
     return ResultTable("Failed runs", ("run", "error"), rows, ("They are tried again by the next run.",))

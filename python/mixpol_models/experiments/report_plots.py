@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mixpol_models.experiments.plots import COLORS, new_figure, save_figure
+from mixpol_models.bench.figure import new_figure, save_figure
+from mixpol_models.experiments.plots import COLORS
 from mixpol_models.experiments.rows import ALL, Cell, Report
 from mixpol_models.experiments.variants import BASELINE
 

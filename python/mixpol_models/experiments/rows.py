@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from mixpol_models.experiments.bootstrap import Difference
 from mixpol_models.experiments.compare import auc_ratio, rela_impr
 from mixpol_models.experiments.grid.config import ExperimentConfig
 from mixpol_models.experiments.significance import paired_t, sign_flip
@@ -41,25 +42,16 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Gap:
-    """A difference of AUCs.
+class Gap(Difference):
+    """A difference of AUCs over seeds.
 
     Attributes:
-        mean: over seeds.
-        low, high: 2.5 % and 97.5 % points over resamples of the users.
         p: of a test over seeds; NaN without one.
         seeds: pairs behind it.
     """
 
-    mean: float
-    low: float
-    high: float
     p: float
     seeds: int
-
-    @property
-    def text(self) -> str:
-        return f"{self.mean:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,8 +171,7 @@ def gap_of(mine: pl.DataFrame, base: pl.DataFrame, test: Callable[[Sequence[floa
 
 
 def _gap(differences: Sequence[float], draws: NDArray, p: float) -> Gap:
-    low, high = np.nanquantile(draws, [0.025, 0.975])
-    return Gap(float(np.mean(differences)), float(low), float(high), p, len(differences))
+    return Gap(**vars(Difference.of(float(np.mean(differences)), draws)), p=p, seeds=len(differences))
 
 
 def pooled(mine: NDArray, base: NDArray) -> Gap:

@@ -10,7 +10,6 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mixpol_models.experiments.bootstrap import Difference
 from mixpol_models.experiments.compare import Comparison, Spread
 from mixpol_models.experiments.step_time import StepRow
 from mixpol_models.experiments.variants import BASELINE, VARIANTS
@@ -91,7 +90,7 @@ def relative_table(found: Comparison) -> ResultTable:
         impr, ratio = found.relative(variant)
         gap, to_rates = found.to_baseline.get(variant.name), found.to_rates[variant.name]
         percent = (NONE, NONE) if variant == BASELINE else (_spread(impr, 2, "+"), _spread(ratio, 2, "+"))
-        rows.append((variant.name, *percent, _difference(gap), _difference(to_rates)))
+        rows.append((variant.name, *percent, gap.text if gap else NONE, to_rates.text))
     columns = ("model", "RelaImpr, %", "ratio, %", "AUC − positive-only", "AUC − rates")
     seeds = " averaged over seeds" if len(found.seeds) > 1 else ""
     notes = (
@@ -152,10 +151,6 @@ def count(number: int, thing: str) -> str:
 def _spread(value: Spread, digits: int = 4, sign: str = "") -> str:
     text = f"{value.mean:{sign}.{digits}f}"
     return text if value.half_range == 0 else f"{text} ±{value.half_range:.{digits}f}".replace("±0.", "±.")
-
-
-def _difference(value: Difference | None) -> str:
-    return NONE if value is None else f"{value.mean:+.4f} [{value.low:+.4f}, {value.high:+.4f}]"
 
 
 def _line(cells: Sequence[str]) -> str:

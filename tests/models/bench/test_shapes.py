@@ -28,6 +28,8 @@ def test_every_form_is_right(shape: Shape) -> None:
     for form in forms:
         if form != FUSED or library.loaded:
             case.check(form)
+    assert all(leaf.grad is None for leaf in case.leaves.values())
+    assert ("broadcast" in forms) == (shape.op == "dot_target_attention" and shape.candidates > 1)
     if case.tokens > 2:
         assert set(case.exact) == {"output", *case.leaves}
 
