@@ -146,18 +146,7 @@ class Layout(NamedTuple):
         if device is None or device.type == "meta":
             return
         if self.offsets is not None:
-            if int(self.offsets[0]) != 0 or int(self.offsets[-1]) != self.token_shape[0]:
-                raise RuntimeError(
-                    f"offsets run from {int(self.offsets[0])} to {int(self.offsets[-1])}; expected 0 to "
-                    f"{self.token_shape[0]}, the number of history tokens"
-                )
-            bad = (self.offsets.diff() < 0).nonzero()
-            if bad.numel():
-                row = int(bad[0])
-                raise RuntimeError(
-                    f"offsets[{row + 1}] is {int(self.offsets[row + 1])}, below offsets[{row}] = "
-                    f"{int(self.offsets[row])}; expected offsets that never fall"
-                )
+            check_offsets("offsets", self.offsets, self.token_shape[0], "history tokens")
         if self.lengths is not None:
             bad = ((self.lengths < 0) | (self.lengths > self.token_shape[1])).nonzero()
             if bad.numel():
@@ -166,6 +155,21 @@ class Layout(NamedTuple):
                     f"lengths[{row}] is {int(self.lengths[row])}; expected 0 ... {self.token_shape[1]}, "
                     "the padded length of the history"
                 )
+
+
+def check_offsets(name: str, offsets: Tensor, rows: int, of: str) -> None:
+    """Raises RuntimeError unless offsets [B + 1] rise from 0 to `rows`, the number `of` something."""
+    if int(offsets[0]) != 0 or int(offsets[-1]) != rows:
+        raise RuntimeError(
+            f"{name} run from {int(offsets[0])} to {int(offsets[-1])}; expected 0 to {rows}, the number of {of}"
+        )
+    falls = (offsets.diff() < 0).nonzero()
+    if falls.numel():
+        row = int(falls[0])
+        raise RuntimeError(
+            f"{name}[{row + 1}] is {int(offsets[row + 1])}, below {name}[{row}] = {int(offsets[row])}; "
+            "expected offsets that never fall"
+        )
 
 
 def canonical(

@@ -14,6 +14,9 @@ from mixpol_kernels.testing.layouts import LAYOUTS, place
 COUNTS = (2, 0, 3)
 
 
+CPU = torch.device("cpu")
+
+
 def made(history: Tensor, batch: int = 3, **arguments: Any) -> Layout:
     options = {"offsets": None, "lengths": None, "mask": None, "trailing": 1, "name": "history", **arguments}
     return layout(history, batch, **options)
@@ -26,7 +29,7 @@ def test_jagged(index_dtype: torch.dtype) -> None:
     offsets, _, _ = where.canonical()
     assert offsets is not None
     assert offsets.dtype == torch.int64
-    user, keep = where.assignment()
+    user, keep = where.assignment(CPU)
     assert user.tolist() == [0, 0, 2, 2, 2]
     assert keep is None
     where.check_values()
@@ -35,7 +38,7 @@ def test_jagged(index_dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("index_dtype", [torch.int32, torch.int64])
 def test_lengths(index_dtype: torch.dtype) -> None:
     where = made(torch.randn(3, 4, 2), lengths=torch.tensor(COUNTS, dtype=index_dtype))
-    user, keep = where.assignment()
+    user, keep = where.assignment(CPU)
     assert user.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert keep is not None
     assert keep.tolist() == [True, True, False, False] + [False] * 4 + [True, True, True, False]
@@ -49,14 +52,14 @@ def test_mask(dtype: torch.dtype) -> None:
     _, _, kept = where.canonical()
     assert kept is not None
     assert kept.dtype == torch.bool
-    _, keep = where.assignment()
+    _, keep = where.assignment(CPU)
     assert keep is not None
     assert keep.tolist() == mask.flatten().bool().tolist()
 
 
 def test_full() -> None:
     where = made(torch.randn(3, 2, 4))
-    user, keep = where.assignment()
+    user, keep = where.assignment(CPU)
     assert user.tolist() == [0, 0, 1, 1, 2, 2]
     assert keep is None
     where.check_values()
@@ -110,10 +113,10 @@ def test_wrong_lengths(lengths: list[int], message: str) -> None:
 def test_no_users() -> None:
     where = made(torch.randn(0, 4), batch=0, offsets=torch.tensor([0]))
     where.check_values()
-    assert where.assignment()[0].shape == (0,)
+    assert where.assignment(CPU)[0].shape == (0,)
     where = made(torch.randn(0, 7, 4), batch=0, lengths=torch.zeros(0).long())
     where.check_values()
-    assert where.assignment()[0].shape == (0,)
+    assert where.assignment(CPU)[0].shape == (0,)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -125,7 +128,7 @@ def test_every_layout_assigns_the_same_tokens(name: str, generator: torch.Genera
     history = spot.spread(tokens)
     where = made(history, **spot.arguments)
     where.check_values()
-    user, keep = where.assignment()
+    user, keep = where.assignment(CPU)
     flat = history.reshape(-1, 4)
     assert torch.equal(flat if keep is None else flat[keep], tokens)
     user = user if keep is None else user[keep]

@@ -14,9 +14,6 @@ ROOT = Path(__file__).parent.parent
 # The first op of each, in both libraries.
 FORWARDS = {op: f"{op}_fwd" for op in KERNELS}
 FORWARDS |= {"interleave": "interleave", "dot_target_attention": "dot_attention_fwd"}
-    "interleave": "interleave",
-    "dot_target_attention": "dot_attention_fwd",
-}
 
 
 def test_the_page_shows_it() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from mixpol_kernels import backend as backends
 from mixpol_kernels.backend import TIME_TYPES
 from mixpol_kernels.checks import checked
+from mixpol_kernels.history import check_offsets
 from mixpol_kernels.ops.interleave import autograd, reference
 
 _INDEX_TYPES = (torch.int32, torch.int64)
@@ -195,19 +196,8 @@ def _quota(budget: int | None, negative_share: float | None) -> int | None:
 
 def _check_values(polarity: str, times: Tensor, offsets: Tensor) -> None:
     """The value checks of the compiled kernel, for the reference."""
-    name, events = f"{polarity}_offsets", times.shape[0]
-    if int(offsets[0]) != 0 or int(offsets[-1]) != events:
-        raise RuntimeError(
-            f"{name} run from {int(offsets[0])} to {int(offsets[-1])}; expected 0 to {events}, "
-            f"the number of {polarity}_times"
-        )
-    falls = (offsets.diff() < 0).nonzero()
-    if falls.numel():
-        row = int(falls[0])
-        raise RuntimeError(
-            f"{name}[{row + 1}] is {int(offsets[row + 1])}, below {name}[{row}] = {int(offsets[row])}; "
-            "expected offsets that never fall"
-        )
+    events = times.shape[0]
+    check_offsets(f"{polarity}_offsets", offsets, events, f"{polarity}_times")
     name = f"{polarity}_times"
     bad = times.isnan()
     starts = torch.zeros(events + 1, dtype=torch.bool, device=times.device)
