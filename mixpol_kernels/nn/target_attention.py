@@ -160,7 +160,7 @@ class TargetAttention(nn.Module):
         )
 
     def plain(self) -> tuple[Any, ...] | None:
-        """What the compiled op takes behind the layout, to save nothing; None where parameters have to be made."""
+        """Arguments of the compiled forward behind the layout; None where parameters have to be made."""
         activation, modules = self.activation, self._modules  # attributes of nn.Module take a microsecond each
         if (
             activation not in ACTIVATIONS
