@@ -62,7 +62,7 @@ class Tiles:
 TILES = {
     "half": Tiles(rows=64, units=64, depth=64, columns=64, sums=64, square=64, warps=8, stages=3),
     "tf32x3": Tiles(rows=64, units=64, depth=16, columns=32, sums=16, square=64, warps=8, stages=2),
-    "float32": Tiles(rows=64, units=64, depth=32, columns=64, sums=32, square=64, warps=8, stages=2),
+    "float32": Tiles(rows=64, units=64, depth=16, columns=32, sums=32, square=64, warps=8, stages=2),
 }
 INTERPRETED = Tiles(64, 32, 32, 32, 64, 32, 1, 1)
 
@@ -143,9 +143,9 @@ class Pass:
         each = sum(self.units) * (4 + 2 * self.dtype.itemsize) + 4 * max(self.units)
         return int(min(MOST_ROWS, max(SCRATCH // each, self.tiles.rows)))
 
-    def most(self) -> Chunk:
-        """The largest of the chunks."""
-        return max(self.chunks(), key=lambda chunk: chunk.rows)
+    def most_rows(self) -> int:
+        """Of the largest chunk."""
+        return max((chunk.rows for chunk in self.chunks()), default=0)
 
     def take(self, name: str, rows: int, columns: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Scratch memory, the same in every chunk."""
@@ -340,7 +340,7 @@ class Sums:
     """
 
     def __init__(self, layers: Pass, *, out: bool = True, slopes_only: bool = False) -> None:
-        tiles = triton.cdiv(layers.most().rows, layers.tiles.rows)
+        tiles = triton.cdiv(layers.most_rows(), layers.tiles.rows)
         zeros, width, units = layers.target.new_zeros, layers.width, layers.units
         self.partials = [zeros((tiles, 5 * count), dtype=torch.float32) for count in units]
         self.scalars = zeros((tiles, 1), dtype=torch.float32) if out else None
@@ -358,20 +358,20 @@ class Sums:
 
     def of_layer(self, i: int, rows: int) -> tuple[Tensor, Tensor, Tensor]:
         """Of a layer: gradients of bias, [rows, H] of slopes, and of the output weight."""
-        found = _sum(self.partials[i]).view(5, -1)
+        found = total(self.partials[i]).view(5, -1)
         return found[0], found[1 : 1 + rows], found[4]
 
     def weights(self) -> list[Tensor]:
         """Gradients of the hidden layers' weights."""
         units = self.partials[0].shape[1] // 5
-        tokens, products = _sum(self.tokens).view(2, units, -1)
-        targets = _sum(self.targets).view(units, -1)
+        tokens, products = total(self.tokens).view(2, units, -1)
+        targets = total(self.targets).view(units, -1)
         first = torch.cat([targets, tokens, targets - tokens, products], dim=1)
         sizes = [partials.shape[1] // 5 for partials in self.partials]
-        return [first, *(_sum(slabs).view(size, -1) for slabs, size in zip(self.deeper, sizes[1:], strict=True))]
+        return [first, *(total(slabs).view(size, -1) for slabs, size in zip(self.deeper, sizes[1:], strict=True))]
 
 
-def _sum(slabs: Tensor) -> Tensor:
+def total(slabs: Tensor) -> Tensor:
     rows, columns = slabs.shape
     sums: Tensor = slabs.new_empty((columns,))
     shared.sum_slabs[(triton.cdiv(columns, SUM_COLUMNS),)](
@@ -449,7 +449,7 @@ def forward(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     return pooled, weights if a.save_attention else target.new_empty((0,), dtype=torch.float32), none
 
 
-def _from_weights(layers: Pass, a: Arguments) -> End:
+def from_weights(layers: Pass, a: Arguments) -> End:
     """The end of a backward that begins with the weights of the tokens."""
     weights, tokens = a.attention.contiguous(), layers.tokens
     grad_pooled = a.grad_pooled.contiguous()
@@ -472,7 +472,7 @@ def _from_weights(layers: Pass, a: Arguments) -> End:
     return End(WEIGHTS, a.normalize, weights, gradients, means, out, grad_pooled)
 
 
-def _results(layers: Pass, a: Arguments) -> tuple[Tensor, Tensor]:
+def results(layers: Pass, a: Arguments) -> tuple[Tensor, Tensor]:
     """Where the gradients of targets, in float32, and tokens go."""
     rows = (layers.users, layers.candidates, layers.width)
     several = layers.candidates > MOST_CANDIDATES
@@ -484,22 +484,28 @@ def _results(layers: Pass, a: Arguments) -> tuple[Tensor, Tensor]:
 def backward(a: Arguments) -> tuple[Tensor, Tensor, list[Tensor]]:
     """`mixpol::target_attention_bwd`, of arguments that were checked."""
     layers = Pass(a, len(a.weights) - 1)
-    grad_target, grad_history = _results(layers, a)
+    grad_target, grad_history = results(layers, a)
     if not a.target.numel() or not a.history.numel():
         grad_history.zero_()
         parameters = [torch.zeros_like(p) for p in (*a.weights, *a.biases, *a.slopes)]
-        return grad_target.to(a.target.dtype).view(a.target.shape), grad_history.to(a.history.dtype), parameters
+        return finished(a, grad_target, grad_history, parameters, parameters)
     with torch.cuda.device_of(a.target):
-        sums, end = Sums(layers), _from_weights(layers, a)
+        sums, end = Sums(layers), from_weights(layers, a)
         for chunk in layers.chunks():
             layers.backward(chunk, *layers.forward(chunk, backward=True), end, sums, grad_target, grad_history)
         rows = [slope.numel() // slope.shape[-1] for slope in a.slopes] or [0] * len(layers.units)
         found = [sums.of_layer(i, count) for i, count in enumerate(rows)]
         assert sums.scalars is not None
         weights = [*sums.weights(), found[-1][2]]
-        biases = [*(bias for bias, _, _ in found), _sum(sums.scalars)]
+        biases = [*(bias for bias, _, _ in found), total(sums.scalars)]
         slopes = [slope for _, slope, _ in found] if a.slopes else []
-    like = [*a.weights, *a.biases, *a.slopes]
-    pairs = zip([*weights, *biases, *slopes], like, strict=True)
-    parameters = [found.to(p.dtype).view(p.shape).clone() for found, p in pairs]
-    return grad_target.to(a.target.dtype).view(a.target.shape), grad_history.to(a.history.dtype), parameters
+    parameters = [*weights, *biases, *slopes]
+    return finished(a, grad_target, grad_history, parameters, [*a.weights, *a.biases, *a.slopes])
+
+
+def finished(
+    a: Arguments, grad_target: Tensor, grad_history: Tensor, parameters: Sequence[Tensor], like: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Gradients as an op returns them: shapes and dtypes of what they belong to, each in memory of its own."""
+    own = [found.to(p.dtype).view(p.shape).clone() for found, p in zip(parameters, like, strict=True)]
+    return grad_target.to(a.target.dtype).view(a.target.shape), grad_history.to(a.history.dtype), own

@@ -589,7 +589,7 @@ def merge_statistics(
         off = tl.load(at + H, mask=inside, other=0.0).to(tl.float64) - middle[None, :]
         each = tl.load(at, mask=inside, other=0.0).to(tl.float64)
         square += tl.load(at + 2 * H, mask=inside, other=0.0).to(tl.float64) + each * off * off
-    rounded = middle.to(mean.dtype.element_ty)
+    rounded = middle.to(tl.float32).to(mean.dtype.element_ty)
     tl.store(mean + n, rounded, mask=n < H)
-    tl.store(variance + n, (tl.sum(square, 0) / many).to(variance.dtype.element_ty), mask=n < H)
-    tl.store(rest + n, (middle - rounded.to(tl.float64)).to(rest.dtype.element_ty), mask=n < H)
+    tl.store(variance + n, (tl.sum(square, 0) / many).to(tl.float32).to(variance.dtype.element_ty), mask=n < H)
+    tl.store(rest + n, (middle - rounded.to(tl.float32).to(tl.float64)).to(rest.dtype.element_ty), mask=n < H)
