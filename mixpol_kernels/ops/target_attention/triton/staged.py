@@ -43,12 +43,14 @@ class Tiles:
 
     Attributes:
         rows, units, depth: outputs, and terms at a time.
+        back: rows of the backward's, which hold more in registers.
         columns: of D, of the tokens' gradients, which have two products each.
         sums: rows at a time of a sum over rows, whose outputs are blocks of `square` by `square`.
         warps, stages: `num_warps` and `num_stages` of Triton.
     """
 
     rows: int
+    back: int
     units: int
     depth: int
     columns: int
@@ -60,11 +62,11 @@ class Tiles:
 
 # By element (`devices.ELEMENTS`): within 99 KB of shared memory and the registers of every architecture, for any unit.
 TILES = {
-    "half": Tiles(rows=64, units=64, depth=64, columns=64, sums=64, square=64, warps=8, stages=3),
-    "tf32x3": Tiles(rows=64, units=64, depth=16, columns=32, sums=16, square=64, warps=8, stages=2),
-    "float32": Tiles(rows=64, units=64, depth=16, columns=32, sums=32, square=64, warps=8, stages=2),
+    "half": Tiles(rows=128, back=64, units=64, depth=64, columns=64, sums=64, square=64, warps=8, stages=2),
+    "tf32x3": Tiles(rows=64, back=64, units=64, depth=16, columns=32, sums=16, square=64, warps=8, stages=2),
+    "float32": Tiles(rows=64, back=64, units=64, depth=16, columns=32, sums=32, square=64, warps=8, stages=1),
 }
-INTERPRETED = Tiles(64, 32, 32, 32, 64, 32, 1, 1)
+INTERPRETED = Tiles(64, 64, 32, 32, 32, 64, 32, 1, 1)
 
 
 class POOLED:
@@ -132,7 +134,7 @@ class Pass:
 
     def chunks(self) -> Iterator[Chunk]:
         """All rows, a bounded number at a time."""
-        slots, step = self.granules.fields.shape[0], self.tiles.rows // GRANULE
+        slots, step = self.granules.fields.shape[0], max(self.tiles.rows, self.tiles.back) // GRANULE
         for c0 in range(0, self.candidates, MOST_CANDIDATES):
             block = min(MOST_CANDIDATES, self.candidates - c0)
             most = max(step, self.room // (GRANULE * block) // step * step)
@@ -158,10 +160,9 @@ class Pass:
         slots = min(self.granules.fields.shape[0], chunk.g0 + chunk.many)
         return chunk.g0, chunk.c0, chunk.block, slots, self.candidates
 
-    def product(self) -> dict[str, Any]:
+    def product(self, rows: int) -> dict[str, Any]:
         """What kernels of a product are compiled and launched with."""
-        tiles = self.tiles
-        return {"ROWS": tiles.rows, "UNITS": tiles.units, "DEPTH": tiles.depth, **self.precision, **self.options}
+        return {"ROWS": rows, "UNITS": self.tiles.units, "DEPTH": self.tiles.depth, **self.precision, **self.options}
 
     def grid(self, columns: int, rows: int) -> tuple[int, int]:
         """Blocks of units, which share what they read, before tiles of rows."""
@@ -193,7 +194,7 @@ class Pass:
         at, index = self.at(chunk), self.tokens.index
         kernels.constants_kernel[self.grid(units[0], chunk.items)](
             self.target, fields, total, self.first[1][2], self.biases[0], source, *at,
-            D=self.width, H=units[0], **self.product(),
+            D=self.width, H=units[0], **self.product(tiles.rows),
         )  # fmt: skip
         for i, count in enumerate(units):
             last = i == len(units) - 1
@@ -214,7 +215,7 @@ class Pass:
                 *at, *self.where, *self.call,
                 K=self.width if i == 0 else units[i - 1], H=count, FIRST=i == 0, LAYER=i,
                 ACT=self.activation if activated and not across else 0, NORM=norm, **self.drop,
-                ZEROS=self.zeros, ALIGN=self.align, **self.product(),
+                ZEROS=self.zeros, ALIGN=self.align, **self.product(tiles.rows),
             )  # fmt: skip
             if across:
                 kernels.across_kernel[self.grid(1, chunk.rows)[1:]](
@@ -239,7 +240,7 @@ class Pass:
         """Adds what a chunk gives to all gradients; without `grad_target`, to the last layer's slopes alone."""
         units, tiles = self.units, self.tiles
         fields, total, index = self.granules.fields, self.granules.total, self.tokens.index
-        at, length = self.at(chunk), self.where[0]
+        at, length, back = self.at(chunk), self.where[0], triton.cdiv(chunk.rows, tiles.back)
         above = weight = None
         for i in reversed(range(len(units))):
             count, last = units[i], i == len(units) - 1
@@ -250,20 +251,20 @@ class Pass:
             signals = self.take(f"signals {i}", chunk.rows, count, self.dtype) if grad_target is not None else None
             raw = self.take("raw", chunk.rows, max(units)) if across else None
             each = self.take("items", chunk.items, count) if i == 0 and grad_target is not None else None
-            kernels.signal_kernel[self.grid(count, chunk.rows)](
+            kernels.signal_kernel[triton.cdiv(count, tiles.units), back](
                 fields, index, total, *(end.inputs() if last else (None,) * 4), above, weight,
                 befores[i], afters[i] if across else None, slope, end.moments if last else None,
                 signals, raw, sums.partials[i], sums.scalars if last else None, None if across else each,
                 *at, length, *self.call,
                 NEXT=1 if last else units[i + 1], H=count, LAYER=i, LAST=kind, NORM=end.normalize if last else 0,
-                ACT=activation, **self.drop, ZEROS=self.zeros, **self.product(),
+                ACT=activation, **self.drop, ZEROS=self.zeros, **self.product(tiles.back),
             )  # fmt: skip
             if grad_target is None:
                 return
             if across:
-                kernels.across_backward_kernel[self.grid(1, chunk.rows)[1:]](
+                kernels.across_backward_kernel[(back,)](
                     fields, index, total, befores[i], raw, slope, signals, sums.partials[i], each, *at, length,
-                    H=count, ZEROS=self.zeros, ROWS=tiles.rows, UNITS=tiles.units, **self.options,
+                    H=count, ZEROS=self.zeros, ROWS=tiles.back, UNITS=tiles.units, **self.options,
                 )  # fmt: skip
             if i:
                 self.outer(chunk, 0, signals, afters[i - 1], sums.deeper[i - 1], count, units[i - 1])
@@ -271,14 +272,14 @@ class Pass:
         self.outer(chunk, 1, signals, None, sums.tokens, units[0], self.width)
         self.outer(chunk, 2, each, None, sums.targets, units[0], self.width)
         terms = self.take("terms", chunk.items, self.width)
-        sizes = {"H": units[0], "D": self.width, "ROWS": tiles.rows, "COLUMNS": tiles.columns, "DEPTH": tiles.depth}
+        sizes = {"H": units[0], "D": self.width, "ROWS": tiles.back, "COLUMNS": tiles.columns, "DEPTH": tiles.depth}
         columns = triton.cdiv(self.width, tiles.columns)
-        kernels.tokens_kernel[columns, chunk.many * GRANULE // tiles.rows](
+        kernels.tokens_kernel[columns, chunk.many * GRANULE // tiles.back](
             self.target, self.history, index, fields, total, signals, self.first[0][0], self.first[0][1],
             end.weights if end.grad_pooled is not None else None, end.grad_pooled, grad_history, terms,
             *at, *self.where, ADD=chunk.c0 > 0, ALIGN=self.align, **sizes, **self.precision, **self.options,
         )  # fmt: skip
-        kernels.targets_kernel[columns, triton.cdiv(chunk.items, tiles.rows)](
+        kernels.targets_kernel[columns, triton.cdiv(chunk.items, tiles.back)](
             fields, total, each, self.first[0][2], terms, *at, **sizes, **self.precision, **self.options
         )
         kernels.chain_kernel[(chunk.items, triton.cdiv(self.width, POOLED.columns))](
@@ -340,7 +341,7 @@ class Sums:
     """
 
     def __init__(self, layers: Pass, *, out: bool = True, slopes_only: bool = False) -> None:
-        tiles = triton.cdiv(layers.most_rows(), layers.tiles.rows)
+        tiles = triton.cdiv(layers.most_rows(), layers.tiles.back)
         zeros, width, units = layers.target.new_zeros, layers.width, layers.units
         self.partials = [zeros((tiles, 5 * count), dtype=torch.float32) for count in units]
         self.scalars = zeros((tiles, 1), dtype=torch.float32) if out else None

@@ -111,11 +111,11 @@ def layer_kernel(
             at_s = statistics + tl.program_id(1) * (3 * H) + n
             old = tl.load(at_s, mask=n < H, other=0.0)
             old_mean = tl.load(at_s + H, mask=n < H, other=0.0)
-            step = mean - old_mean
+            move = mean - old_mean
             share = many / (old + many)
             tl.store(at_s, old + many, mask=n < H)
-            tl.store(at_s + H, old_mean + step * share, mask=n < H)
-            add_to(at_s + 2 * H, square + step * step * old * share, n < H)
+            tl.store(at_s + H, old_mean + move * share, mask=n < H)
+            add_to(at_s + 2 * H, square + move * move * old * share, n < H)
     if (after is not None) or (scores is not None):
         f, s, o = parameters(slopes, n, n < H, H, ACT)
         a = activate(sums, f, s, o, ACT)
