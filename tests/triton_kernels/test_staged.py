@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mixpol_kernels
+from mixpol_kernels.history import Layout
 from mixpol_kernels.ops.target_attention.autograd import BACKWARD, FORWARD
 from mixpol_kernels.ops.target_attention.triton import staged, support
 from mixpol_kernels.ops.unit import ACTIVATIONS
@@ -105,6 +107,22 @@ def test_chunks_do_not_show(generator: torch.Generator, monkeypatch: pytest.Monk
     assert torch.equal(case.run("triton", where)["out"], expected["out"])
     lines = budget.over_budget(case, where, generator, backend="triton")
     assert not lines, "\n".join(lines)
+
+
+def test_nothing_waits_for_the_device(generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No value of a tensor decides what is launched, so that a step can be captured in a CUDA graph."""
+    monkeypatch.setattr(Layout, "check_values", lambda _: None)  # only while interpreting
+
+    class Watched(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            name = str(function)
+            assert not any(word in name for word in ("_local_scalar_dense", "nonzero", "masked_select", "unique")), name
+            return function(*args, **(kwargs or {}))
+
+    case = make(replace(BASE, layout="mask_holes", normalize="softmax", counts=(5, 0, 2)), generator)
+    arguments = case.arguments(case.place(generator), requires_grad=True)
+    with Watched():
+        case.call(arguments, "triton").backward(case.grad_out)
 
 
 def test_same_bits_every_time_and_alone(generator: torch.Generator) -> None:

@@ -18,7 +18,7 @@ from mixpol_kernels.ops.target_attention.triton import launch, staged, support
 from mixpol_kernels.ops.target_attention.triton import staged_kernels as kernels
 from mixpol_kernels.ops.target_attention.triton.staged import DICE, End, Pass, Sums
 
-MERGED_UNITS, MERGED_ROWS = 32, 16
+MERGED_UNITS, MERGED_ROWS = 32, 8
 
 
 def statistics_forward(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:

@@ -23,10 +23,10 @@ from mixpol_kernels.ops.triton import devices, shared
 from mixpol_kernels.ops.triton.parts import PART, Parts
 from mixpol_kernels.ops.unit import ACTIVATIONS
 
-MOST_ROWS = 65536
-"""Rows in scratch memory at a time."""
-SCRATCH = 128 << 20
-"""Bytes of scratch memory, but for units of which ROWS of one user take more."""
+MOST_ROWS = 1 << 18
+"""Rows in scratch memory at a time: many, since each chunk costs a dozen launches."""
+SCRATCH = 256 << 20
+"""About the bytes of scratch memory."""
 MOST_CANDIDATES = 1024
 """Candidates in scratch memory at a time."""
 PROGRAMS = 2 if INTERPRETING else 264
@@ -62,7 +62,7 @@ class Tiles:
 
 # By element (`devices.ELEMENTS`): within 99 KB of shared memory and the registers of every architecture, for any unit.
 TILES = {
-    "half": Tiles(rows=128, back=64, units=64, depth=64, columns=64, sums=64, square=64, warps=8, stages=2),
+    "half": Tiles(rows=128, back=64, units=64, depth=64, columns=32, sums=64, square=64, warps=8, stages=2),
     "tf32x3": Tiles(rows=64, back=64, units=64, depth=16, columns=32, sums=16, square=64, warps=8, stages=2),
     "float32": Tiles(rows=64, back=64, units=64, depth=16, columns=32, sums=32, square=64, warps=8, stages=1),
 }
