@@ -79,8 +79,9 @@ TORCH ?= 2.10.0 2.11.0 2.14.1
 test-abi: $(VENV)/.built ## the compiled wheel under other releases of torch (TORCH="...", INDEX=...; gigabytes)
 	MIXPOL_ABI_TORCH="$(TORCH)" MIXPOL_ABI_INDEX="$(INDEX)" $(BIN)/python -m pytest tests/test_abi.py -rs
 
-gpu-compile: $(VENV)/.built ## compile the Triton kernels for every GPU they ship for, write benchmarks/GPU_COMPILE.md
+gpu-compile: $(VENV)/.built ## compile the Triton kernels for every GPU they ship for, write benchmarks/GPU_COMPILE.md and GPU_STAGED.md
 	$(BIN)/python benchmarks/gpu_compile.py
+	$(BIN)/python benchmarks/gpu_staged.py
 
 CUDA_TORCH ?= 2.14.1
 test-cuda-link: $(VENV)/.built ## the CUDA kernels against a CUDA build of torch, without a GPU (CUDA_TORCH="..."; gigabytes)

@@ -41,8 +41,8 @@ KERNELS: dict[str, dict[str, Kernels]] = {
     "dot_target_attention": {"cpu": Kernels(), "triton": Kernels(STORED)},
     "mixed_polarity_attention": {"cpu": Kernels(STORED), "cuda": Kernels(backward=False), "triton": Kernels(STORED)},
     # Parts of modules, not public.
-    "dice_attention": {"cpu": Kernels()},
-    "unit_statistics": {"cpu": Kernels()},
+    "dice_attention": {"cpu": Kernels(), "triton": Kernels(STORED)},
+    "unit_statistics": {"cpu": Kernels(), "triton": Kernels(STORED)},
 }
 _TITLES = {"cpu": "compiled CPU kernels", "cuda": "compiled CUDA kernels", "triton": "Triton kernels"}
 _log = logging.getLogger("mixpol_kernels")

@@ -22,6 +22,7 @@ UNIT = Config(op="target_attention", counts=COUNTS, normalize="softmax", candida
 MIXED = Config(op="mixed_polarity_attention", counts=COUNTS, width=64, hidden=(36,))
 CASES: dict[str, Any] = {
     "unit": UNIT,
+    "staged": replace(UNIT, hidden=(80, 40), activation="dice_row"),
     "mixed": MIXED,
     "fusion": Config(op="polarity_fusion", counts=COUNTS),
     "dot": dot_cases.Config(counts=COUNTS, heads=2, attention=None, width=32),

@@ -35,6 +35,7 @@ def _load() -> ModuleType:
 
 gpu_compile = _load()
 gpu_kernels = importlib.import_module("gpu_kernels")
+gpu_staged = importlib.import_module("gpu_staged")
 
 
 def test_every_architecture_is_shipped() -> None:
@@ -108,3 +109,21 @@ def test_the_table_is_of_these_sources() -> None:
         + sum(len([*gpu_compile.shipped_jobs(architecture, op)]) for op in gpu_compile.FOLDERS)
         for architecture in gpu_compile.ARCHITECTURES
     )
+
+
+@pytest.mark.slow
+def test_staged_kernels_pass_their_gate() -> None:
+    """Of one unit that has all forms, what the launchers ask for on sm_90."""
+    found = list(gpu_staged.run("sm_90", [gpu_staged.UNITS[0]]))
+    assert {facts["kernel"] for facts in found} >= {"layer_kernel", "across_backward_kernel", "merge_statistics"}
+    for facts in found:
+        assert not gpu_staged.failures("sm_90", facts), facts
+    assert gpu_staged.failures("sm_90", {"spills": 8, "shared": 1024})
+    assert gpu_staged.failures("sm_90", {"spills": 0, "shared": 120_000})
+
+
+def test_the_staged_table_is_of_these_sources() -> None:
+    text = gpu_staged.REPORT.read_text()
+    assert f"`{gpu_staged.digest()}`" in text, "run `make gpu-compile`"
+    assert "fails" not in text
+    assert all(f"## {architecture}" in text for architecture in gpu_staged.ARCHITECTURES)

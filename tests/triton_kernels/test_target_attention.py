@@ -307,17 +307,6 @@ def test_shapes_on_a_gpu_that_is_not_here() -> None:
 
 def test_refusals(generator: torch.Generator) -> None:
     """Explicit "triton" raises, and says what it takes."""
-    for change, pattern in (
-        (
-            {"width": 130},
-            r"backend='triton' was requested, but it takes this many hidden layers up to D 64 : 64 or D 128 : 128",
-        ),
-        ({"hidden": (129,)}, r"got D 16 : 129"),
-        ({"hidden": (64, 65)}, r"up to D 64 : 64 x 32 or D 64 : 128 x 64, what fits on chip, and got D 16 : 64 x 65"),
-    ):
-        case = make(replace(BASE, **change), generator)
-        with pytest.raises(ValueError, match=f"(?s){pattern}"):
-            case.call(case.arguments(case.place(generator)), "triton")
     case = make(BASE, generator)
     where = case.place(generator)
     with pytest.raises(ValueError, match=r"it takes float32, bfloat16, float16 and got torch\.float64"):

@@ -125,10 +125,7 @@ def mixed_polarity_attention(
         target,
         saved,
         inputs,
-        triton=lambda: (
-            fusion_support.refusal(target, table, extra_table)
-            or unit_support.refusal(target, unit.weights, unit.activation, dropout)
-        ),
+        triton=lambda: fusion_support.refusal(target, table, extra_table) or unit_support.refusal(target),
         cuda=lambda: unit.cuda_refusal(target),
     )
     if dropout and seed is None:

@@ -136,7 +136,7 @@ def target_attention(
         target,
         saved,
         inputs,
-        triton=lambda: support.refusal(target, unit.weights, unit.activation, dropout),
+        triton=lambda: support.refusal(target),
         cuda=lambda: unit.cuda_refusal(target),
     )
     if dropout and seed is None:

@@ -23,9 +23,10 @@ def forward(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
         ValueError: sizes or options that the kernels do not take.
     """
     pooled, attention = [], []
-    for targets in _passes(a):
+    passes = _passes(a)
+    for i, targets in enumerate(passes):
         tokens = fusion.forward(_of_fusion(a, targets))
-        result = attention_unit.forward(a.but(target=targets, history=tokens))
+        result = attention_unit.forward(a.but(target=targets, history=tokens, candidate=(len(passes), i)))
         pooled.append(result[0])
         attention.append(result[1])
     together = torch.cat(attention, -1) if len(attention) > 1 and a.save_attention else attention[0]
@@ -58,6 +59,7 @@ def backward(a: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]
             grad_pooled=with_candidates(grad_pooled)[:, columns],
             grad_attention=None if a.grad_attention is None else a.grad_attention[..., columns],
             attention=a.attention[..., columns],
+            candidate=(len(passes), i),
         )
         grad_unit, grad_tokens, parameters = attention_unit.backward(of_unit)
         if a.polarity is None:

@@ -16,6 +16,7 @@ from mixpol_kernels.history import accepts_jagged, layout
 from mixpol_kernels.ops.target_attention._dice import reference
 from mixpol_kernels.ops.target_attention._dice.autograd import FORWARD, DiceAttention
 from mixpol_kernels.ops.target_attention._statistics.api import check_pads, counted_rows, kept_tokens
+from mixpol_kernels.ops.target_attention.triton import support
 from mixpol_kernels.ops.unit import BLOCKS, NORMALIZERS, ActivationUnit, check_target, with_candidates
 
 
@@ -79,7 +80,8 @@ def dice_attention(
             `unit_statistics`. None: kept tokens only.
         offsets, lengths, mask: the layout, as in `target_attention`.
         return_weights: also return the attention weights; they have a gradient too.
-        backend: "auto", "cpu" (compiled, float32) or "reference" (plain PyTorch).
+        backend: "auto", "cpu" (compiled, float32), "triton" (on a GPU; float32, bfloat16 and float16) or "reference"
+            (plain PyTorch).
 
     Returns:
         `Attended`; an empty history gives zeros.
@@ -124,11 +126,13 @@ def dice_attention(
         "dice_attention",
         backend,
         target,
-        lambda _: (
-            4 * (math.prod(where.token_shape) * candidates + 5 * alpha.shape[0])  # weights; mean, variance, slopes
+        lambda backend: (
+            4 * (math.prod(where.token_shape) * candidates + (6 if backend == "triton" else 3) * alpha.shape[0])
+            + 2 * alpha.nbytes  # weights and slopes; mean and variance
             + backends.new_bytes(unit.parameters, layers.parameters)
         ),
         inputs,
+        triton=lambda: support.refusal(target),
     )
     kept = kept_tokens(where, history.device)
     if chosen == "reference":
@@ -148,15 +152,16 @@ def dice_attention(
         length = -1 if pad_to is None else pad_to
         if backends.needs_grad(*inputs):
             pooled, attention, mean, variance = DiceAttention.apply(
-                target, history, where.offsets, where.lengths, where.mask, eps, norm, length,
+                chosen, target, history, where.offsets, where.lengths, where.mask, eps, norm, length,
                 return_weights, *weights, *biases, alpha, norm_weight, norm_bias,
             )  # fmt: skip
         else:
-            pooled, attention, mean, variance, _ = FORWARD.compiled(
+            pooled, attention, mean, variance, _ = FORWARD.of(chosen)(
                 target, history, *where.canonical(), weights, biases, alpha, norm_weight, norm_bias, eps, norm,
                 length, return_weights,
             )  # fmt: skip
     rows = counted_rows(kept, where.batch, candidates, pad_to)
     if not return_weights:
         return Attended(pooled, None, mean, variance, rows)
+    attention = attention.to(target.dtype)  # float32 for the backward
     return Attended(pooled, attention[..., 0] if target.dim() == 2 else attention, mean, variance, rows)

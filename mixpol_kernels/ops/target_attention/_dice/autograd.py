@@ -27,6 +27,8 @@ FORWARD = declare(
     " Tensor? norm_bias, float eps, int normalize, SymInt pad_to, bool save_attention)"
     " -> (Tensor pooled, Tensor attention, Tensor mean, Tensor variance, Tensor slopes)",
     _shapes,
+    triton="target_attention.triton.moments:dice_forward",
+    triton_shapes=lambda a: (*_shapes(a)[:4], a.target.new_empty((6, a.alpha.shape[0]), dtype=torch.float32)),
 )
 BACKWARD = declare(
     "dice_attention_bwd(Tensor grad_pooled, Tensor? grad_attention, Tensor attention, Tensor mean, Tensor variance,"
@@ -37,6 +39,12 @@ BACKWARD = declare(
         empty_as(a.history, a.history),
         [p.new_empty(p.shape) for p in (*a.weights, *a.biases, a.slopes)],
     ),
+    triton="target_attention.triton.moments:dice_backward",
+    triton_shapes=lambda a: (
+        empty_as(a.target, a.target),
+        empty_as(a.history, a.history),
+        [p.new_empty(p.shape) for p in (*a.weights, *a.biases)] + [a.target.new_empty((3, a.slopes.shape[1]))],
+    ),
 )
 
 
@@ -46,6 +54,7 @@ class DiceAttention(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
+        backend: str,
         target: Tensor,
         history: Tensor,
         offsets: Tensor | None,
@@ -64,7 +73,7 @@ class DiceAttention(torch.autograd.Function):
         norm_bias: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """`with_attention`: the attention weights have a gradient too."""
-        pooled, attention, mean, variance, slopes = FORWARD.compiled(
+        pooled, attention, mean, variance, slopes = FORWARD.of(backend)(
             target, history, *canonical(offsets, lengths, mask), [hidden, output], [hidden_bias, output_bias],
             alpha, norm_weight, norm_bias, eps, normalize, pad_to, True,
         )  # fmt: skip
@@ -72,7 +81,7 @@ class DiceAttention(torch.autograd.Function):
             target, history, offsets, lengths, mask, attention, mean, variance, slopes,
             hidden, output, hidden_bias, output_bias, alpha, norm_weight, norm_bias,
         )  # fmt: skip
-        ctx.config = (eps, normalize, pad_to, with_attention, norm_weight is not None, norm_bias is not None)
+        ctx.config = (backend, eps, normalize, pad_to, with_attention, norm_weight is not None, norm_bias is not None)
         ctx.mark_non_differentiable(*([mean, variance] if with_attention else [attention, mean, variance]))
         return pooled, attention, mean, variance
 
@@ -89,13 +98,13 @@ class DiceAttention(torch.autograd.Function):
         (
             target, history, offsets, lengths, mask, attention, mean, variance, slopes, *layers, _, _, _,
         ) = saved  # fmt: skip
-        eps, normalize, pad_to, with_attention, has_weight, has_bias = ctx.config
-        grad_target, grad_history, grads = BACKWARD.compiled(
+        backend, eps, normalize, pad_to, with_attention, has_weight, has_bias = ctx.config
+        grad_target, grad_history, grads = BACKWARD.of(backend)(
             grad_pooled, grad_attention if with_attention else None, attention, mean, variance, slopes,
             target, history, *canonical(offsets, lengths, mask), layers[:2], layers[2:], eps, normalize, pad_to,
         )  # fmt: skip
         alpha, norm_weight, norm_bias = grads[4].unbind()
         return (
-            grad_target, grad_history, *[None] * 7, *grads[:4],
+            None, grad_target, grad_history, *[None] * 7, *grads[:4],
             alpha, norm_weight if has_weight else None, norm_bias if has_bias else None,
         )  # fmt: skip

@@ -14,6 +14,7 @@ from mixpol_kernels.checks import check_float, checked
 from mixpol_kernels.history import Layout, accepts_jagged, layout
 from mixpol_kernels.ops.target_attention._statistics import reference
 from mixpol_kernels.ops.target_attention._statistics.autograd import FORWARD, UnitStatistics
+from mixpol_kernels.ops.target_attention.triton import support
 from mixpol_kernels.ops.unit import BLOCKS, ActivationUnit, check_dropout, check_target, with_candidates
 
 
@@ -68,7 +69,8 @@ def unit_statistics(
         dropout, seed: of the layers below, as in `target_attention`, which then takes the same seed.
         pad_to: count every history as padded with zero tokens to this length. None: kept tokens only.
         offsets, lengths, mask: the layout, as in `target_attention`.
-        backend: "auto", "cpu" (compiled, float32) or "reference" (plain PyTorch).
+        backend: "auto", "cpu" (compiled, float32), "triton" (on a GPU; float32, bfloat16 and float16) or "reference"
+            (plain PyTorch).
 
     Returns:
         `Statistics`; zeros if there is no row at all.
@@ -115,6 +117,7 @@ def unit_statistics(
             + backends.new_bytes(unit.parameters, given.parameters)
         ),
         inputs,
+        triton=lambda: support.refusal(target),
     )
     act, _, _ = unit.codes
     kept = kept_tokens(where, history.device)
@@ -131,11 +134,11 @@ def unit_statistics(
         length = -1 if pad_to is None else pad_to
         if backends.needs_grad(*inputs):
             mean, variance = UnitStatistics.apply(
-                target, history, where.offsets, where.lengths, where.mask, seed, act, dropout, length, len(weights),
-                *unit.parameters,
+                chosen, target, history, where.offsets, where.lengths, where.mask, seed, act, dropout, length,
+                len(weights), *unit.parameters,
             )  # fmt: skip
         else:
-            mean, variance, _ = FORWARD.compiled(
+            mean, variance, _ = FORWARD.of(chosen)(
                 target, history, *where.canonical(), unit.weights, unit.biases, unit.slopes, act, dropout, seed, length
             )
     return Statistics(mean, variance, counted_rows(kept, where.batch, candidates, pad_to))

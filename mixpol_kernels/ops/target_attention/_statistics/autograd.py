@@ -21,11 +21,17 @@ _INPUTS = (
 FORWARD = declare(
     f"unit_statistics_fwd({_INPUTS}) -> (Tensor mean, Tensor variance, Tensor mean_rest)",
     lambda a: tuple(a.target.new_empty(a.weights[-1].shape[0]) for _ in range(3)),
+    triton="target_attention.triton.moments:statistics_forward",
+    triton_shapes=lambda a: (
+        *(a.target.new_empty(a.weights[-1].shape[0]) for _ in range(2)),
+        a.target.new_empty(a.weights[-1].shape[0], dtype=torch.float32),
+    ),
 )
 BACKWARD = declare(
     f"unit_statistics_bwd(Tensor grad_mean, Tensor grad_variance, Tensor mean, Tensor mean_rest, {_INPUTS})"
     " -> (Tensor grad_target, Tensor grad_history, Tensor[] grad_parameters)",
     lambda a: (empty_as(a.target, a.target), empty_as(a.history, a.history), parameter_shapes(a)),
+    triton="target_attention.triton.moments:statistics_backward",
 )
 
 
@@ -35,6 +41,7 @@ class UnitStatistics(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
+        backend: str,
         target: Tensor,
         history: Tensor,
         offsets: Tensor | None,
@@ -48,21 +55,21 @@ class UnitStatistics(torch.autograd.Function):
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """`parameters`: `layers` weights, `layers` biases, then slopes."""
-        mean, variance, rest = FORWARD.compiled(
+        mean, variance, rest = FORWARD.of(backend)(
             target, history, *canonical(offsets, lengths, mask), *split_parameters(parameters, layers),
             activation, dropout, seed, pad_to,
         )  # fmt: skip
         ctx.save_for_backward(target, history, offsets, lengths, mask, seed, mean, rest, *parameters)
-        ctx.config = (activation, dropout, pad_to, layers)
+        ctx.config = (backend, activation, dropout, pad_to, layers)
         return mean, variance
 
     @staticmethod
     @first_order("unit_statistics")
     def backward(ctx: Any, saved: Sequence[Any], grad_mean: Tensor, grad_variance: Tensor) -> tuple[Tensor | None, ...]:
         target, history, offsets, lengths, mask, seed, mean, rest, *parameters = saved
-        activation, dropout, pad_to, layers = ctx.config
-        grad_target, grad_history, grads = BACKWARD.compiled(
+        backend, activation, dropout, pad_to, layers = ctx.config
+        grad_target, grad_history, grads = BACKWARD.of(backend)(
             grad_mean, grad_variance, mean, rest, target, history, *canonical(offsets, lengths, mask),
             *split_parameters(parameters, layers), activation, dropout, seed, pad_to,
         )  # fmt: skip
-        return grad_target, grad_history, *[None] * 8, *grads
+        return None, grad_target, grad_history, *[None] * 8, *grads

@@ -13,10 +13,10 @@ from mixpol_kernels.history import Layout
 from mixpol_kernels.library import INTERPRETING
 from mixpol_kernels.ops.registry import Arguments
 from mixpol_kernels.ops.target_attention.reference import masked
-from mixpol_kernels.ops.target_attention.triton import kernels, support
+from mixpol_kernels.ops.target_attention.triton import kernels, staged, support
 from mixpol_kernels.ops.triton import devices, shared
 from mixpol_kernels.ops.triton.parts import Histories, rescale_kernel
-from mixpol_kernels.ops.unit import ACTIVATIONS, NORMALIZERS
+from mixpol_kernels.ops.unit import NORMALIZERS
 
 # Programs of the backward, each with a slab of sums. A fixed number: bits depend on the inputs, not on the machine.
 PROGRAMS = 4 if INTERPRETING else 528
@@ -29,11 +29,13 @@ def forward(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     """`mixpol::target_attention_fwd`.
 
     Raises:
-        ValueError: bits to be saved, which only the CPU kernels do; dropout.
+        ValueError: bits to be saved, which only the CPU kernels do, or a device that the kernels do not know.
     """
     target, normalize, save_attention = a.target, a.normalize, a.save_attention
     if a.save_bits:
         raise ValueError("save_bits was True; expected False: the Triton kernels recompute the unit in the backward")
+    if not _fused(a):
+        return staged.forward(a)
     call = _Call(a)
     pooled = target.new_empty(target.shape)
     shape = (*a.history.shape[:-1], call.candidates) if save_attention else (0,)
@@ -67,27 +69,18 @@ def backward(a: Arguments) -> tuple[Tensor, Tensor, list[Tensor]]:
     """`mixpol::target_attention_bwd`.
 
     Raises:
-        ValueError: what the forward did not save, a gradient of another shape or dtype, or dropout.
+        ValueError: what the forward did not save, a gradient of another shape or dtype, or a device.
     """
     grad_pooled, grad_attention, attention, history = a.grad_pooled, a.grad_attention, a.attention, a.history
     normalize = a.normalize
     if a.bits.numel():
         raise ValueError(f"bits has {a.bits.numel()} bytes; expected none: the Triton kernels do not save them")
+    check_gradients(a)
+    if not _fused(a):
+        return staged.backward(a)
     occupied = Layout(a.target.shape[0], tuple(history.shape[:-1]), a.offsets, a.lengths, a.mask).occupied()
     target = masked(a.target, occupied)  # the kernels multiply by zero what an empty history's target holds
     call = _Call(a.but(target=target))
-    expected = (*history.shape[:-1], call.candidates)
-    for name, tensor in (("attention", attention), ("grad_attention", grad_attention)):
-        if tensor is not None and (tensor.shape != expected or tensor.dtype != torch.float32):
-            raise ValueError(
-                f"{name} is {tensor.dtype} {list(tensor.shape)}; expected torch.float32 {list(expected)}, "
-                "one per token and candidate"
-            )
-    if grad_pooled.shape != target.shape or grad_pooled.dtype != target.dtype:
-        raise ValueError(
-            f"grad_pooled is {grad_pooled.dtype} {list(grad_pooled.shape)}; expected {target.dtype} "
-            f"{list(target.shape)}, as target"
-        )
     grad_target = target.new_empty(target.shape)
     several = call.candidates > 1 and target.dtype != torch.float32
     grad_history = call.histories.per_token(history.shape, torch.float32 if several else history.dtype)
@@ -139,6 +132,40 @@ def backward(a: Arguments) -> tuple[Tensor, Tensor, list[Tensor]]:
     return masked(grad_target, occupied), grad_history.to(history.dtype), parameters
 
 
+def _fused(a: Arguments) -> bool:
+    """Whether one kernel takes the unit; checks what is free to be checked.
+
+    Raises:
+        ValueError: a device without kernels.
+    """
+    if refusal := support.refusal(a.target):
+        raise ValueError(f"target_attention: the Triton kernels cannot run: {refusal}")
+    if INTERPRETING:  # on a GPU a check would wait for the device: the kernels clamp instead
+        Layout(a.target.shape[0], tuple(a.history.shape[:-1]), a.offsets, a.lengths, a.mask).check_values()
+    units = tuple(weight.shape[0] for weight in a.weights[:-1])
+    return support.fused(a.target, units, a.activation, a.dropout)
+
+
+def check_gradients(a: Arguments) -> None:
+    """Whether a backward's gradients have the forward's shapes.
+
+    Raises:
+        ValueError: they have not.
+    """
+    expected = [*a.history.shape[:-1], a.target.shape[1] if a.target.dim() == 3 else 1]
+    for name, tensor in (("attention", a.attention), ("grad_attention", a.grad_attention)):
+        if tensor is not None and (list(tensor.shape) != expected or tensor.dtype != torch.float32):
+            raise ValueError(
+                f"{name} is {tensor.dtype} {list(tensor.shape)}; expected torch.float32 {expected}, "
+                "one per token and candidate"
+            )
+    if a.grad_pooled.shape != a.target.shape or a.grad_pooled.dtype != a.target.dtype:
+        raise ValueError(
+            f"grad_pooled is {a.grad_pooled.dtype} {list(a.grad_pooled.shape)}; expected {a.target.dtype} "
+            f"{list(a.target.shape)}, as target"
+        )
+
+
 def slab_sizes(width: int, units: Sequence[int], activation: int) -> dict[str, int]:
     """Floats of each part of a slab, in the order in which `backward_kernel` lays them out."""
     rows = {1: 1, 6: 3}.get(activation, 0)
@@ -156,16 +183,9 @@ class _Call:
     """The arguments that both directions share, as the kernels take them."""
 
     def __init__(self, a: Arguments) -> None:
-        if a.dropout:
-            raise ValueError(f"dropout was {a.dropout}; expected 0: the Triton kernels have none")
         self.width = a.target.shape[-1]
         self.units = tuple(weight.shape[0] for weight in a.weights[:-1])
-        refusal = support.refusal(a.target, a.weights, ACTIVATIONS[a.activation], 0.0)
-        if refusal:
-            raise ValueError(f"target_attention: the Triton kernels cannot run: {refusal}")
         self.users, self.candidates = a.target.shape[0], a.target.shape[1] if a.target.dim() == 3 else 1
-        if INTERPRETING:  # on a GPU a check would wait for the device: the kernels clamp instead
-            Layout(self.users, tuple(a.history.shape[:-1]), a.offsets, a.lengths, a.mask).check_values()
         self.histories = Histories(self.users, a.history, a.offsets, a.lengths, a.mask)
         self.target = self.histories.spread(a.target)
         self.weights = [weight.contiguous() for weight in a.weights]
