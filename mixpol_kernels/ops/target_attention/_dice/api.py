@@ -15,7 +15,7 @@ from mixpol_kernels.checks import check_choice, check_float, check_shape, checke
 from mixpol_kernels.history import accepts_jagged, layout
 from mixpol_kernels.ops.target_attention._dice import reference
 from mixpol_kernels.ops.target_attention._dice.autograd import FORWARD, DiceAttention
-from mixpol_kernels.ops.target_attention._statistics.api import check_pads, counted_rows, kept_tokens
+from mixpol_kernels.ops.target_attention._statistics.api import check_pads, counted_rows, is_free, kept_tokens
 from mixpol_kernels.ops.target_attention.triton import support
 from mixpol_kernels.ops.unit import BLOCKS, NORMALIZERS, ActivationUnit, check_target, with_candidates
 
@@ -148,7 +148,7 @@ def dice_attention(
         attention = attention.reshape(*where.token_shape, candidates)
         mean, variance = mean.detach(), variance.detach()
     else:
-        check_pads(None, pad_to)
+        check_pads(kept if is_free(chosen, kept) else None, pad_to)
         length = -1 if pad_to is None else pad_to
         if backends.needs_grad(*inputs):
             pooled, attention, mean, variance = DiceAttention.apply(
