@@ -377,20 +377,15 @@ int64_t attention_scratch_floats(const Pass& pass, bool backward) {
 }
 
 void attention_forward(const AttentionForward& a, int64_t begin, int64_t end, float* memory) {
-    static constexpr ForwardUnit score[ACTIVATION_COUNT] = {
-        unit_forward<Activation::relu>, unit_forward<Activation::prelu>,   unit_forward<Activation::sigmoid>,
-        unit_forward<Activation::silu>, unit_forward<Activation::tanh>,    unit_forward<Activation::gelu>,
-        unit_forward<Activation::dice>, unit_forward<Activation::dice_row>};
+#define MIXPOL_SCORE(name) unit_forward<Activation::name>,
+    static constexpr ForwardUnit score[] = {MIXPOL_ACTIVATIONS(MIXPOL_SCORE)};
     forward(a, score[static_cast<int>(a.unit.activation)], begin, end, memory);
 }
 
 void attention_backward(const AttentionBackward& a, int64_t user_begin, int64_t user_end, float* memory,
                         const UnitSums& sums, const FusionSums& fusion_sums) {
-    static constexpr RecomputeSignal recompute[ACTIVATION_COUNT] = {
-        signal_by_recomputing<Activation::relu>,    signal_by_recomputing<Activation::prelu>,
-        signal_by_recomputing<Activation::sigmoid>, signal_by_recomputing<Activation::silu>,
-        signal_by_recomputing<Activation::tanh>,    signal_by_recomputing<Activation::gelu>,
-        signal_by_recomputing<Activation::dice>,    signal_by_recomputing<Activation::dice_row>};
+#define MIXPOL_RECOMPUTE(name) signal_by_recomputing<Activation::name>,
+    static constexpr RecomputeSignal recompute[] = {MIXPOL_ACTIVATIONS(MIXPOL_RECOMPUTE)};
     backward(a, recompute[static_cast<int>(a.unit.activation)], user_begin, user_end, memory, sums,
              fusion_sums);
 }

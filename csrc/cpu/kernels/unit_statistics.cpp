@@ -225,16 +225,10 @@ void backward(const StatisticsBackward& a, PreActivations layers, SignalToFirst 
     unit_sums.finish();
 }
 
-constexpr PreActivations LAYERS[ACTIVATION_COUNT] = {
-    pre_activations<Activation::relu>,    pre_activations<Activation::prelu>,
-    pre_activations<Activation::sigmoid>, pre_activations<Activation::silu>,
-    pre_activations<Activation::tanh>,    pre_activations<Activation::gelu>,
-    pre_activations<Activation::dice>,    pre_activations<Activation::dice_row>};
-constexpr SignalToFirst DOWN[ACTIVATION_COUNT] = {
-    signal_to_first<Activation::relu>,    signal_to_first<Activation::prelu>,
-    signal_to_first<Activation::sigmoid>, signal_to_first<Activation::silu>,
-    signal_to_first<Activation::tanh>,    signal_to_first<Activation::gelu>,
-    signal_to_first<Activation::dice>,    signal_to_first<Activation::dice_row>};
+#define MIXPOL_LAYERS(name) pre_activations<Activation::name>,
+#define MIXPOL_DOWN(name) signal_to_first<Activation::name>,
+constexpr PreActivations LAYERS[] = {MIXPOL_ACTIVATIONS(MIXPOL_LAYERS)};
+constexpr SignalToFirst DOWN[] = {MIXPOL_ACTIVATIONS(MIXPOL_DOWN)};
 
 }  // namespace
 
