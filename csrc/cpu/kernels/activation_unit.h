@@ -26,7 +26,7 @@ struct UnitScratch {
     float* outer_spare;         // [2][H1][Dp]; of LongSums, as `spare`
     float* spare;               // [2][floats of UnitSums]
     float* grad_constants;      // [GROUP][H1p]
-    float* compensation;        // what one of their sums compensation, or those of add_normalised [3][H1p]
+    float* compensation;        // what one of their sums lost, or those of add_normalised [3][H1p]
     float* row;                 // row-wise activations: gradients of one row, sums over rows [2][max H_i p]
     const float* rows[CHUNK];
     uint32_t keys[CHUNK];  // of the chunk's tokens, where units are dropped
