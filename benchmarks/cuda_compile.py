@@ -18,6 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from mixpol_kernels.ops.unit import ACTIVATIONS
+
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT / "benchmarks" / "CUDA_COMPILE.md"
 ARCHITECTURES = (80, 90, 100)
@@ -29,7 +31,7 @@ PRINT = ("check_values", "count_events")
 
 @dataclass(frozen=True)
 class Compiled:
-    """What became of one kernel: bytes per thread, and the widest load from device memory."""
+    """Result of compiling one kernel: bytes per thread, and the widest load from device memory."""
 
     kernel: str
     architecture: int
@@ -39,7 +41,7 @@ class Compiled:
     load: int
 
     def faults(self) -> list[str]:
-        """What the gate refuses."""
+        """Violations of the gate."""
         name = f"{self.kernel} on sm_{self.architecture}"
         found = [f"{name} spills {self.spills} bytes"] if self.spills else []
         if self.stack and not self.kernel.startswith(PRINT):
@@ -63,7 +65,7 @@ def sources() -> list[Path]:
 
 
 def digest() -> str:
-    """Of everything that the kernels are made of: it tells whether a table is older than the sources."""
+    """Digest of the kernels' sources: it tells whether a table is older than them."""
     files = [*ROOT.glob("csrc/cuda/*"), *ROOT.glob("csrc/math/*"), ROOT / "csrc" / "schemas.inc"]
     text = b"\0".join(path.name.encode() + b"\0" + path.read_bytes() for path in sorted(files))
     return hashlib.sha256(text).hexdigest()[:16]
@@ -130,9 +132,6 @@ def name_of(mangled: str) -> str:
     name = re.sub(r"^void ", "", name).replace("mixpol::cuda::", "").replace("(anonymous namespace)::", "")
     name = re.sub(r"\(mixpol::Activation\)(\d)", lambda m: ACTIVATIONS[int(m[1])], name)
     return name.replace("<long>", "<int64_t>").partition("(")[0]
-
-
-ACTIVATIONS = ("relu", "prelu", "sigmoid", "silu", "tanh", "gelu", "dice")
 
 
 def table(compiled: Sequence[Compiled]) -> str:

@@ -1,4 +1,4 @@
-"""How threads wait, measured: a step of the DIN unit with two threads, alone and beside one busy process.
+"""Cost of how OpenMP threads wait: a step of the DIN unit on two threads, alone and beside one busy process.
 
     python benchmarks/neighbour.py            about a minute; prints a table
     python benchmarks/neighbour.py 0.2        seconds a figure (default 1)
@@ -18,7 +18,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from statistics import median
 
 USERS, WIDTH, HIDDEN, THREADS = 256, 64, 64, 2
 WARM_UP = 5
@@ -59,6 +58,7 @@ def measure(seconds: float) -> list[float]:
     import torch
 
     from mixpol_kernels.nn import TargetAttention
+    from mixpol_models.bench.kernel_time import seconds_of
 
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
@@ -77,12 +77,7 @@ def measure(seconds: float) -> list[float]:
             with neighbour(busy):
                 for _ in range(WARM_UP):
                     step()
-                times, end = [], time.perf_counter() + seconds
-                while len(times) < 3 or time.perf_counter() < end:
-                    begin = time.perf_counter()
-                    step()
-                    times.append(1e3 * (time.perf_counter() - begin))
-            figures.append(median(times))
+                figures.append(1e3 * seconds_of(step, torch.device("cpu"), seconds))
     return figures
 
 

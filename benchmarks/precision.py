@@ -16,7 +16,6 @@ prepare()  # before torch is imported
 import random
 from collections.abc import Callable, Sequence
 from functools import partial
-from statistics import median
 
 import torch
 from torch import Tensor
@@ -25,7 +24,7 @@ from mixpol_kernels.library import library
 from mixpol_kernels.nn import TargetAttention
 from mixpol_kernels.testing.budget import over_budget
 from mixpol_kernels.testing.inputs import Config, make
-from mixpol_models.bench.timing import interleaved, per_round
+from mixpol_models.bench.timing import interleaved
 
 WIDTH, TOKENS, ROUNDS = 64, 12_800, 30
 UNITS: tuple[tuple[int, ...], ...] = ((64,), (80, 40))
@@ -46,7 +45,7 @@ def check(hidden: Sequence[int], seed: int) -> None:
 
 
 def measure(hidden: Sequence[int], length: int, seconds: float = 3.0) -> tuple[float, float]:
-    """How many times as long float32 takes: forward, and forward with backward; medians over rounds."""
+    """Time in float32 over time in bfloat16: forward, and forward with backward; medians over rounds."""
     users = max(1, 2 * TOKENS // length)
     target, history = torch.randn(users, WIDTH), torch.randn(users, length, WIDTH)
     lengths, upstream = torch.randint(1, length + 1, (users,)), torch.randn(users, WIDTH)
@@ -58,10 +57,10 @@ def measure(hidden: Sequence[int], length: int, seconds: float = 3.0) -> tuple[f
         forward = partial(layer, leaves[0], leaves[1], lengths=lengths)
         calls["forward", dtype] = torch.no_grad()(forward)
         calls["both", dtype] = partial(_with_backward, forward, leaves, upstream.to(dtype))
-    times = interleaved(calls, lambda: None, ROUNDS, seconds)
-    found = {key: median(per_round(turns)) for key, turns in times.items()}
-    forward_times, both_times = ([found[what, dtype] for dtype in DTYPES] for what in ("forward", "both"))
-    return forward_times[0] / forward_times[1], both_times[0] / both_times[1]
+    times = interleaved(calls, ROUNDS, seconds)
+    wide, half = DTYPES
+    forward, both = (times.ratio((what, wide), (what, half)).median for what in ("forward", "both"))
+    return forward, both
 
 
 def _with_backward(forward: Callable[[], Tensor], leaves: Sequence[Tensor], upstream: Tensor) -> object:

@@ -17,17 +17,16 @@ import copy
 import sys
 from collections.abc import Callable
 from functools import partial
-from statistics import median
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
 from mixpol_kernels.nn import TargetAttention
-from mixpol_models.bench.gate import OUTPUT_FACTOR, largest_error
+from mixpol_models.bench.gate import budget, largest_error
+from mixpol_models.bench.implementations import Concat, PerTarget
 from mixpol_models.bench.padding import Padding
-from mixpol_models.bench.rungs import Concat, PerTarget
-from mixpol_models.bench.timing import interleaved, per_round
+from mixpol_models.bench.timing import interleaved
 
 WIDTH, ROUNDS, SECONDS = 64, 40, 4.0
 Call = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -87,13 +86,13 @@ def measure(users: int, length: int, seconds: float = SECONDS) -> dict[str, floa
     wide.backend = "reference"
     exact = wide(given[0].double(), given[1].double(), lengths=given[2])
     plain = max(largest_error(calls[name](*given), exact) for name in ("concat", "refactored"))
-    limit = OUTPUT_FACTOR * plain + torch.finfo(torch.float32).eps * float(exact.abs().max())
+    limit = budget("output", plain, exact)
     for name, call in calls.items():
         error = largest_error(call(*given), exact)
         if not error <= limit:
             raise RuntimeError(f"the error of {name} is {error:.3g}; allowed is {limit:.3g}")
-    times = interleaved({n: partial(call, *given) for n, call in calls.items()}, lambda: None, ROUNDS, seconds)
-    return {name: median(per_round(turns)) for name, turns in times.items()}
+    times = interleaved({name: partial(call, *given) for name, call in calls.items()}, ROUNDS, seconds)
+    return {name: times.median(name) for name in calls}
 
 
 def main() -> None:

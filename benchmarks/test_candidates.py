@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from mixpol_kernels.nn import TargetAttention
-from mixpol_models.bench.gate import OUTPUT_FACTOR, largest_error
+from mixpol_models.bench.gate import budget, largest_error
+from mixpol_models.bench.implementations import Concat
+from mixpol_models.bench.padding import pad_right
 
 CANDIDATES, WIDTH, USERS = 100, 64, 2
 
@@ -30,14 +32,9 @@ class Problem:
 
 def broadcast(unit: TargetAttention, target: Tensor, history: Tensor) -> Tensor:
     """[B, M, L, 4 D] written out; a user at a time, or it would not fit."""
-    pooled = []
-    for t, x in zip(target, history, strict=True):
-        many = x[None].expand(len(t), *x.shape)
-        wide = t[:, None].expand_as(many)
-        hidden, output = unit.layers
-        h = torch.relu(hidden(torch.cat([wide, many, wide - many, wide * many], dim=-1)))
-        pooled.append(torch.bmm(output(h).mT, many).squeeze(1))
-    return torch.stack(pooled)
+    (_, candidates, _), (_, length, _) = target.shape, history.shape
+    form, padding = Concat(unit), pad_right(torch.full((candidates,), length), length)
+    return torch.stack([form(t, x.expand(candidates, -1, -1), padding) for t, x in zip(target, history, strict=True)])
 
 
 def separate(unit: TargetAttention, target: Tensor, history: Tensor) -> Tensor:
@@ -60,8 +57,7 @@ def problem(length: int) -> Problem:
 def test_forward(measure: Callable[..., None], problem: Problem, form: Callable[..., Tensor], length: int) -> None:
     with torch.no_grad():
         error = largest_error(form(problem.unit, problem.target, problem.history), problem.exact)
-        limit = OUTPUT_FACTOR * problem.plain + torch.finfo(torch.float32).eps * float(problem.exact.abs().max())
-        assert error <= limit
+        assert error <= budget("output", problem.plain, problem.exact)
         measure(
             f"forward, B={USERS} M={CANDIDATES} L={length} D={WIDTH} H=64 relu",
             lambda: form(problem.unit, problem.target, problem.history),

@@ -24,7 +24,7 @@ def case_of(shape: Shape) -> Case:
 
 @lru_cache(maxsize=1)
 def checked(shape: Shape, form: str) -> Case:
-    """The same, with the form held to the error budget."""
+    """`make_case` with the form held to the error budget."""
     case = case_of(shape)
     case.check(form)
     return case

@@ -3,62 +3,25 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
 from mixpol_models import stopping
+from mixpol_models.choices import DATA_NAMES, Accelerator, BackboneName, Fusion, Precision, SequenceKind
+from mixpol_models.commands import INSTALL, plainly, wide_console
 from mixpol_models.environment import prepare
 
-_OPTIONAL = {
-    "typer", "rich", "lightning", "torchmetrics", "polars", "matplotlib", "yaml", "pydantic", "httpx", "platformdirs"
-}  # fmt: skip
-# Flags of `mixpol train` that are no settings of a run.
+# Flags of `mixpol train` beside the settings of a run.
 _NOT_SETTINGS = ("config", "resume", "force", "print_config")
-_INSTALL = "pip install 'mixpol-kernels[models]'"
 
 
 def main() -> None:
     """Runs the `mixpol` command."""
     with stopping.in_words():
         if _typer_missing is not None:
-            sys.exit(f"mixpol needs packages that are not installed (first: {_typer_missing}): {_INSTALL}")
+            sys.exit(f"mixpol needs packages that are not installed (first: {_typer_missing}): {INSTALL}")
         prepare()  # torch is not imported yet
         app()
-
-
-@contextmanager
-def _plainly() -> Iterator[None]:
-    """Turns expected errors into one message and an exit status."""
-    from rich.console import Console
-
-    def stop(message: str, status: int) -> None:
-        stopping.check()  # a library may have made an error of a signal
-        Console(stderr=True).print(message, style="bold red", highlight=False, markup=False, soft_wrap=True)
-        raise typer.Exit(status)
-
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in _OPTIONAL:
-            raise
-        stop(f"mixpol needs packages that are not installed (first: {error.name}): {_INSTALL}", 1)
-    except OSError as error:
-        stop(f"{error}{f'. {stopping.kept()}' if stopping.kept() else ''}", 1)
-    except (ValueError, RuntimeError) as error:
-        if not _is_ours(error):
-            raise
-        stop(str(error), 2 if isinstance(error, ValueError) else 1)
-
-
-def _is_ours(error: BaseException) -> bool:
-    """Whether our code raised it, for the user to read; of other errors the traceback says more."""
-    place = error.__traceback__
-    while place is not None and place.tb_next is not None:
-        place = place.tb_next
-    name = "" if place is None else place.tb_frame.f_globals.get("__name__", "")
-    return name.partition(".")[0] in ("mixpol_models", "mixpol_kernels")
 
 
 def _version() -> str:
@@ -80,7 +43,7 @@ except ModuleNotFoundError as error:
     _typer_missing = error.name
 else:
     from mixpol_models.experiments.cli import app as experiment_app
-    from mixpol_models.pnfrec.cli import pnfrec_app
+    from mixpol_models.pnfrec.cli import app as pnfrec_app
 
     _typer_missing = None
     app = typer.Typer(
@@ -89,7 +52,7 @@ else:
     data_app = typer.Typer(help="The data: what is there, and how to get more.", no_args_is_help=True)
     app.add_typer(data_app, name="data")
     app.add_typer(experiment_app, name="experiment")
-    app.add_typer(pnfrec_app(_plainly), name="pnfrec")
+    app.add_typer(pnfrec_app, name="pnfrec")
     app.command()(bench)
 
     def _say_version(asked: bool) -> None:
@@ -106,7 +69,7 @@ else:
     ) -> None:
         """Mixed-polarity CTR models on fused kernels."""
 
-    _DATA = "Folder, NAME:FOLDER or YAML file, or kuairand-pure, ml-100k, synthetic. Default: look around."
+    _DATA = f"Folder, NAME:FOLDER or YAML file, or {', '.join(DATA_NAMES)}. Default: look around."
 
     @app.command()
     def train(
@@ -115,16 +78,11 @@ else:
         ] = None,
         data: Annotated[str | None, typer.Option(help=_DATA)] = None,
         backbone: Annotated[
-            Literal[
-                "din", "din_two_lists", "din_action", "transact", "transformer", "onetrans", "hyformer", "mixformer"
-            ]
-            | None,
+            BackboneName | None,
             typer.Option(help="Model. Without --config, with the settings of its own file."),
         ] = None,
-        sequence: Annotated[Literal["mixed", "positive"] | None, typer.Option(help="Events in the history.")] = None,
-        fusion: Annotated[
-            Literal["none", "bias", "tapf"] | None, typer.Option(help="How polarity marks an event.")
-        ] = None,
+        sequence: Annotated[SequenceKind | None, typer.Option(help="Events in the history.")] = None,
+        fusion: Annotated[Fusion | None, typer.Option(help="How polarity marks an event.")] = None,
         budget: Annotated[int | None, typer.Option(help="Most history events.")] = None,
         negative_share: Annotated[
             float | None, typer.Option(help="Share of negatives in the budget. Default: the newest of either.")
@@ -143,11 +101,11 @@ else:
         patience: Annotated[int | None, typer.Option(help="Epochs without a better AUC before the end.")] = None,
         sparse_tables: Annotated[bool | None, typer.Option(help="Move only the table rows of the batch.")] = None,
         seed: Annotated[int | None, typer.Option(help="Of weights, order and dropout.")] = None,
-        precision: Annotated[
-            Literal["fp32", "bf16", "fp16"] | None, typer.Option(help="Of the MLP; fp16 on a GPU only.")
+        precision: Annotated[Precision | None, typer.Option(help="Of the MLP; fp16 on a GPU only.")] = None,
+        accelerator: Annotated[Accelerator | None, typer.Option(help="Where.")] = None,
+        backend: Annotated[
+            str | None, typer.Option(help="Of the fused ops: auto, or one that `python -m mixpol_kernels.info` lists.")
         ] = None,
-        accelerator: Annotated[Literal["auto", "cpu", "gpu"] | None, typer.Option(help="Where.")] = None,
-        backend: Annotated[Literal["auto", "cpu", "reference"] | None, typer.Option(help="Of the attention.")] = None,
         workers: Annotated[int | None, typer.Option(help="Processes that build batches.")] = None,
         output: Annotated[
             str | None,
@@ -164,8 +122,9 @@ else:
     ) -> None:
         """Train a model. Flags override the YAML file, which overrides the defaults (din.yaml)."""
         flags = {name: value for name, value in locals().items() if name not in _NOT_SETTINGS}
-        with _plainly():
-            from mixpol_models.settings import load_config, saved_settings
+        with plainly():
+            from mixpol_models.training.config import load_config
+            from mixpol_models.training.resume import saved_settings
 
             if force and resume is not None:
                 raise ValueError("force was given with resume, which keeps the run; expected one of them")
@@ -179,13 +138,11 @@ else:
                 found = whereabouts(settings.data)
                 typer.echo(f"{settings.to_yaml()}# data: {found}")
                 return
-            from rich.console import Console
-
             from mixpol_models.experiments.tables import metrics_table
             from mixpol_models.training.run import train as run
 
             result = run(settings, resume=resume, force=force)
-            Console(width=None if sys.stdout.isatty() else 110).print(metrics_table(result).rich())
+            wide_console().print(metrics_table(result).rich())
             typer.echo(f"Saved in {result.config.folder}/")
 
     @app.command()
@@ -200,7 +157,7 @@ else:
         force: Annotated[bool, typer.Option("--force", help="Replace earlier results in --output.")] = False,
     ) -> None:
         """Train DIN four ways, time the layer and the whole step, save tables and pictures."""
-        with _plainly():
+        with plainly():
             from mixpol_models.experiments.demo import run_demo
 
             run_demo(data, output, seeds=seeds, quick=quick, skip_bench=skip_bench, force=force)
@@ -215,7 +172,7 @@ else:
         force: Annotated[bool, typer.Option("--force", help="Replace an earlier report in --output.")] = False,
     ) -> None:
         """Check and time the GPU kernels on the GPU at hand; every check stands alone."""
-        with _plainly():
+        with plainly():
             from mixpol_models.files import results_folder
 
             folder = results_folder(output, "gpu_report", ("gpu_report.json", "gpu_report.md"), force)
@@ -244,7 +201,7 @@ else:
         workers: Annotated[int, typer.Option(help="Processes that compile and check; one times.", min=1)] = 8,
     ) -> None:
         """Find the fastest launch configurations of the Triton kernels on the GPU at hand."""
-        with _plainly():
+        with plainly():
             from mixpol_models.files import check_output_folder
 
             check_output_folder(output)
@@ -264,7 +221,7 @@ else:
         force: Annotated[bool, typer.Option("--force", help="Again, even if it is there.")] = False,
     ) -> None:
         """Download a data set into the cache."""
-        with _plainly():
+        with plainly():
             from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
             from mixpol_models.data.download import get_kuairand_pure
@@ -292,7 +249,7 @@ else:
         force: Annotated[bool, typer.Option("--force", help="Replace a store that is there.")] = False,
     ) -> None:
         """Build a store on disk from a log that need not fit into memory."""
-        with _plainly():
+        with plainly():
             from mixpol_models.data import open_store, recognise, write_store
             from mixpol_models.data.store import check_place
 
@@ -305,7 +262,7 @@ else:
     @data_app.command("show")
     def data_show(data: Annotated[str | None, typer.Option(help=_DATA)] = None) -> None:
         """Say which data a run would use, and why."""
-        with _plainly():
+        with plainly():
             from mixpol_models.data import resolve
 
             resolve(data, say=typer.echo)

@@ -27,9 +27,9 @@ from mixpol_models.data import synthetic_log
 from mixpol_models.experiments.grid import ExperimentConfig, run_experiment
 from mixpol_models.experiments.grid.runner import read_experiment
 from mixpol_models.progress import TimeLeft
-from mixpol_models.settings import TrainConfig, load_config
 from mixpol_models.training import train
 from mixpol_models.training.checkpoints import load_model, read_checkpoint
+from mixpol_models.training.config import TrainConfig, load_config
 
 RUN = ["train", "--data", "synthetic", "--epochs", "1", "--batch-size", "64", "--budget", "5"]
 PLANTED: dict[str, Any] = {
@@ -256,7 +256,7 @@ def test_a_demo_that_ends_early_leaves_nothing(command: Command, monkeypatch: py
         Path("demo_output/auc.png").write_text("half")
         raise OSError("the ninth wave")
 
-    monkeypatch.setattr("mixpol_models.experiments.demo._accuracy", fail)
+    monkeypatch.setattr("mixpol_models.experiments.demo._Demo.accuracy", fail)
     command("demo", "--data", "synthetic", "--quick", status=1)
     assert not any(Path().iterdir())
 

@@ -7,9 +7,9 @@ import dataclasses
 import pytest
 import torch
 
-from mixpol_models.bench import tune
+from mixpol_models.bench import tune_trial
 from mixpol_models.bench.gate import GateError
-from mixpol_models.bench.problems import Size
+from mixpol_models.bench.gpu_problems import Size
 from mixpol_models.bench.tune import Entry, Trial
 
 CPU = torch.device("cpu")
@@ -23,7 +23,7 @@ ENTRIES = [
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda e: f"{e.op}/{e.name}")
 def test_a_trial_is_right(entry: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tune, "seconds_of", lambda call, device, budget: (call(), 0.5)[1])
+    monkeypatch.setattr(tune_trial, "seconds_of", lambda call, device, budget: (call(), 0.5)[1])
     trial = Trial(entry, Size(users=3, length=20), CPU)
     trial.check()
     assert trial.seconds() == 0.5

@@ -1,14 +1,16 @@
-"""Softmax attention under a mask, by PyTorch's own kernel, with a way to look at its weights."""
+"""Softmax attention under a mask, by PyTorch's own kernel; attention weights on request."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 
 class Watch(list[Tensor]):
-    """Attention weights [B, H, Q, K], one entry a layer."""
+    """Recorded attention weights, one entry per layer: [B, H, Q, K] of softmax attention, [N] of target attention."""
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -28,7 +30,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, keep: Tensor, watch: Watch
         query: [B, H, Q, d].
         key, value: [B, H, K, d].
         keep: bool, broadcast to [B, 1, Q, K].
-        watch: gets the weights [B, H, Q, K], computed a second time in the open. None for training and serving.
+        watch: gets the weights [B, H, Q, K], which are computed once more for it. None for training and serving.
 
     Returns:
         [B, H, Q, d].
@@ -42,3 +44,12 @@ def attend(query: Tensor, key: Tensor, value: Tensor, keep: Tensor, watch: Watch
         watch.append(torch.where(sees, weights, 0))
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask.expand(-1, -1, query.shape[2], -1))
     return torch.where(sees, out, 0)
+
+
+def pool(attention: nn.Module, watch: Watch | None, *inputs: Any, **layout: Any) -> Tensor:
+    """Pooled vectors of a target attention layer of `mixpol_kernels.nn`, [B, D]; its weights [N] go to `watch`."""
+    if watch is None:
+        return attention(*inputs, **layout)
+    pooled, weights = attention(*inputs, **layout, return_weights=True)
+    watch.append(weights)
+    return pooled

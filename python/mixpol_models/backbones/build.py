@@ -1,24 +1,21 @@
-"""A backbone by its name, and which options it takes."""
+"""Backbones by name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from inspect import Parameter, signature
 from typing import Any
 
-from torch import nn
-
+from mixpol_models.backbones.base import Backbone
 from mixpol_models.backbones.din import DIN
 from mixpol_models.backbones.din_action import DINAction
 from mixpol_models.backbones.din_two_lists import DINTwoLists
-from mixpol_models.backbones.frame import Frame
 from mixpol_models.backbones.hyformer import HyFormer
 from mixpol_models.backbones.mixformer import MixFormer
 from mixpol_models.backbones.onetrans import OneTrans
 from mixpol_models.backbones.transact import TransAct
 from mixpol_models.backbones.transformer import Transformer
 
-BACKBONES: dict[str, Callable[..., nn.Module]] = {
+BACKBONES: dict[str, type[Backbone]] = {
     "din": DIN,
     "din_two_lists": DINTwoLists,
     "din_action": DINAction,
@@ -30,7 +27,7 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def build_backbone(name: str, **options: Any) -> nn.Module:
+def build_backbone(name: str, **options: Any) -> Backbone:
     """Builds `BACKBONES[name]`.
 
     Args:
@@ -44,7 +41,7 @@ def build_backbone(name: str, **options: Any) -> nn.Module:
 
 
 def own_options(name: str) -> tuple[str, ...]:
-    """The keyword arguments of a backbone beyond the frame that all of them share.
+    """Keyword arguments of a backbone beyond `BackboneOptions`.
 
     Raises:
         ValueError: unknown name.
@@ -53,11 +50,12 @@ def own_options(name: str) -> tuple[str, ...]:
         >>> own_options("din")
         ('attention_units', 'activation', 'normalize')
     """
-    parameters = signature(_backbone(name)).parameters.values()
-    return tuple(p.name for p in parameters if p.kind is Parameter.KEYWORD_ONLY and p.name not in Frame.__annotations__)
+    classes = [c for c in reversed(_backbone(name).mro()) if issubclass(c, Backbone)]
+    parameters = [p for c in classes for p in signature(c).parameters.values()]
+    return tuple(dict.fromkeys(p.name for p in parameters if p.kind is Parameter.KEYWORD_ONLY))
 
 
-def _backbone(name: str) -> Callable[..., nn.Module]:
+def _backbone(name: str) -> type[Backbone]:
     if name not in BACKBONES:
         raise ValueError(f"backbone is {name!r}, expected one of {tuple(BACKBONES)}: mend the name")
     return BACKBONES[name]

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Unpack
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mixpol_kernels.nn import TargetAttention
-from mixpol_models.backbones.attend import Watch
-from mixpol_models.backbones.frame import Backbone, Frame
-from mixpol_models.backbones.inputs import Embedded
+from mixpol_models.backbones.attend import Watch, pool
+from mixpol_models.backbones.base import TargetAttentionBackbone
+from mixpol_models.backbones.inputs import Inputs
 from mixpol_models.data import Batch
 
 
-class DINTwoLists(Backbone):
+class DINTwoLists(TargetAttentionBackbone):
     """The usual way to use negatives beside the mixed sequence: split the history by polarity, attend to each part.
 
         u+ = attention+(t, positives),  u- = attention-(t, negatives)
@@ -27,58 +26,34 @@ class DINTwoLists(Backbone):
     `history_attention`: the weights of either attention, as DIN's.
 
     Args:
-        n_items, n_users, n_contexts: table sizes.
         attention_units, activation, normalize: of both attentions, see `DIN`.
-        **frame: see `Backbone`. `embedding_dim` is 16 and `fusion` "none" by default.
+        *sizes, **options: see `BackboneOptions`. `embedding_dim` is 16 and `fusion` "none" by default.
 
     Example:
-        >>> import torch
-        >>> from mixpol_models.data import Batch
-        >>> model = DINTwoLists(n_items=50, n_users=9, n_contexts=3, fusion="tapf", backend="reference")
-        >>> batch = Batch(
-        ...     user=torch.tensor([0, 8]), target_item=torch.tensor([7, 9]), context=torch.tensor([0, 2]),
-        ...     label=torch.tensor([1.0, 0.0]), item_ids=torch.tensor([3, 1, 2]),
-        ...     polarity=torch.tensor([1, 0, 0], dtype=torch.uint8), offsets=torch.tensor([0, 2, 3]),
-        ... )
+        >>> from mixpol_models.data.batches import random_batch
+        >>> sizes = {"n_items": 50, "n_users": 9, "n_contexts": 3}
+        >>> model, batch = DINTwoLists(**sizes, fusion="tapf", backend="reference"), random_batch([2, 1], **sizes)
         >>> model(batch).shape, model.history_attention(batch).shape
         (torch.Size([2]), torch.Size([3]))
     """
 
-    def __init__(
-        self,
-        n_items: int,
-        n_users: int,
-        n_contexts: int,
-        *,
-        attention_units: Sequence[int] = (64,),
-        activation: str = "relu",
-        normalize: str = "none",
-        **frame: Unpack[Frame],
-    ) -> None:
-        frame = {"embedding_dim": 16, "fusion": "none", **frame}
-        super().__init__(n_items, n_users, n_contexts, **frame)
-        dim = self.embedding_dim
-        self.positive, self.negative = (
-            TargetAttention(dim, attention_units, activation, normalize, self.backend) for _ in range(2)
-        )
-        self.tower = self._head(4 * dim + sum(self.inputs.widths))
+    def __init__(self, *sizes: int, **options: Any) -> None:
+        super().__init__(*sizes, **{"fusion": "none"} | options)
+        dim = self.options.embedding_dim
+        self.inputs = Inputs(self.options)
+        self.positive, self.negative = (TargetAttention(dim, *self.unit, self.options.backend) for _ in range(2))
+        self.tower = self._mlp(4 * dim + sum(self.inputs.widths))
 
-    def _encode(self, embedded: Embedded, batch: Batch, watch: Watch | None) -> Tensor:
-        target = embedded.target
-        weights = target.new_zeros(len(batch.item_ids))
-        pooled = []
+    def _encode(self, batch: Batch, watch: Watch | None) -> Tensor:
+        embedded = self.inputs(batch)
+        target, pooled = embedded.target, []
         with torch.autocast(target.device.type, enabled=False):
             for attention, events in ((self.positive, batch.polarity != 0), (self.negative, batch.polarity == 0)):
                 offsets = torch.nn.functional.pad(events.cumsum(0), (1, 0))[batch.offsets]
-                result = attention(target, embedded.history[events], offsets=offsets, return_weights=watch is not None)
-                if watch is None:
-                    pooled.append(result)
-                else:
-                    pooled.append(result[0])
-                    weights[events] = result[1]
-        if watch is not None:
-            watch.append(weights)
+                pooled.append(pool(attention, watch, target, embedded.history[events], offsets=offsets))
         return torch.cat([*pooled, *(target * part for part in pooled), *embedded.features], dim=-1)
 
-    def _history_shares(self, watch: Watch, batch: Batch) -> Tensor:
-        return watch[0]
+    def _history_weights(self, watch: Watch, batch: Batch) -> Tensor:
+        weights = watch[0].new_zeros(len(batch.item_ids))
+        weights[batch.polarity != 0], weights[batch.polarity == 0] = watch
+        return weights

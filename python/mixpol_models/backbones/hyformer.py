@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Unpack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mixpol_kernels.checks import check_choice
 from mixpol_models.backbones.attend import Watch, attend, join_heads, split_heads
+from mixpol_models.backbones.base import TokenBackbone
 from mixpol_models.backbones.encoder import EncoderLayer
-from mixpol_models.backbones.frame import Frame, TokenBackbone, check_at_least, check_heads
 from mixpol_models.backbones.head_mix import head_mix
 from mixpol_models.backbones.inputs import Embedded
 from mixpol_models.backbones.ns_tokens import NSTokens
+from mixpol_models.backbones.options import check_at_least, check_heads
 from mixpol_models.backbones.padding import Padding
 from mixpol_models.backbones.swiglu import SwiGLU
 from mixpol_models.backbones.token_linear import TokenLinear
@@ -35,7 +36,6 @@ class HyFormer(TokenBackbone):
     `history_attention`: the softmax rows of the queries, mean over them, layers and heads; they sum to 1.
 
     Args:
-        n_items, n_users, n_contexts: table sizes.
         layers: decoding and boosting, so many times.
         heads: of every attention.
         queries: N.
@@ -45,27 +45,19 @@ class HyFormer(TokenBackbone):
         ffn_ratio: hidden width of the FFNs over D.
         stack_sequence: each layer encodes the H of the one before; False encodes S anew.
         carry_features: boosted F go on; False goes on with the first ones.
-        **frame: see `Backbone`. T divides `embedding_dim`.
+        *sizes, **options: see `BackboneOptions`. T divides `embedding_dim`.
 
     Example:
-        >>> import torch
-        >>> from mixpol_models.data import Batch
-        >>> model = HyFormer(n_items=50, n_users=9, n_contexts=3, fusion="tapf", backend="reference")
-        >>> batch = Batch(
-        ...     user=torch.tensor([0, 8]), target_item=torch.tensor([7, 9]), context=torch.tensor([0, 2]),
-        ...     label=torch.tensor([1.0, 0.0]), item_ids=torch.tensor([3, 1, 2]),
-        ...     polarity=torch.tensor([1, 0, 0], dtype=torch.uint8), offsets=torch.tensor([0, 2, 3]),
-        ... )
+        >>> from mixpol_models.data.batches import random_batch
+        >>> sizes = {"n_items": 50, "n_users": 9, "n_contexts": 3}
+        >>> model, batch = HyFormer(**sizes, fusion="tapf", backend="reference"), random_batch([2, 1], **sizes)
         >>> model(batch).shape, model.history_attention(batch).shape
         (torch.Size([2]), torch.Size([3]))
     """
 
     def __init__(
         self,
-        n_items: int,
-        n_users: int,
-        n_contexts: int,
-        *,
+        *sizes: int,
         layers: int = 2,
         heads: int = 2,
         queries: int = 4,
@@ -75,10 +67,10 @@ class HyFormer(TokenBackbone):
         ffn_ratio: int = 2,
         stack_sequence: bool = True,
         carry_features: bool = True,
-        **frame: Unpack[Frame],
+        **options: Any,
     ) -> None:
-        super().__init__(n_items, n_users, n_contexts, **frame)
-        dim = self.embedding_dim
+        super().__init__(*sizes, **options)
+        dim = self.options.embedding_dim
         check_choice("encoder", encoder, ("transformer", "swiglu", "none"))
         check_at_least(1, layers=layers, queries=queries, ffn_ratio=ffn_ratio)
         check_heads(dim, heads)
@@ -101,9 +93,9 @@ class HyFormer(TokenBackbone):
             return queries + m if carry_features and layer < layers - 1 else queries
 
         self.layers = nn.ModuleList(
-            HyFormerLayer(dim, heads, boosted(i), encoder, ffn_ratio, self.dropout) for i in range(layers)
+            HyFormerLayer(dim, heads, boosted(i), encoder, ffn_ratio, self.options.dropout) for i in range(layers)
         )
-        self.tower = self._head(queries * dim)
+        self.tower = self._mlp(queries * dim)
 
     def _states(self, embedded: Embedded, batch: Batch, padding: Padding, watch: Watch | None) -> Tensor:
         raw = states = padding.pad(embedded.history)
@@ -119,7 +111,7 @@ class HyFormer(TokenBackbone):
             features = tokens[:, self.n_queries :] if self.carry_features else first
         return queries.flatten(1)
 
-    def _shares(self, weights: Tensor, padding: Padding) -> Tensor:
+    def _token_weights(self, weights: Tensor, padding: Padding) -> Tensor:
         return weights.mean(dim=(1, 2))
 
 

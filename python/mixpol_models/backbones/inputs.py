@@ -1,4 +1,4 @@
-"""What every backbone reads from a batch: the embeddings, with the history marked by polarity."""
+"""Embeddings of a batch, with the history marked by polarity."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mixpol_kernels.nn import PolarityFusion
 from mixpol_kernels.nn.starts import ScaledEmbedding
+from mixpol_models.backbones.options import BackboneOptions
 from mixpol_models.data import Batch
 
 
@@ -38,13 +39,7 @@ class Inputs(nn.Module):
     """Item, user and context tables, and the polarity fusion on history tokens before the first layer.
 
     Args:
-        n_items, n_users, n_contexts: table sizes.
-        embedding_dim: width D of items and users.
-        context_dim: width C of the context.
-        fusion: "none", "bias" or "tapf".
-        user_embedding: have the user table.
-        sparse: sparse gradients for the item and user tables.
-        backend: of the fusion: "auto", "cpu" or "reference".
+        options: of the backbone.
 
     Attributes:
         item_embedding, context_embedding, user_embedding: `nn.Embedding`; the last None without users.
@@ -53,26 +48,12 @@ class Inputs(nn.Module):
             sets (OneTrans' sequence MLP); `Embedded.target` stays the plain embedding.
     """
 
-    def __init__(
-        self,
-        n_items: int,
-        n_users: int,
-        n_contexts: int,
-        *,
-        embedding_dim: int,
-        context_dim: int,
-        fusion: str,
-        user_embedding: bool,
-        sparse: bool,
-        backend: str,
-    ) -> None:
+    def __init__(self, options: BackboneOptions) -> None:
         super().__init__()
-        self.item_embedding = ScaledEmbedding(n_items, embedding_dim, sparse=sparse)
-        self.context_embedding = nn.Embedding(n_contexts, context_dim)
-        self.user_embedding: nn.Embedding | None = None
-        if user_embedding:
-            self.user_embedding = ScaledEmbedding(n_users, embedding_dim, std=0.01, sparse=sparse)  # as in DIN
-        self.fusion = PolarityFusion(embedding_dim, fusion, backend=backend)
+        self.item_embedding = ScaledEmbedding(options.n_items, options.embedding_dim, sparse=options.sparse)
+        self.context_embedding = nn.Embedding(options.n_contexts, options.context_dim)
+        self.user_embedding = user_table(options)
+        self.fusion = PolarityFusion(options.embedding_dim, options.fusion, backend=options.backend)
         self.token_layer: nn.Module | None = None
 
     @property
@@ -92,3 +73,11 @@ class Inputs(nn.Module):
             history = self.fusion(tokens[:n].to(items), tokens[n:].to(items), polarity, offsets=batch.offsets)
         user = None if self.user_embedding is None else self.user_embedding(batch.user)
         return Embedded(items[:n], history, self.context_embedding(batch.context), user)
+
+
+def user_table(options: BackboneOptions) -> nn.Embedding | None:
+    """A vector per user; None without `user_embedding`."""
+    if not options.user_embedding:
+        return None
+    # Most users are seen a few dozen times: a wide start would be noise that training has to remove.
+    return ScaledEmbedding(options.n_users, options.embedding_dim, std=0.01, sparse=options.sparse)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Unpack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mixpol_kernels.checks import check_choice
 from mixpol_models.backbones.attend import Watch, attend, split_heads
-from mixpol_models.backbones.frame import Frame, TokenBackbone, check_at_least
+from mixpol_models.backbones.base import TokenBackbone
 from mixpol_models.backbones.head_mix import head_mix
 from mixpol_models.backbones.inputs import Embedded
+from mixpol_models.backbones.options import check_at_least
 from mixpol_models.backbones.padding import Padding
 from mixpol_models.backbones.swiglu import SwiGLU
 from mixpol_models.backbones.token_linear import TokenLinear
@@ -37,7 +38,6 @@ class MixFormer(TokenBackbone):
     `history_attention`: the softmax rows of all heads, mean over heads and layers; they sum to 1.
 
     Args:
-        n_items, n_users, n_contexts: table sizes.
         layers: of the stack.
         heads: N; divides `embedding_dim`.
         decoupled: keep the user side free of the target.
@@ -45,27 +45,19 @@ class MixFormer(TokenBackbone):
         sequence_width: "narrow" or "full".
         ffn_ratio: hidden width of the SwiGLUs over their width. Not public.
         stack_sequence: a layer reads the h_t of the one before; False reads s_t. Not public.
-        **frame: see `Backbone`.
+        *sizes, **options: see `BackboneOptions`.
 
     Example:
-        >>> import torch
-        >>> from mixpol_models.data import Batch
-        >>> model = MixFormer(n_items=50, n_users=9, n_contexts=3, fusion="tapf", backend="reference")
-        >>> batch = Batch(
-        ...     user=torch.tensor([0, 8]), target_item=torch.tensor([7, 9]), context=torch.tensor([0, 2]),
-        ...     label=torch.tensor([1.0, 0.0]), item_ids=torch.tensor([3, 1, 2]),
-        ...     polarity=torch.tensor([1, 0, 0], dtype=torch.uint8), offsets=torch.tensor([0, 2, 3]),
-        ... )
+        >>> from mixpol_models.data.batches import random_batch
+        >>> sizes = {"n_items": 50, "n_users": 9, "n_contexts": 3}
+        >>> model, batch = MixFormer(**sizes, fusion="tapf", backend="reference"), random_batch([2, 1], **sizes)
         >>> model(batch).shape, model.history_attention(batch).shape
         (torch.Size([2]), torch.Size([3]))
     """
 
     def __init__(
         self,
-        n_items: int,
-        n_users: int,
-        n_contexts: int,
-        *,
+        *sizes: int,
         layers: int = 2,
         heads: int = 4,
         decoupled: bool = False,
@@ -73,10 +65,10 @@ class MixFormer(TokenBackbone):
         sequence_width: str = "narrow",
         ffn_ratio: int = 2,
         stack_sequence: bool = True,
-        **frame: Unpack[Frame],
+        **options: Any,
     ) -> None:
-        super().__init__(n_items, n_users, n_contexts, **frame)
-        dim = self.embedding_dim
+        super().__init__(*sizes, **options)
+        dim = self.options.embedding_dim
         check_choice("sequence_width", sequence_width, ("narrow", "full"))
         check_at_least(1, layers=layers, heads=heads, ffn_ratio=ffn_ratio)
         if dim % heads:
@@ -92,8 +84,10 @@ class MixFormer(TokenBackbone):
         self.user_heads = user_heads if decoupled else 0
         full = sequence_width == "full"
         self.sequence_layer = nn.Linear(dim, heads * dim) if full else nn.Identity()
-        self.layers = nn.ModuleList(MixFormerLayer(dim, heads, full, ffn_ratio, self.dropout) for _ in range(layers))
-        self.tower = self._head(heads * dim)
+        self.layers = nn.ModuleList(
+            MixFormerLayer(dim, heads, full, ffn_ratio, self.options.dropout) for _ in range(layers)
+        )
+        self.tower = self._mlp(heads * dim)
 
     def first_heads(self, embedded: Embedded) -> Tensor:
         """X before the first layer, [B, N, D]."""
@@ -122,7 +116,7 @@ class MixFormer(TokenBackbone):
     def _states(self, embedded: Embedded, batch: Batch, padding: Padding, watch: Watch | None) -> Tensor:
         return self.last_heads(embedded, padding, watch).flatten(1)
 
-    def _shares(self, weights: Tensor, padding: Padding) -> Tensor:
+    def _token_weights(self, weights: Tensor, padding: Padding) -> Tensor:
         return weights.mean(dim=(1, 2))
 
 

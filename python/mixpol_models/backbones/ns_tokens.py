@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mixpol_kernels.checks import check_choice
-from mixpol_models.backbones.frame import check_at_least
+from mixpol_models.backbones.options import check_at_least
 
 FORMS = ("split", "groups")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Unpack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +10,10 @@ from torch.nn import functional as F
 
 from mixpol_kernels.checks import check_choice
 from mixpol_models.backbones.attend import Watch, attend, join_heads, split_heads
-from mixpol_models.backbones.frame import Frame, TokenBackbone, check_at_least, check_heads
+from mixpol_models.backbones.base import TokenBackbone
 from mixpol_models.backbones.inputs import Embedded
 from mixpol_models.backbones.ns_tokens import NSTokens
+from mixpol_models.backbones.options import check_at_least, check_heads
 from mixpol_models.backbones.padding import Padding
 from mixpol_models.backbones.positions import Positions
 from mixpol_models.backbones.token_linear import TokenLinear
@@ -38,7 +39,6 @@ class OneTrans(TokenBackbone):
     dropped get 0 from there on. The rest of 1 is what NS tokens gave each other.
 
     Args:
-        n_items, n_users, n_contexts: table sizes.
         layers: of the stack.
         heads: of the attention.
         ns_form, ns_tokens: see `NSTokens`: "split" into `ns_tokens` (T), or "groups", which has a token a feature.
@@ -47,27 +47,19 @@ class OneTrans(TokenBackbone):
         pyramid_multiple: round the lengths between first and last to multiples of this; the paper has 32.
         positions: "none" (default) or "added": learned, counted from the newest event.
         max_length: longest history. `TrainConfig` gives its budget.
-        **frame: see `Backbone`.
+        *sizes, **options: see `BackboneOptions`.
 
     Example:
-        >>> import torch
-        >>> from mixpol_models.data import Batch
-        >>> model = OneTrans(n_items=50, n_users=9, n_contexts=3, fusion="tapf", backend="reference")
-        >>> batch = Batch(
-        ...     user=torch.tensor([0, 8]), target_item=torch.tensor([7, 9]), context=torch.tensor([0, 2]),
-        ...     label=torch.tensor([1.0, 0.0]), item_ids=torch.tensor([3, 1, 2]),
-        ...     polarity=torch.tensor([1, 0, 0], dtype=torch.uint8), offsets=torch.tensor([0, 2, 3]),
-        ... )
+        >>> from mixpol_models.data.batches import random_batch
+        >>> sizes = {"n_items": 50, "n_users": 9, "n_contexts": 3}
+        >>> model, batch = OneTrans(**sizes, fusion="tapf", backend="reference"), random_batch([2, 1], **sizes)
         >>> model(batch).shape, model.history_attention(batch).shape
         (torch.Size([2]), torch.Size([3]))
     """
 
     def __init__(
         self,
-        n_items: int,
-        n_users: int,
-        n_contexts: int,
-        *,
+        *sizes: int,
         layers: int = 2,
         heads: int = 2,
         ns_form: str = "split",
@@ -77,10 +69,10 @@ class OneTrans(TokenBackbone):
         pyramid_multiple: int = 1,
         positions: str = "none",
         max_length: int = 50,
-        **frame: Unpack[Frame],
+        **options: Any,
     ) -> None:
-        super().__init__(n_items, n_users, n_contexts, **frame)
-        dim = self.embedding_dim
+        super().__init__(*sizes, **options)
+        dim = self.options.embedding_dim
         check_choice("positions", positions, ("none", "added"))
         check_at_least(1, layers=layers, ffn_ratio=ffn_ratio, max_length=max_length)
         check_heads(dim, heads)
@@ -92,10 +84,10 @@ class OneTrans(TokenBackbone):
         lengths = pyramid_lengths(max_length + n, n, layers, pyramid_multiple) if pyramid else [max_length + n] * layers
         self.history_queries = [max(length - n, 0) for length in lengths[:-1]] + [0]
         self.layers = nn.ModuleList(
-            MixedLayer(dim, heads, n, ffn_ratio, queries, self.dropout) for queries in self.history_queries
+            MixedLayer(dim, heads, n, ffn_ratio, queries, self.options.dropout) for queries in self.history_queries
         )
         self.norm = nn.RMSNorm(dim)
-        self.tower = self._head(n * dim)
+        self.tower = self._mlp(n * dim)
 
     def _states(self, embedded: Embedded, batch: Batch, padding: Padding, watch: Watch | None) -> Tensor:
         if padding.shape[1] > self.max_length:
@@ -111,7 +103,7 @@ class OneTrans(TokenBackbone):
             s, ns, keep = layer(s, ns, keep, watch)
         return self.norm(ns).flatten(1)
 
-    def _shares(self, weights: Tensor, padding: Padding) -> Tensor:
+    def _token_weights(self, weights: Tensor, padding: Padding) -> Tensor:
         n = self.ns_tokens.n_tokens
         return weights[:, :, -n:, :-n].mean(dim=(1, 2))
 

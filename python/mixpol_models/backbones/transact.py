@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Unpack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mixpol_models.backbones.attend import Watch
+from mixpol_models.backbones.base import TokenBackbone
 from mixpol_models.backbones.encoder import EncoderLayer
-from mixpol_models.backbones.frame import Frame, TokenBackbone, check_at_least, check_heads
 from mixpol_models.backbones.inputs import Embedded
+from mixpol_models.backbones.options import check_at_least, check_heads
 from mixpol_models.backbones.padding import Padding
 from mixpol_models.data import Batch
 
@@ -27,43 +28,33 @@ class TransAct(TokenBackbone):
     `history_attention`: the softmax rows of all events, mean over them, layers and heads; they sum to 1.
 
     Args:
-        n_items, n_users, n_contexts: table sizes.
         layers: of the encoder.
         heads: divides `action_dim` + 2 D.
         action_dim: width of the action embedding; None takes D.
         ffn_dim: hidden width of the feed-forward layers; None takes D.
         first: k; histories that are shorter give zeros.
-        **frame: see `Backbone`. `fusion` is "none" by default.
+        *sizes, **options: see `BackboneOptions`. `fusion` is "none" by default.
 
     Example:
-        >>> import torch
-        >>> from mixpol_models.data import Batch
-        >>> model = TransAct(n_items=50, n_users=9, n_contexts=3, fusion="tapf", backend="reference")
-        >>> batch = Batch(
-        ...     user=torch.tensor([0, 8]), target_item=torch.tensor([7, 9]), context=torch.tensor([0, 2]),
-        ...     label=torch.tensor([1.0, 0.0]), item_ids=torch.tensor([3, 1, 2]),
-        ...     polarity=torch.tensor([1, 0, 0], dtype=torch.uint8), offsets=torch.tensor([0, 2, 3]),
-        ... )
+        >>> from mixpol_models.data.batches import random_batch
+        >>> sizes = {"n_items": 50, "n_users": 9, "n_contexts": 3}
+        >>> model, batch = TransAct(**sizes, fusion="tapf", backend="reference"), random_batch([2, 1], **sizes)
         >>> model(batch).shape, model.history_attention(batch).shape
         (torch.Size([2]), torch.Size([3]))
     """
 
     def __init__(
         self,
-        n_items: int,
-        n_users: int,
-        n_contexts: int,
-        *,
+        *sizes: int,
         layers: int = 2,
         heads: int = 2,
         action_dim: int | None = None,
         ffn_dim: int | None = None,
         first: int = 10,
-        **frame: Unpack[Frame],
+        **options: Any,
     ) -> None:
-        frame = {"fusion": "none", **frame}
-        super().__init__(n_items, n_users, n_contexts, **frame)
-        dim = self.embedding_dim
+        super().__init__(*sizes, **{"fusion": "none"} | options)
+        dim = self.options.embedding_dim
         action_dim = dim if action_dim is None else action_dim
         ffn_dim = dim if ffn_dim is None else ffn_dim
         check_at_least(1, layers=layers, action_dim=action_dim, ffn_dim=ffn_dim, first=first)
@@ -71,9 +62,11 @@ class TransAct(TokenBackbone):
         check_heads(width, heads, "action_dim + 2 embedding_dim")
         self.first = first
         self.action_embedding = nn.Embedding(2, action_dim)
-        self.layers = nn.ModuleList(EncoderLayer(width, heads, ffn_dim, nn.ReLU, self.dropout) for _ in range(layers))
+        self.layers = nn.ModuleList(
+            EncoderLayer(width, heads, ffn_dim, nn.ReLU, self.options.dropout) for _ in range(layers)
+        )
         self.pool = nn.Linear(width, width)
-        self.tower = self._head((first + 1) * width + sum(self.inputs.widths))
+        self.tower = self._mlp((first + 1) * width + sum(self.inputs.widths))
 
     def _states(self, embedded: Embedded, batch: Batch, padding: Padding, watch: Watch | None) -> Tensor:
         actions = self.action_embedding(batch.polarity.long())
@@ -88,6 +81,6 @@ class TransAct(TokenBackbone):
         largest = torch.where(padding.keep.any(dim=1, keepdim=True), largest, 0)
         return torch.cat([newest.flatten(1), self.pool(largest), *embedded.features], dim=-1)
 
-    def _shares(self, weights: Tensor, padding: Padding) -> Tensor:
+    def _token_weights(self, weights: Tensor, padding: Padding) -> Tensor:
         rows = (weights.mean(dim=1) * padding.keep[..., None]).sum(dim=1)
         return rows / padding.keep.sum(dim=1, keepdim=True).clamp(min=1)

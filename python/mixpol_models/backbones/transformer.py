@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Unpack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from mixpol_kernels.checks import check_choice
 from mixpol_kernels.nn import MultiHeadTargetAttention
 from mixpol_models.backbones.attend import Watch
+from mixpol_models.backbones.base import TokenBackbone
 from mixpol_models.backbones.encoder import EncoderLayer
-from mixpol_models.backbones.frame import Frame, TokenBackbone, check_at_least, check_heads
 from mixpol_models.backbones.inputs import Embedded
+from mixpol_models.backbones.options import check_at_least, check_heads
 from mixpol_models.backbones.padding import Padding
 from mixpol_models.backbones.positions import Positions
 from mixpol_models.data import Batch
@@ -33,7 +34,6 @@ class Transformer(TokenBackbone):
     the target gave itself; "query" has one such layer and no rest.
 
     Args:
-        n_items, n_users, n_contexts: table sizes.
         form: "appended" (BST, the default) or "query": multi-head target attention over the encoded history, by the
             fused op. With "none" or "bias" its encoder does not know the target.
         layers: of the encoder; "query" may have 0.
@@ -42,27 +42,19 @@ class Transformer(TokenBackbone):
         positions: "added" (default), "concatenated" (FuxiCTR's BST: tokens are D + position_dim wide) or "none".
         position_dim: width of concatenated positions.
         max_length: longest history. `TrainConfig` gives its budget.
-        **frame: see `Backbone`.
+        *sizes, **options: see `BackboneOptions`.
 
     Example:
-        >>> import torch
-        >>> from mixpol_models.data import Batch
-        >>> model = Transformer(n_items=50, n_users=9, n_contexts=3, fusion="tapf", backend="reference")
-        >>> batch = Batch(
-        ...     user=torch.tensor([0, 8]), target_item=torch.tensor([7, 9]), context=torch.tensor([0, 2]),
-        ...     label=torch.tensor([1.0, 0.0]), item_ids=torch.tensor([3, 1, 2]),
-        ...     polarity=torch.tensor([1, 0, 0], dtype=torch.uint8), offsets=torch.tensor([0, 2, 3]),
-        ... )
+        >>> from mixpol_models.data.batches import random_batch
+        >>> sizes = {"n_items": 50, "n_users": 9, "n_contexts": 3}
+        >>> model, batch = Transformer(**sizes, fusion="tapf", backend="reference"), random_batch([2, 1], **sizes)
         >>> model(batch).shape, model.history_attention(batch).shape
         (torch.Size([2]), torch.Size([3]))
     """
 
     def __init__(
         self,
-        n_items: int,
-        n_users: int,
-        n_contexts: int,
-        *,
+        *sizes: int,
         form: str = "appended",
         layers: int = 2,
         heads: int = 2,
@@ -70,32 +62,32 @@ class Transformer(TokenBackbone):
         positions: str = "added",
         position_dim: int = 8,
         max_length: int = 50,
-        **frame: Unpack[Frame],
+        **options: Any,
     ) -> None:
-        super().__init__(n_items, n_users, n_contexts, **frame)
+        super().__init__(*sizes, **options)
         check_choice("form", form, ("appended", "query"))
         check_choice("positions", positions, ("added", "concatenated", "none"))
         check_at_least(1 if form == "appended" else 0, layers=layers)
         check_at_least(1, ffn_ratio=ffn_ratio, position_dim=position_dim, max_length=max_length)
         self.form = form
         concatenated = positions == "concatenated"
-        width = self.embedding_dim + (position_dim if concatenated else 0)
+        width = self.options.embedding_dim + (position_dim if concatenated else 0)
         check_heads(width, heads, "embedding_dim + position_dim" if concatenated else "embedding_dim")
         self.concatenated = concatenated
         self.positions: Positions | None = None
         if positions != "none":
             # Position 0 is the target's, which "query" does not have among its tokens.
             rows = max_length + (form == "appended")
-            self.positions = Positions(rows, position_dim if concatenated else self.embedding_dim)
+            self.positions = Positions(rows, position_dim if concatenated else self.options.embedding_dim)
         self.layers = nn.ModuleList(
-            EncoderLayer(width, heads, ffn_ratio * width, nn.LeakyReLU, self.dropout) for _ in range(layers)
+            EncoderLayer(width, heads, ffn_ratio * width, nn.LeakyReLU, self.options.dropout) for _ in range(layers)
         )
         self.target_attention: MultiHeadTargetAttention | None = None
         self.target_layer: nn.Linear | None = None
         if form == "query":
-            self.target_attention = MultiHeadTargetAttention(width, num_heads=heads, backend=self.backend)
-            self.target_layer = nn.Linear(self.embedding_dim, width) if concatenated else None
-        self.tower = self._head(width + sum(self.inputs.widths))
+            self.target_attention = MultiHeadTargetAttention(width, num_heads=heads, backend=self.options.backend)
+            self.target_layer = nn.Linear(self.options.embedding_dim, width) if concatenated else None
+        self.tower = self._mlp(width + sum(self.inputs.widths))
 
     def _placed(self, tokens: Tensor) -> Tensor:
         if self.positions is None:
@@ -136,6 +128,6 @@ class Transformer(TokenBackbone):
         watch.append(padding.pad(weights).mT[:, :, None])
         return state
 
-    def _shares(self, weights: Tensor, padding: Padding) -> Tensor:
+    def _token_weights(self, weights: Tensor, padding: Padding) -> Tensor:
         columns = padding.shape[1]
         return weights[:, :, -1, :columns].mean(dim=1)

@@ -15,18 +15,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mixpol_models.bench.gate import GateError
-from mixpol_models.bench.ladder import LENGTHS, run_ladder
-from mixpol_models.bench.report import (
-    headline_table,
-    ladder_markdown,
-    ladder_table,
-    machine_facts,
-    noise,
-    plot_ladder,
-    sentences,
-)
-from mixpol_models.bench.rungs import RUNGS
+from mixpol_models.bench import IMPLEMENTATIONS, GateError, machine_facts, noise, plot_ladder, run_ladder, sentences
+from mixpol_models.bench.ladder import LENGTHS
+from mixpol_models.bench.report import ladder_markdown, ladder_table, summary_table
+from mixpol_models.commands import wide_console
 from mixpol_models.files import check_output_file, write_atomically
 from mixpol_models.stopping import in_words
 
@@ -41,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 check_output_file(getattr(options, name), f"--{name}")
     except ValueError as error:
         parser.error(str(error))
-    console = Console(width=None if sys.stdout.isatty() else 110)
+    console = wide_console()
     facts = machine_facts()
     console.print(", ".join(f"{key} {value}" for key, value in facts.items()), highlight=False)
     try:
@@ -52,15 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.hidden,
             options.activation,
             options.rounds,
-            options.seconds_per_rung,
-            options.rungs,
+            options.seconds_per_form,
+            options.implementations,
             progress=lambda line: console.print(line, style="dim", highlight=False),
             seed=options.seed,
         )
     except (GateError, RuntimeError, ValueError) as error:
         Console(stderr=True).print(str(error), style="bold red", highlight=False, markup=False)
         return 1
-    console.print(ladder_table(rows), headline_table(rows))
+    console.print(ladder_table(rows), summary_table(rows))
     for sentence in sentences(rows):
         console.print(sentence, highlight=False)
     if noise(rows):
@@ -83,8 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--hidden", type=_integers, default=(64,), metavar="H,...", help="hidden units")
     parser.add_argument("--activation", default="relu", choices=("relu", "prelu", "sigmoid", "silu", "dice"))
     parser.add_argument("--rounds", type=int, default=15, metavar="N", help="at most (%(default)s)")
-    parser.add_argument("--seconds-per-rung", type=float, default=3.0, metavar="S", help="(%(default)s)")
-    parser.add_argument("--rungs", type=_names, metavar="NAME,...", help=f"of: {', '.join(RUNGS)}")
+    parser.add_argument("--seconds-per-form", type=float, default=3.0, metavar="S", help="(%(default)s)")
+    parser.add_argument("--implementations", type=_names, metavar="NAME,...", help=f"of: {', '.join(IMPLEMENTATIONS)}")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="PATH", help="write machine facts and rows")
     parser.add_argument("--markdown", type=Path, metavar="PATH", help="write the table")
@@ -98,9 +90,11 @@ def _integers(text: str) -> tuple[int, ...]:
 
 def _names(text: str) -> list[str]:
     names = [part.strip() for part in text.split(",")]
-    unknown = [part for part in names if part not in RUNGS]
+    unknown = [part for part in names if part not in IMPLEMENTATIONS]
     if unknown:
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is no rung; expected some of {', '.join(RUNGS)}")
+        raise argparse.ArgumentTypeError(
+            f"{unknown[0]!r} is no implementation; expected some of {', '.join(IMPLEMENTATIONS)}"
+        )
     return names
 
 

@@ -24,8 +24,8 @@ _OTHERS = 512 * torch.finfo(torch.float32).eps
 class Case:
     """One op at one shape, in several forms over the same parameters.
 
-    A form's name is that of its rung, then ", " and the variant where a rung has several. Forms that go through
-    `torch.compile`, at their first call, end their rung's name in "+compile".
+    A form's name is that of its implementation, then ", " and the variant where it has several. Forms that go through
+    `torch.compile`, at their first call, end their implementation's name in "+compile".
 
     Attributes:
         name: of the op and the shape.
@@ -95,16 +95,28 @@ class Case:
             served = self.forms[form]() * self.kept.get("output", 1)
         exact = self.controls[form]() if form in self.controls else self.exact
         plain = self.plain_errors
-        if rung_of(form) != FUSED:
+        if implementation_of(form) != FUSED:
             plain = {key: max(plain.get(key, 0.0), _OTHERS * float(truth.abs().max())) for key, truth in exact.items()}
         label = f"{form} in {self.name}"
         gate.check(label, answer, exact, plain)
         gate.check(f"{label}, without gradients", {**answer, "output": served}, exact, plain)
 
 
-def rung_of(form: str) -> str:
-    """The rung of a form: its name without the variant."""
+def implementation_of(form: str) -> str:
+    """The implementation of a form: its name without the variant."""
     return form.partition(", ")[0]
+
+
+def exact_control(
+    forward: Callable[[Tensor], Tensor], name: str, leaf: Tensor, upstream: Tensor
+) -> Callable[[], dict[str, Tensor]]:
+    """For `Case.controls`: the answer of `forward`, of one leaf, in float64."""
+
+    def answer() -> dict[str, Tensor]:
+        wide = leaf.detach().double().requires_grad_()
+        return exact_answer(lambda: forward(wide), {name: wide}, upstream)
+
+    return answer
 
 
 def exact_answer(forward: Callable[[], Tensor], leaves: Mapping[str, Tensor], upstream: Tensor) -> dict[str, Tensor]:

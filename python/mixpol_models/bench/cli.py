@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from mixpol_models.commands import plainly, wide_console
 from mixpol_models.files import check_output_file, results_folder
 
 
@@ -37,9 +37,7 @@ def bench(
 
     With --compare, exit status 1 if a case is slower by more than the tolerance, with its whole interval.
     """
-    from mixpol_models.cli import _plainly
-
-    with _plainly():
+    with plainly():
         if compare and (output or readme or force):
             raise ValueError("compare came with output, readme or force; expected it alone: it writes no report")
         if only is not None and (quick or compare):
@@ -54,19 +52,18 @@ def bench(
         if readme is not None:
             check_output_file(readme, "readme")
 
-        from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
         from mixpol_models.bench import compare as revisions
         from mixpol_models.bench import suite
-        from mixpol_models.bench.report import changes_table, headline_table, ladder_table
+        from mixpol_models.bench.report import changes_table, ladder_table, summary_table
         from mixpol_models.bench.shapes import LENGTHS, QUICK_LENGTHS, main_shapes
 
         if readme is not None:
             suite.readme_parts(readme)
         plan = None if compare else suite.quick() if quick else suite.full(only or "")
         tolerance = revisions.TOLERANCE if tolerance is None else tolerance
-        console = Console(width=None if sys.stdout.isatty() else 110)
+        console = wide_console()
         columns = (BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
         with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task("", total=1.0)
@@ -89,7 +86,7 @@ def bench(
                 raise typer.Exit(1)
             return
         for _, rows in results.by_case():
-            console.print(ladder_table(rows), headline_table(rows))
+            console.print(ladder_table(rows), summary_table(rows))
         for warning in suite.warnings(results):
             console.print(warning, style="yellow", highlight=False)
         if output:

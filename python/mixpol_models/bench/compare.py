@@ -50,7 +50,7 @@ class Change:
     high: float
 
     def slower(self, tolerance: float = TOLERANCE) -> bool:
-        """Whether it is slower by more than `tolerance`, whichever value of the interval is the true one."""
+        """Whether the whole interval is above 1 + tolerance."""
         return self.low > 1 + tolerance
 
 
@@ -105,7 +105,7 @@ def _change(name: str, direction: str, before: list[float], now: list[float], so
 def _turn(path: Path, revision: str, shapes: Sequence[Shape], seconds: float, check: bool) -> list[tuple[float, float]]:
     """One process on one library."""
     request = {"shapes": [asdict(shape) for shape in shapes], "seconds": seconds, "check": check}
-    command = (sys.executable, "-m", "mixpol_models.bench.turns")
+    command = (sys.executable, "-m", "mixpol_models.bench.compare_worker")
     done = _run_group(command, json.dumps(request), {**os.environ, "MIXPOL_LIBRARY": str(path)})
     if done.returncode:
         who = f"revision {revision}" if revision else "this checkout"

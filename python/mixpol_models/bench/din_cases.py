@@ -1,4 +1,4 @@
-"""The DIN activation unit at one shape: seeded inputs and the weights that every rung of `rungs` shares."""
+"""The DIN activation unit at one shape: seeded inputs and the weights that all implementations share."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from mixpol_kernels.nn import TargetAttention
-from mixpol_models.bench.case import Case, exact_answer
+from mixpol_models.bench.case import Case, exact_control
 from mixpol_models.bench.gate import short
+from mixpol_models.bench.implementations import IMPLEMENTATIONS, Concat, Implementation, Reference
 from mixpol_models.bench.kinks import near_kink
-from mixpol_models.bench.padding import Padding, pad_right
-from mixpol_models.bench.rungs import RUNGS, Concat, Reference, Rung
+from mixpol_models.bench.padding import Padding, masked_mean, pad_right
 
 # Bytes of [tokens, 4 D] float64 that the exact answer works on at a time.
 _CHUNK_BYTES = 64 * 2**20
@@ -28,11 +28,11 @@ def din_case(
     activation: str = "relu",
     normalize: str = "none",
     seed: int = 0,
-    rungs: Iterable[Rung] | None = None,
+    implementations: Iterable[Implementation] | None = None,
 ) -> Case:
     """Normal vectors, the usual initialization of `nn.Linear`, lengths uniform in 1 ... L, padded on the right.
 
-    Pads are zeros, as `padding_idx` leaves them. The forms are the variants of the rungs.
+    Pads are zeros, as `padding_idx` leaves them. The forms are the implementations' variants.
 
     Args:
         length: padded length L.
@@ -42,7 +42,7 @@ def din_case(
         activation: "relu", "prelu", "sigmoid", "silu" or "dice" (in training, pads in the statistics).
         normalize: "none" or "softmax".
         seed: of everything random. The global generator is left as it was.
-        rungs: all of RUNGS if None.
+        implementations: all of IMPLEMENTATIONS if None.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -69,9 +69,13 @@ def din_case(
         return partial(unit, target, history, padding)
 
     built = [
-        (rung, f"{rung.name}, {variant}" if variant else rung.name, rung.build(variant, attention))
-        for rung in (RUNGS.values() if rungs is None else rungs)
-        for variant, unit in rung.variants.items()
+        (
+            implementation,
+            f"{implementation.name}, {variant}" if variant else implementation.name,
+            implementation.build(variant, attention),
+        )
+        for implementation in (IMPLEMENTATIONS.values() if implementations is None else implementations)
+        for variant, unit in implementation.variants.items()
         if not ((len(attention.norms) or normalize != "none") and getattr(unit, "skips_pads", False))
     ]
     return Case(
@@ -87,9 +91,9 @@ def din_case(
         # With pads in the statistics of a normalised layer, padded forms give pads a gradient.
         {"history": padding.mask[..., None]} if len(attention.norms) else {},
         {
-            name: partial(_exact_control, unit, target, history, padding, upstream)
-            for rung, name, unit in built
-            if rung.control
+            name: exact_control(lambda x: masked_mean(x, padding.mask.double()), "history", history, upstream)
+            for implementation, name, _ in built
+            if implementation.control
         },
     )
 
@@ -120,11 +124,3 @@ def _exact(
         "history": torch.cat(grad_history),
         **{name: parameter.grad for name, parameter in attention.named_parameters()},
     }
-
-
-def _exact_control(
-    unit: nn.Module, target: Tensor, history: Tensor, padding: Padding, upstream: Tensor
-) -> dict[str, Tensor]:
-    history = history.detach().double().requires_grad_()
-    padding = padding._replace(mask=padding.mask.double())
-    return exact_answer(lambda: unit(target.detach().double(), history, padding), {"history": history}, upstream)

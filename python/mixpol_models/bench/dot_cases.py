@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mixpol_kernels.nn import MultiHeadTargetAttention
-from mixpol_models.bench.case import CONTROL, Case, exact_answer
+from mixpol_models.bench.case import CONTROL, Case, exact_answer, exact_control
 from mixpol_models.bench.gate import short
-from mixpol_models.bench.padding import pad_right
+from mixpol_models.bench.padding import masked_mean, pad_right
 
 
 class Projected(nn.Module):
@@ -57,7 +57,7 @@ class Broadcast(Projected):
 
 
 class Absorbed(Projected):
-    """The same algebra as the fused op, as batched matrix products."""
+    """The fused op's algebra as batched matrix products."""
 
     def forward(self, target: Tensor, history: Tensor, mask: Tensor) -> Tensor:
         heads, width = self.layer.num_heads, self.layer.attention_dim // self.layer.num_heads
@@ -77,14 +77,12 @@ def dot_case(
     heads: int = 4,
     candidates: int = 1,
     seed: int = 0,
-    compiled: bool = True,
 ) -> Case:
     """Padded histories of lengths uniform in 1 ... L, normal vectors, `candidates` targets a user.
 
     Args:
         batch, length, width, heads, candidates: B, L, D, H and M.
         seed: of everything random. The global generator is left as it was.
-        compiled: have the forms through `torch.compile` too.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -98,22 +96,22 @@ def dot_case(
     units: dict[str, nn.Module] = {"projected": Projected(layer), "absorbed": Absorbed(layer)}
     if candidates > 1:
         units["broadcast"] = Broadcast(layer)
-    forms = {name: lambda unit=unit: unit(*arguments) for name, unit in units.items()}
-    if compiled:
-        graphs = {f"{name}+compile": torch.compile(unit, dynamic=False) for name, unit in units.items()}
-        forms |= {name: lambda unit=unit: unit(*arguments) for name, unit in graphs.items()}
+    graphs = {f"{name}+compile": torch.compile(unit, dynamic=False) for name, unit in units.items()}
+    forms = {name: partial(unit, *arguments) for name, unit in (units | graphs).items()}
     forms["fused"] = lambda: layer(target, history, lengths=lengths)
     controls = {}
     if candidates == 1:
-        forms[CONTROL] = partial(_mean, history, mask)
-        controls[CONTROL] = partial(_exact_mean, history, mask, upstream)
+        forms[CONTROL] = lambda: masked_mean(history, mask).unsqueeze(1)
+        controls[CONTROL] = exact_control(
+            lambda x: masked_mean(x, mask.double()).unsqueeze(1), "history", history, upstream
+        )
     return Case(
         f"L={length} B={batch} M={candidates} D={width} heads={heads}",
         forms,
         {"target": target, "history": history, **dict(layer.named_parameters())},
         upstream,
         partial(_exact, layer, target, history, mask, upstream),
-        (lambda: units["projected"](*arguments), lambda: units["absorbed"](*arguments)),
+        (forms["projected"], forms["absorbed"]),
         int(lengths.sum()),
         (lengths, mask, arguments[2]),
         controls=controls,
@@ -130,13 +128,3 @@ def _exact(
         leaf.requires_grad_()
     leaves = {**wide, **dict(exact.layer.named_parameters())}
     return exact_answer(lambda: exact(wide["target"], wide["history"], mask.bool()), leaves, upstream)
-
-
-def _mean(history: Tensor, mask: Tensor) -> Tensor:
-    """Masked mean [B, 1, D]."""
-    return torch.bmm((mask / mask.sum(1, keepdim=True)).unsqueeze(1), history)
-
-
-def _exact_mean(history: Tensor, mask: Tensor, upstream: Tensor) -> dict[str, Tensor]:
-    history = history.detach().double().requires_grad_()
-    return exact_answer(lambda: _mean(history, mask.double()), {"history": history}, upstream)

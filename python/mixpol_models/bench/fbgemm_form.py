@@ -1,4 +1,4 @@
-"""FBGEMM's look-up as a rung of the embedding's ladder, where it is installed: `pip install fbgemm-gpu-cpu`."""
+"""FBGEMM's look-up as a form of the embedding, where it is installed: `pip install fbgemm-gpu-cpu`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FBGEMM = "fbgemm"
 
 
 def fbgemm_installed() -> bool:
-    """Whether the rung can be made. A release that does not fit this torch raises when the rung is made."""
+    """Whether FBGEMM is installed. A release that does not fit this torch raises when the form is built."""
     return find_spec("fbgemm_gpu") is not None
 
 

@@ -86,10 +86,10 @@ def _draws(output: Tensor, leaves: Answer, upstream: Tensor, kept: Answer) -> It
         yield {"output": output * kept.get("output", 1), **dict(zip(leaves, scaled, strict=True))}
 
 
-def budget(key: str, plain: float, truth: Tensor) -> float:
-    """The largest error that `key` may have."""
+def budget(key: str, plain: float, truth: Tensor, dtype: torch.dtype = torch.float32) -> float:
+    """The largest error that `key` may have in `dtype`, where plain PyTorch has an error of `plain`."""
     factor = OUTPUT_FACTOR if key == "output" else GRADIENT_FACTOR
-    return factor * plain + torch.finfo(torch.float32).eps * float(truth.abs().max())
+    return factor * plain + torch.finfo(dtype).eps * float(truth.abs().max())
 
 
 def largest_error(value: Tensor, truth: Tensor) -> float:

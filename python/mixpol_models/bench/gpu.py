@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,11 +17,11 @@ from torch import Tensor, nn
 
 import mixpol_kernels
 from mixpol_kernels.nn import TargetAttention
-from mixpol_models.bench import problems
-from mixpol_models.bench.kernel_time import kernel_seconds
+from mixpol_models.bench import gpu_problems
+from mixpol_models.bench.implementations import Concat, PerTarget
+from mixpol_models.bench.kernel_time import kernel_seconds, seconds_of
 from mixpol_models.bench.machine import machine_facts
 from mixpol_models.bench.padding import Padding, pad_right
-from mixpol_models.bench.rungs import Concat, PerTarget
 from mixpol_models.files import write_atomically
 
 FORWARD, BACKWARD = 2.0, 5.0  # times the error of plain PyTorch in the same dtype
@@ -41,7 +39,7 @@ class Size:
 
 @dataclass
 class Check:
-    """What one check found: `passed` (None where there is nothing to pass), its figures, or why it ended."""
+    """Result of one check: `passed` (None where there is nothing to pass), its figures, or its error."""
 
     name: str
     passed: bool | None = None
@@ -158,18 +156,18 @@ def _correct(problem: Problem) -> tuple[bool, dict[str, Any]]:
     return max(shares.values()) <= 1, {"share of the budget": shares}
 
 
-_SMALL = problems.Size(33, 70)
-_OTHERS: dict[str, Callable[[], problems.Problem]] = {
-    "dot_target_attention": lambda: problems.dot_problem(_SMALL, 40),
-    "polarity_fusion": lambda: problems.fusion_problem(_SMALL, 40),
-    "mixed_polarity_attention": lambda: problems.mixed_problem(_SMALL, 40, (36,)),
-    "target_attention, three layers, softmax": lambda: problems.unit_problem(_SMALL, 40, (36, 20, 10), "softmax"),
-    "polarity_embedding": lambda: problems.embedding_problem(_SMALL, 40),
+_SMALL = gpu_problems.Size(33, 70)
+_OTHERS: dict[str, Callable[[], gpu_problems.Problem]] = {
+    "dot_target_attention": lambda: gpu_problems.dot_problem(_SMALL, 40),
+    "polarity_fusion": lambda: gpu_problems.fusion_problem(_SMALL, 40),
+    "mixed_polarity_attention": lambda: gpu_problems.mixed_problem(_SMALL, 40, (36,)),
+    "target_attention, three layers, softmax": lambda: gpu_problems.unit_problem(_SMALL, 40, (36, 20, 10), "softmax"),
+    "polarity_embedding": lambda: gpu_problems.embedding_problem(_SMALL, 40),
 }
 
 
 def _correct_op(
-    op: str, make: Callable[[], problems.Problem], device: torch.device, dtype: torch.dtype, backend: str
+    op: str, make: Callable[[], gpu_problems.Problem], device: torch.device, dtype: torch.dtype, backend: str
 ) -> tuple[bool, dict[str, Any]]:
     """As `_correct`, of another op."""
     problem = make()
@@ -228,7 +226,7 @@ def _captured(problem: Problem) -> tuple[bool | None, dict[str, Any]]:
 
 
 def _bandwidth(device: torch.device) -> tuple[None, dict[str, Any]]:
-    """What copying a large tensor reaches."""
+    """Bandwidth of copying a large tensor."""
     source = torch.empty(2**28 if device.type == "cuda" else 2**22, dtype=torch.uint8, device=device)
     seconds = seconds_of(partial(source.clone), device)
     return None, {"GB/s": round(2 * source.numel() / seconds / 1e9, 1)}
@@ -317,23 +315,6 @@ def _peak(device: torch.device) -> Iterator[list[float]]:
     yield peak
     torch.cuda.synchronize()
     peak.append((torch.cuda.max_memory_allocated() - before) / 2**20)
-
-
-def seconds_of(call: Callable[[], Any], device: torch.device, budget: float = 2.0) -> float:
-    """Median of as many calls as fit in the budget, at least three, after two that warm up."""
-    times: list[float] = []
-    for i in range(1000):
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        begin = time.perf_counter()
-        call()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        if i >= 2:
-            times.append(time.perf_counter() - begin)
-        if len(times) >= 3 and sum(times) > budget:
-            break
-    return statistics.median(times)
 
 
 def _write(folder: Path, device: torch.device, size: Size, checks: list[Check]) -> None:

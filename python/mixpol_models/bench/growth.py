@@ -10,16 +10,16 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from mixpol_kernels.nn import TargetAttention
-from mixpol_models.bench.gate import OUTPUT_FACTOR
-from mixpol_models.bench.timing import interleaved, per_round
-from mixpol_models.files import check_output_file, replacing
+from mixpol_models.bench.figure import new_figure, save_figure
+from mixpol_models.bench.gate import OUTPUT_FACTOR, largest_error
+from mixpol_models.bench.timing import interleaved
+from mixpol_models.files import check_output_file
 
 LENGTHS = (10, 100, 1000, 10_000, 100_000)
 _TOKENS = 100_000
@@ -69,11 +69,11 @@ class _Case:
     def check(self) -> None:
         """One user against float64, within the error budget of plain float32."""
         exact = _reference(self, torch.float64)
-        plain = (_reference(self, torch.float32).double() - exact).abs().max()
-        error = (self.forward()[0].detach().double() - exact).abs().max()
-        limit = OUTPUT_FACTOR * plain + 1e-6 * exact.abs().max()
-        if not error <= limit:
-            raise RuntimeError(f"L = {self.length}: error {float(error):.3g}, allowed {float(limit):.3g}")
+        error = largest_error(self.forward()[0], exact)
+        plain = largest_error(_reference(self, torch.float32), exact)
+        allowed = OUTPUT_FACTOR * plain + 1e-6 * float(exact.abs().max())
+        if not error <= allowed:
+            raise RuntimeError(f"L = {self.length}: error {error:.3g}, allowed {allowed:.3g}")
 
 
 def _reference(case: _Case, dtype: torch.dtype) -> torch.Tensor:
@@ -110,14 +110,13 @@ def measure(
         for case in cases:
             case.clear()
 
-    times = interleaved(calls, clear, rounds, seconds)
-    found = {key: median(per_round(value)) for key, value in times.items()}
+    times = interleaved(calls, rounds, seconds, clear)
     return [
         GrowthRow(
             case.length,
             case.padded,
             case.users,
-            *(1e9 * found[i, what] / (case.users * case.length) for what in ("forward", "total")),
+            *(1e9 * times.median((i, what)) / (case.users * case.length) for what in ("forward", "total")),
         )
         for i, case in enumerate(cases)
     ]
@@ -125,24 +124,14 @@ def measure(
 
 def plot(rows: Sequence[GrowthRow], path: Path) -> None:
     """The curve as a picture: time of a token against length, unpadded rows only."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     curve = sorted((row for row in rows if row.padded == row.length), key=lambda row: row.length)
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    figure, (axes,) = new_figure(7, 4, 1)
     for what, name in (("total_ns", "forward + backward"), ("forward_ns", "forward")):
         axes.plot([row.length for row in curve], [getattr(row, what) for row in curve], marker="o", label=name)
-    axes.set_xscale("log")
+    axes.set(xscale="log", xlabel="tokens a user", ylabel="ns per token")
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("tokens a user")
-    axes.set_ylabel("ns per token")
-    axes.set_title(f"Fused DIN unit: cost of a token, {torch.get_num_threads()} threads")
     axes.legend(frameon=False)
-    with replacing(path) as fresh:
-        figure.savefig(fresh, dpi=120)
-    plt.close(figure)
+    save_figure(figure, path, f"Fused DIN unit: cost of a token, {torch.get_num_threads()} threads")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,20 +1,37 @@
-"""Time on the GPU alone: replays of a CUDA graph, so that neither Python nor launches are in it."""
+"""Time of one call on a device: on the wall clock, and on the GPU alone."""
 
 from __future__ import annotations
 
-import statistics
+import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from mixpol_models.bench.timing import median_within
+
+
+def seconds_of(call: Callable[[], Any], device: torch.device, budget: float = 2.0) -> float:
+    """Median wall-clock time of one call that is waited for, seconds."""
+
+    def measure() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        begin = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - begin
+
+    return median_within(budget, measure)
+
 
 def kernel_seconds(make: Callable[[], Callable[[], Any]], budget: float = 0.2) -> float:
-    """Median GPU time of one call, seconds.
+    """Median GPU time of one call, seconds: of replays of a CUDA graph, without Python and launches.
 
     Args:
         make: gives the call. It runs on the stream of the capture: a backward belongs to the stream of its forward.
-        budget: seconds of GPU time to spend; three replays at least, a thousand at most.
+        budget: seconds of GPU time to spend.
     """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -26,15 +43,13 @@ def kernel_seconds(make: Callable[[], Callable[[], Any]], budget: float = 0.2) -
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
         call()
-    times: list[float] = []
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    for i in range(1000):
+
+    def measure() -> float:
         begin.record()
         graph.replay()
         end.record()
         end.synchronize()
-        if i >= 2:
-            times.append(begin.elapsed_time(end) / 1e3)
-        if len(times) >= 3 and sum(times) > budget:
-            break
-    return statistics.median(times)
+        return begin.elapsed_time(end) / 1e3
+
+    return median_within(budget, measure)

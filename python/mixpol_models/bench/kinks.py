@@ -1,4 +1,4 @@
-"""Tokens that sit on a kink of the activation, where the gradient of any float32 form is a coin toss."""
+"""Tokens whose pre-activations are near zero, where the derivative of ReLU and PReLU is discontinuous."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ROWS = 16384
 
 @torch.no_grad()
 def near_kink(attention: TargetAttention, target: Tensor, tokens: Tensor) -> Tensor:
-    """Which tokens have a hidden unit so close to zero that rounding may flip it.
+    """Marks tokens with a hidden pre-activation so close to zero that rounding may flip its sign.
 
     The derivative of ReLU and PReLU jumps at zero. A form that rounds to the other side there has a large
     gradient error and is still as right as any other, so the correctness gate has to keep away from there.

@@ -6,44 +6,44 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from statistics import median, quantiles
+from typing import Any
 
 import torch
 
-from mixpol_models.bench.case import COMPILED, CONTROL, FUSED, Case, rung_of
+from mixpol_models.bench.case import COMPILED, CONTROL, FUSED, Case, implementation_of
 from mixpol_models.bench.din_cases import din_case
+from mixpol_models.bench.implementations import IMPLEMENTATIONS, Implementation
 from mixpol_models.bench.memory import peak_mib, saved_mib
-from mixpol_models.bench.rungs import RUNGS, Rung
+from mixpol_models.bench.roofline import Work, minimal_work
 from mixpol_models.bench.shapes import Shape
-from mixpol_models.bench.timing import interleaved, per_round
-from mixpol_models.bench.work import Work, minimal_work
+from mixpol_models.bench.timing import interleaved
 
 LENGTHS = (10, 50, 200, 1000)
-# How rungs with the package's algebra begin; of dot-product attention it is the absorbed projections.
+# How implementations with the package's algebra begin; of dot-product attention it is the absorbed projections.
 REFACTORED = ("refactored", "absorbed")
 
 
 @dataclass(frozen=True)
 class LadderRow:
-    """One rung at one length. Times are of one call; medians are over interleaved rounds.
+    """One implementation at one length. Times are of one call; medians are over interleaved rounds.
 
-    A ratio is this rung's time over the fused rung's in the same round, then the median over rounds: above 1
-    the fused rung is faster. `_low` and `_high` are its quartiles. None without a fused rung in the run.
+    A ratio is this form's time over the fused one's in the same round, then the median over rounds: above 1
+    fused is faster. `_low` and `_high` are its quartiles. None without a fused form in the run.
 
     Attributes:
         case: what the shape is a size of.
         length, batch, width: the shape; lengths are uniform in 1 ... `length`.
         hidden, activation: () and "" without an activation unit.
         tokens: kept tokens of the batch.
-        rung, variant: what ran; of several variants the one with the smaller median of forward and backward.
+        implementation, variant: the implementation, and its variant with the smallest median of forward and backward.
         forward_ms, forward_min_ms: forward without gradients, as in serving.
         total_ms, total_min_ms: forward and backward, gradients of target, history and every parameter.
         saved_mib: kept for the backward pass beyond the inputs.
         peak_mib: largest extra resident memory of one forward and backward; None where it cannot be read.
-        compile_s: the first calls (with and without gradients) of a compiled rung, 0 for others. A warm disk
+        compile_s: the first calls (with and without gradients) of a compiled form, 0 for others. A warm disk
             cache of torch.compile makes it short; TORCHINDUCTOR_FORCE_DISABLE_CACHES=1 gives the cold figure.
         rounds, threads: of the measurement.
-        forward_work, total_work: what the op cannot do without, for the whole batch.
+        forward_work, total_work: minimal work of the op on the whole batch.
     """
 
     case: str
@@ -53,7 +53,7 @@ class LadderRow:
     hidden: tuple[int, ...]
     activation: str
     tokens: int
-    rung: str
+    implementation: str
     variant: str
     forward_ms: float
     forward_min_ms: float
@@ -96,8 +96,8 @@ def run_ladder(
     hidden: int | Sequence[int] = 64,
     activation: str = "relu",
     rounds: int = 15,
-    seconds_per_rung: float = 3.0,
-    rungs: Iterable[str | Rung] | None = None,
+    seconds_per_form: float = 3.0,
+    implementations: Iterable[str | Implementation] | None = None,
     progress: Callable[[str], None] | None = None,
     seed: int = 0,
 ) -> list[LadderRow]:
@@ -111,42 +111,40 @@ def run_ladder(
 
     Args:
         lengths: padded lengths L.
-        batch: users B.
-        width: embedding width D.
-        hidden: units of the hidden layer, or of each of several.
-        activation: "relu", "prelu", "sigmoid", "silu" or "dice" (in training, pads in the statistics).
+        batch, width, hidden, activation: see `din_case`.
         rounds: at most this many.
-        seconds_per_rung: of timing, for each form at each length; fewer rounds (3 or more) if it is used up.
-        rungs: names in RUNGS, or `Rung`s of your own; all of RUNGS if None.
+        seconds_per_form: of timing, for each form at each length; fewer rounds (3 or more) if it is used up.
+        implementations: names in IMPLEMENTATIONS, or `Implementation`s of your own; all of IMPLEMENTATIONS if None.
         progress: gets a line of text now and then.
         seed: of inputs, weights and order.
 
     Returns:
-        rows in the order of `lengths`, then of `rungs`.
+        rows in the order of `lengths`, then of `implementations`.
 
     Raises:
-        GateError: a rung is outside the error budget: no rows at all.
-        RuntimeError: the fused rung is asked for and the compiled library is not there.
+        GateError: a form is outside the error budget: no rows at all.
+        RuntimeError: the fused form is asked for and the compiled library is not there.
     """
-    chosen = [rung if isinstance(rung, Rung) else RUNGS[rung] for rung in (RUNGS if rungs is None else rungs)]
+    asked = IMPLEMENTATIONS if implementations is None else implementations
+    chosen = [one if isinstance(one, Implementation) else IMPLEMENTATIONS[one] for one in asked]
     units = (hidden,) if isinstance(hidden, int) else tuple(hidden)
     rows = []
     for length in lengths:
         shape = Shape("DIN activation unit", "target_attention", length, batch, width, units, activation)
-        case = din_case(length, batch, width, units, activation, seed=seed, rungs=chosen)
-        rows += measure(shape, case, rounds, seconds_per_rung, progress=progress, seed=seed)
+        case = din_case(length, batch, width, units, activation, seed=seed, implementations=chosen)
+        rows += measure(shape, case, rounds, seconds_per_form, progress=progress, seed=seed)
     return rows
 
 
 def strongest(rows: Iterable[LadderRow], length: int) -> LadderRow:
     """The fastest, forward and backward, of the baselines at `length`: what a claim has to beat.
 
-    That is mostly a refactored rung; where the calls themselves cost most it may be the eager one.
+    That is mostly a refactored form; where the calls themselves cost most it may be the eager one.
 
     Raises:
         ValueError: none was measured.
     """
-    baselines = [row for row in rows if row.length == length and row.rung not in (FUSED, CONTROL)]
+    baselines = [row for row in rows if row.length == length and row.implementation not in (FUSED, CONTROL)]
     if not baselines:
         raise ValueError(f"no baseline was measured at length {length}")
     return min(baselines, key=lambda row: row.total_ms)
@@ -161,7 +159,7 @@ def measure(
     progress: Callable[[str], None] | None = None,
     seed: int = 0,
 ) -> list[LadderRow]:
-    """Measures forms of one case by the protocol of `run_ladder`: a row a rung.
+    """Measures forms of one case by the protocol of `run_ladder`: a row per implementation.
 
     Args:
         shape: of the case, for the rows.
@@ -187,7 +185,7 @@ def measure(
         say(f"{start}: checking {name}")
         began = time.perf_counter()
         case.check(name)
-        first_s[name] = time.perf_counter() - began if rung_of(name).endswith(COMPILED) else 0.0
+        first_s[name] = time.perf_counter() - began if implementation_of(name).endswith(COMPILED) else 0.0
     say(f"{start}: memory")
     memory = {
         name: (saved_mib(case.forms[name], case.inputs()), peak_mib(partial(case.step, name), case.clear))
@@ -198,15 +196,20 @@ def measure(
     for name in names:
         calls[name, "forward"] = torch.no_grad()(case.forms[name])
         calls[name, "total"] = partial(case.step, name)
-    times = interleaved(calls, case.clear, rounds, seconds_per_form / 2, seed)
+    times = interleaved(calls, rounds, seconds_per_form / 2, case.clear, seed)
     case.clear()
-    medians = {key: per_round(value) for key, value in times.items()}
     forward_work, total_work = minimal_work(shape)
     rows = []
-    for rung in dict.fromkeys(map(rung_of, names)):
-        name = min((n for n in names if rung_of(n) == rung), key=lambda n: median(medians[n, "total"]))
-        forward, forward_low, forward_high = _ratio(medians, name, "forward")
-        total, total_low, total_high = _ratio(medians, name, "total")
+    for implementation in dict.fromkeys(map(implementation_of, names)):
+        name = min(
+            (n for n in names if implementation_of(n) == implementation), key=lambda n: times.median((n, "total"))
+        )
+        figures: dict[str, Any] = {}
+        for what in ("forward", "total"):
+            key, base = (name, what), (FUSED, what)
+            low, middle, high = times.ratio(key, base) if base in calls else (None, None, None)
+            figures |= {f"{what}_ms": 1e3 * times.median(key), f"{what}_min_ms": 1e3 * times.least(key)}
+            figures |= {f"{what}_ratio": middle, f"{what}_ratio_low": low, f"{what}_ratio_high": high}
         rows.append(
             LadderRow(
                 case=shape.case,
@@ -216,35 +219,16 @@ def measure(
                 hidden=shape.hidden if shape.has_unit else (),
                 activation=shape.activation if shape.has_unit else "",
                 tokens=case.tokens,
-                rung=rung,
+                implementation=implementation,
                 variant=name.partition(", ")[2],
-                forward_ms=1e3 * median(medians[name, "forward"]),
-                forward_min_ms=1e3 * min(map(min, times[name, "forward"])),
-                total_ms=1e3 * median(medians[name, "total"]),
-                total_min_ms=1e3 * min(map(min, times[name, "total"])),
-                forward_ratio=forward,
-                forward_ratio_low=forward_low,
-                forward_ratio_high=forward_high,
-                total_ratio=total,
-                total_ratio_low=total_low,
-                total_ratio_high=total_high,
+                **figures,
                 saved_mib=memory[name][0],
                 peak_mib=memory[name][1],
                 compile_s=first_s[name],
-                rounds=len(medians[name, "total"]),
+                rounds=len(times),
                 threads=torch.get_num_threads(),
                 forward_work=forward_work.times(case.tokens),
                 total_work=total_work.times(case.tokens),
             )
         )
     return rows
-
-
-def _ratio(
-    medians: dict[tuple[str, str], list[float]], name: str, what: str
-) -> tuple[float, float, float] | tuple[None, None, None]:
-    if (FUSED, what) not in medians:
-        return None, None, None
-    ratios = [own / base for own, base in zip(medians[name, what], medians[FUSED, what], strict=True)]
-    low, middle, high = quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
-    return middle, low, high

@@ -1,4 +1,4 @@
-"""What a number was measured on, without anything that names a host or a folder."""
+"""Facts of the machine behind a measurement; no host or folder names."""
 
 from __future__ import annotations
 

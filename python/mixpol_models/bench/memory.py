@@ -1,4 +1,4 @@
-"""Memory of one rung: what stays for the backward pass, and the peak of a step."""
+"""Memory of a form: bytes saved for the backward pass, and the peak of a step."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def peak_mib(step: Callable[[], object], prepare: Callable[[], None], repeats: i
     high-water mark of the set and lets a process reset it (`5` into /proc/self/clear_refs), so it can be read
     around one call in a warm process; `ru_maxrss` would hide the call behind the peak of importing and
     compiling. Before each reading the free memory of the C heap goes back to the system (`malloc_trim`), else
-    the step would reuse it unseen. Gradients of inputs and parameters are part of the figure: every rung
+    the step would reuse it unseen. Gradients of inputs and parameters are part of the figure: every form
     makes the same ones. Resolution: some tens of KiB.
 
     Args:

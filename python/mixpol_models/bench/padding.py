@@ -1,4 +1,4 @@
-"""Which positions of a padded history are kept, in every shape that a form may want."""
+"""`Padding`: the kept positions of a padded history as lengths, mask and indices."""
 
 from __future__ import annotations
 
@@ -29,3 +29,8 @@ def pad_right(lengths: Tensor, length: int) -> Padding:
     keep = torch.arange(length)[None, :] < lengths[:, None]
     position = keep.flatten().nonzero().squeeze(1)
     return Padding(lengths, keep.float(), position, position // length)
+
+
+def masked_mean(tokens: Tensor, mask: Tensor) -> Tensor:
+    """The control of the suites, reading and pooling alone: tokens [B, L, D] and mask [B, L] to [B, D]."""
+    return torch.bmm((mask / mask.sum(1, keepdim=True)).unsqueeze(1), tokens).squeeze(1)

@@ -8,19 +8,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
 from mixpol_models.bench.case import COMPILED, CONTROL, FUSED
-from mixpol_models.bench.headline import caption
+from mixpol_models.bench.figure import new_figure, save_figure
 from mixpol_models.bench.ladder import REFACTORED, LadderRow
-from mixpol_models.bench.work import Peaks
-from mixpol_models.files import replacing
+from mixpol_models.bench.roofline import Peaks
+from mixpol_models.bench.summary import caption
 
 _EAGER, _REFACTORED = ("#9c2f2f", "#d9824a"), ("#5a7fb5", "#1f3f77")  # eager, compiled
 _FUSED, _CONTROL = "#12805c", "#8a8a8a"
 # Distance of two labels, in parts of the axis height.
 _LABEL_GAP = 0.055
-_PANEL_INCHES, _DPI = (7.0, 6.0), 100
 
 
 def plot_ladder(rows: Sequence[LadderRow], path: str | Path, peaks: Peaks | None = None) -> None:
@@ -29,9 +26,6 @@ def plot_ladder(rows: Sequence[LadderRow], path: str | Path, peaks: Peaks | None
     Both axes of both panels are logarithmic; every line has its name at its end. A panel is 700 by 600 pixels. With
     `peaks` there is a third one: the least time that the machine allows for the op's work over the time taken.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     panels: list[tuple[str, Callable[[LadderRow], float]]] = [
         ("Forward and backward, ms", lambda row: row.total_ms),
         ("Kept for the backward pass beyond the inputs, MiB", lambda row: row.saved_mib),
@@ -39,24 +33,19 @@ def plot_ladder(rows: Sequence[LadderRow], path: str | Path, peaks: Peaks | None
     if peaks:
 
         def share(row: LadderRow) -> float:
-            return 0.0 if row.rung == CONTROL else 100 * peaks.share(row.total_work, row.total_ms)
+            return 0.0 if row.implementation == CONTROL else 100 * peaks.share(row.total_work, row.total_ms)
 
         panels.append((f"Share of {peaks.gflops:.0f} GFLOP/s and {peaks.gbytes:.0f} GB/s, %", share))
-    with matplotlib.rc_context({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False}):
-        width, height = _PANEL_INCHES
-        figure = Figure(figsize=(width * len(panels), height), dpi=_DPI, layout="constrained")
-        FigureCanvasAgg(figure)
-        for axes, (title, value) in zip(figure.subplots(1, len(panels)), panels, strict=True):
-            _panel(axes, rows, value, title)
-        figure.suptitle(caption(rows).partition("; medians")[0], x=0.01, ha="left", fontsize=12)
-        with replacing(Path(path)) as fresh:
-            figure.savefig(fresh)
+    figure, every = new_figure(7.0 * len(panels), 6.0, len(panels))
+    for axes, (title, value) in zip(every, panels, strict=True):
+        _panel(axes, rows, value, title)
+    save_figure(figure, path, caption(rows).partition("; medians")[0])
 
 
-def _color(rung: str) -> str:
-    if rung in (FUSED, CONTROL):
-        return _FUSED if rung == FUSED else _CONTROL
-    return (_REFACTORED if rung.startswith(REFACTORED) else _EAGER)[rung.endswith(COMPILED)]
+def _color(implementation: str) -> str:
+    if implementation in (FUSED, CONTROL):
+        return _FUSED if implementation == FUSED else _CONTROL
+    return (_REFACTORED if implementation.startswith(REFACTORED) else _EAGER)[implementation.endswith(COMPILED)]
 
 
 def _panel(axes: Any, rows: Sequence[LadderRow], value: Callable[[LadderRow], float], title: str) -> None:
@@ -64,20 +53,22 @@ def _panel(axes: Any, rows: Sequence[LadderRow], value: Callable[[LadderRow], fl
 
     ends = []
     lengths = sorted({row.length for row in rows})
-    for rung in dict.fromkeys(row.rung for row in rows):
-        points = sorted((row.length, value(row)) for row in rows if row.rung == rung and value(row) > 0)
+    for implementation in dict.fromkeys(row.implementation for row in rows):
+        points = sorted(
+            (row.length, value(row)) for row in rows if row.implementation == implementation and value(row) > 0
+        )
         if not points:
             continue
-        color = _color(rung)
+        color = _color(implementation)
         axes.plot(
             *zip(*points, strict=True),
             color=color,
             marker="o",
             markersize=5,
-            linewidth=3 if rung == "fused" else 1.8,
-            linestyle="--" if rung == CONTROL else "-",
+            linewidth=3 if implementation == "fused" else 1.8,
+            linestyle="--" if implementation == CONTROL else "-",
         )
-        ends.append((points[-1], rung, color))
+        ends.append((points[-1], implementation, color))
     axes.set(xscale="log", yscale="log", xlabel="padded length L", xticks=lengths)
     axes.set_xticks([], minor=True)
     axes.set_xticklabels([str(length) for length in lengths])
@@ -87,15 +78,15 @@ def _panel(axes: Any, rows: Sequence[LadderRow], value: Callable[[LadderRow], fl
     axes.grid(axis="y", alpha=0.25)
     low, high = (math.log(bound) for bound in axes.get_ylim())
     heights = _spread([(math.log(point[1]) - low) / (high - low) for point, _, _ in ends])
-    for ((length, last), rung, color), height in zip(ends, heights, strict=True):
+    for ((length, last), implementation, color), height in zip(ends, heights, strict=True):
         axes.annotate(
-            f"{rung}  {last:.3g}",
+            f"{implementation}  {last:.3g}",
             xy=(length, last),
             xytext=(1.03, height),
             textcoords="axes fraction",
             va="center",
             color=color,
-            fontweight="bold" if rung == "fused" else "normal",
+            fontweight="bold" if implementation == "fused" else "normal",
             annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": color, "alpha": 0.4, "shrinkA": 0, "shrinkB": 4},
         )

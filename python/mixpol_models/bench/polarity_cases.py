@@ -11,17 +11,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mixpol_kernels.nn import MixedPolarityAttention, PolarityEmbedding, PolarityFusion, TargetAttention
-from mixpol_models.bench.case import CONTROL, Case, exact_answer
+from mixpol_models.bench.case import CONTROL, Case, exact_answer, exact_control
 from mixpol_models.bench.fbgemm_form import FBGEMM, FbgemmBags, fbgemm_installed
 from mixpol_models.bench.gate import short
+from mixpol_models.bench.implementations import Concat, PerTarget
 from mixpol_models.bench.kinks import near_kink
-from mixpol_models.bench.padding import pad_right
+from mixpol_models.bench.padding import masked_mean, pad_right
 from mixpol_models.bench.polarity_forms import Composed, EagerFusion, RefactoredFusion, SumOfLookups
-from mixpol_models.bench.rungs import Concat, PerTarget
 
 
 def embedding_case(batch: int = 256, length: int = 50, width: int = 64, items: int = 10_000, seed: int = 0) -> Case:
-    """`polarity_embedding` on jagged ids, dense table gradients; with FBGEMM's rung where it is installed."""
+    """`polarity_embedding` on jagged ids, dense table gradients; with FBGEMM's form where it is installed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         layer = PolarityEmbedding(items, width)
@@ -29,22 +29,20 @@ def embedding_case(batch: int = 256, length: int = 50, width: int = 64, items: i
         ids, polarity = _popular(items, tokens), torch.randint(2, (tokens,))
         upstream = short(torch.randn(tokens, width))
     eager = SumOfLookups(layer)
-    fused, reference = _with_backend(layer, "cpu"), _with_backend(layer, "reference")
     forms = {
-        "eager": lambda: eager(ids, polarity),
+        "eager": partial(eager, ids, polarity),
         "eager+compile": _compiled(eager, ids, polarity),
-        "fused": lambda: fused(ids, polarity),
+        "fused": partial(_with_backend(layer, "cpu"), ids, polarity),
     }
     if fbgemm_installed():
         forms[FBGEMM] = FbgemmBags(layer, ids, polarity)
-    exact = _double(layer)
     return Case(
         f"N={tokens} D={width} V={items}",
         forms,
         dict(layer.named_parameters()),
         upstream,
-        lambda: exact_answer(lambda: exact(ids, polarity), dict(exact.named_parameters()), upstream),
-        (forms["eager"], lambda: reference(ids, polarity)),
+        _exact(_double(layer), lambda exact: exact(ids, polarity), {}, upstream),
+        (forms["eager"], partial(_with_backend(layer, "reference"), ids, polarity)),
         tokens,
         (ids, polarity),
     )
@@ -64,27 +62,26 @@ def fusion_case(batch: int = 256, length: int = 50, width: int = 64, seed: int =
         upstream = short(torch.randn(batch, length, width)) * kept
     inputs = {"target": target.requires_grad_(), "tokens": tokens.requires_grad_()}
     eager, refactored = EagerFusion(layer), RefactoredFusion(layer)
-    fused, reference = _with_backend(layer, "cpu"), _with_backend(layer, "reference")
     arguments = (target, tokens, polarity)
+
+    def call(unit: nn.Module, target: Tensor, tokens: Tensor) -> Tensor:
+        fused: Tensor = unit(target, tokens, polarity, lengths=lengths)
+        return fused
+
     forms = {
-        "eager": lambda: eager(*arguments),
+        "eager": partial(eager, *arguments),
         "eager+compile": _compiled(eager, *arguments),
-        "refactored": lambda: refactored(*arguments),
+        "refactored": partial(refactored, *arguments),
         "refactored+compile": _compiled(refactored, *arguments),
-        "fused": lambda: fused(target, tokens, polarity, lengths=lengths),
+        "fused": partial(call, _with_backend(layer, "cpu"), target, tokens),
     }
-    exact, wide = _double(layer), _double_leaves(inputs)
     return Case(
         f"L={length} B={batch} D={width} tapf",
         forms,
         {**inputs, **dict(layer.named_parameters())},
         upstream,
-        lambda: exact_answer(
-            lambda: exact(wide["target"], wide["tokens"], polarity, lengths=lengths),
-            {**wide, **dict(exact.named_parameters())},
-            upstream,
-        ),
-        (forms["eager"], lambda: reference(target, tokens, polarity, lengths=lengths)),
+        _exact(_double(layer), call, inputs, upstream),
+        (forms["eager"], partial(call, _with_backend(layer, "reference"), target, tokens)),
         int(lengths.sum()),
         (polarity, lengths),
         {"output": kept},
@@ -121,24 +118,26 @@ def attention_case(
         exact = _double(layer)
         ids = _settled_ids(exact, target, polarity, extra_ids, padding.mask, items)
     eager, refactored = Composed(layer, EagerFusion, Concat), Composed(layer, RefactoredFusion, PerTarget)
-    fused, reference = _with_backend(layer, "cpu"), _with_backend(layer, "reference")
     inputs = {"target": target.requires_grad_()}
     arguments = (target, ids, polarity, padding, extra_ids)
+
+    def call(unit: nn.Module, target: Tensor) -> Tensor:
+        pooled: Tensor = unit(target, ids, polarity, lengths=lengths, extra_ids=extra_ids)
+        return pooled
+
     forms = {
-        "eager": lambda: eager(*arguments),
+        "eager": partial(eager, *arguments),
         "eager+compile": _compiled(eager, *arguments),
-        "refactored": lambda: refactored(*arguments),
+        "refactored": partial(refactored, *arguments),
         "refactored+compile": _compiled(refactored, *arguments),
-        "fused": lambda: fused(target, ids, polarity, lengths=lengths, extra_ids=extra_ids),
-        CONTROL: partial(_mean, layer.item_embedding.weight, ids, padding.mask),
+        "fused": partial(call, _with_backend(layer, "cpu"), target),
+        CONTROL: lambda: mean(table),
     }
-    wide = _double_leaves(inputs)
 
-    def exact_mean() -> dict[str, Tensor]:
-        table = layer.item_embedding.weight.detach().double().requires_grad_()
-        mean = partial(_mean, table, ids, padding.mask.double())
-        return exact_answer(mean, {"item_embedding.weight": table}, upstream)
+    def mean(table: Tensor) -> Tensor:
+        return masked_mean(F.embedding(ids, table), padding.mask.to(table.dtype))
 
+    table = layer.item_embedding.weight
     return Case(
         f"L={length} B={batch} D={width} H={hidden} V={items} {fusion} {activation}"
         + (" full gate" if gate_inputs == "full" else "")
@@ -146,22 +145,12 @@ def attention_case(
         forms,
         {**inputs, **dict(layer.named_parameters())},
         upstream,
-        lambda: exact_answer(
-            lambda: exact(wide["target"], ids, polarity, lengths=lengths, extra_ids=extra_ids),
-            {**wide, **dict(exact.named_parameters())},
-            upstream,
-        ),
-        (forms["eager"], lambda: reference(target, ids, polarity, lengths=lengths, extra_ids=extra_ids)),
+        _exact(exact, call, inputs, upstream),
+        (forms["eager"], partial(call, _with_backend(layer, "reference"), target)),
         int(lengths.sum()),
         (ids, polarity, *padding),
-        controls={CONTROL: exact_mean},
+        controls={CONTROL: exact_control(mean, "item_embedding.weight", table, upstream)},
     )
-
-
-def _mean(table: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-    """The control: look-up and masked mean, [B, D]."""
-    weights = mask / mask.sum(1, keepdim=True)
-    return torch.bmm(weights.unsqueeze(1), F.embedding(ids, table)).squeeze(1)
 
 
 def _popular(items: int, *shape: int) -> Tensor:
@@ -217,5 +206,10 @@ def _double(layer: nn.Module) -> nn.Module:
     return exact
 
 
-def _double_leaves(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().double().requires_grad_() for name, tensor in inputs.items()}
+def _exact(
+    exact: nn.Module, call: Callable[..., Tensor], inputs: Mapping[str, Tensor], upstream: Tensor
+) -> Callable[[], dict[str, Tensor]]:
+    """The answer of `call(exact, *inputs)`, with the inputs in float64 too."""
+    wide = {name: tensor.detach().double().requires_grad_() for name, tensor in inputs.items()}
+    leaves = {**wide, **dict(exact.named_parameters())}
+    return partial(exact_answer, partial(call, exact, *wide.values()), leaves, upstream)

@@ -34,6 +34,8 @@ class _Fusion(nn.Module):
         self.layer = layer
 
     def forward(self, target: Tensor, tokens: Tensor, polarity: Tensor, extra_ids: Tensor | None = None) -> Tensor:
+        if self.layer.fusion == "none":
+            return tokens
         fused = tokens + F.embedding(polarity, self.layer.polarity_table)
         if self.layer.fusion == "tapf":
             pull = self.layer.target_projection(target).unsqueeze(1)
@@ -45,7 +47,7 @@ class _Fusion(nn.Module):
 
 
 class EagerFusion(_Fusion):
-    """Bias or TAPF as the formula reads."""
+    """The formula as models write it."""
 
     def gate(self, target: Tensor, tokens: Tensor) -> Tensor:
         t = target.unsqueeze(1)

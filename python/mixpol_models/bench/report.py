@@ -1,4 +1,4 @@
-"""The ladder as tables, as Markdown and as a picture. `machine_facts` says what it was measured on."""
+"""Tables of a ladder, its summary and a comparison, for the terminal and in Markdown."""
 
 from __future__ import annotations
 
@@ -9,26 +9,13 @@ from rich.table import Table
 
 from mixpol_models.bench.case import CONTROL
 from mixpol_models.bench.compare import Change
-from mixpol_models.bench.headline import caption, headlines, name, noise, sentences
 from mixpol_models.bench.ladder import LadderRow
-from mixpol_models.bench.machine import machine_facts
-from mixpol_models.bench.plot import plot_ladder
-from mixpol_models.bench.work import Peaks
-
-__all__ = [
-    "caption",
-    "headline_table",
-    "ladder_markdown",
-    "ladder_table",
-    "machine_facts",
-    "noise",
-    "plot_ladder",
-    "sentences",
-]
+from mixpol_models.bench.roofline import Peaks
+from mixpol_models.bench.summary import caption, name, noise, sentences, summarize
 
 
 def ladder_table(rows: Sequence[LadderRow]) -> Table:
-    """Every rung at every length, 80 columns wide, one section a length."""
+    """Every implementation at every length, 80 columns wide, one section a length."""
     table = _table(
         ["", "fwd\nms", "f+b\nms", "fwd\n×fused", "f+b\n×fused", "kept\nMiB", "peak\nMiB", "comp.\ns"],
         f"{caption(rows)}. ×fused: how many times the fused form's time; above 1, fused is faster.",
@@ -40,7 +27,7 @@ def ladder_table(rows: Sequence[LadderRow]) -> Table:
             table.add_section()
             table.add_row(f"L = {row.length}", style="bold")
             length = row.length
-        style = "bold green" if row.rung == "fused" else "dim" if row.rung == CONTROL else ""
+        style = "bold green" if row.implementation == "fused" else "dim" if row.implementation == CONTROL else ""
         numbers = (
             row.forward_ms,
             row.total_ms,
@@ -53,7 +40,7 @@ def ladder_table(rows: Sequence[LadderRow]) -> Table:
     return table
 
 
-def headline_table(rows: Sequence[LadderRow]) -> Table:
+def summary_table(rows: Sequence[LadderRow]) -> Table:
     """One line a length: fused against the eager form and against the strongest baseline."""
     table = _table(
         ["", "f+b\n×eager", "f+b\n×best", "fwd\n×eager", "kept\n×eager", "best is"],
@@ -61,7 +48,7 @@ def headline_table(rows: Sequence[LadderRow]) -> Table:
         "best: the strongest baseline, the fastest of the other forms.",
     )
     table.columns[-1].justify = "left"
-    for line in headlines(rows):
+    for line in summarize(rows):
         ratios = (line.total_eager, line.total_strongest, line.forward_eager, line.saved_eager)
         table.add_row(f"L = {line.length}", *map(number, ratios), line.strongest or "–")
     return table
@@ -102,13 +89,13 @@ _COLUMNS = (
 
 
 def ladder_markdown(rows: Sequence[LadderRow], peaks: Peaks | None = None) -> str:
-    """The same as a Markdown table, under a line that says how it was measured, over the ratios in words.
+    """`ladder_table` as Markdown, below a caption and above the ratios in words.
 
     With `peaks` there are rates of the minimal work too, and the share of what the machine allows for it.
     """
     columns = [*_COLUMNS, *(_ROOFLINE if peaks else ())]
     rule = ["---:", "---", *["---:"] * (len(columns) - 2)]
-    lines = [f"{caption(rows)}.", "", _line(columns), _line(rule)]
+    lines = [f"{caption(rows)}.", "", markdown_row(columns), markdown_row(rule)]
     for row in rows:
         low, high = row.total_ratio_low, row.total_ratio_high
         cells = [
@@ -121,7 +108,7 @@ def ladder_markdown(rows: Sequence[LadderRow], peaks: Peaks | None = None) -> st
         ]
         if peaks:
             cells += _roofline(row, peaks)
-        lines.append(_line([f"**{cell}**" for cell in cells] if row.rung == "fused" else cells))
+        lines.append(markdown_row([f"**{cell}**" for cell in cells] if row.implementation == "fused" else cells))
     said = [*sentences(rows), *filter(None, [noise(rows)])]
     if said:
         lines += ["", *(f"- {sentence}" for sentence in said)]
@@ -130,7 +117,7 @@ def ladder_markdown(rows: Sequence[LadderRow], peaks: Peaks | None = None) -> st
 
 def _roofline(row: LadderRow, peaks: Peaks) -> list[str]:
     rate = f"{1e-6 * row.tokens_per_s:.2f} M"
-    if row.rung == CONTROL:  # not the same function: it does not do the op's work
+    if row.implementation == CONTROL:  # not the same function: it does not do the op's work
         return [rate, "–", "–", "–"]
     share = peaks.share(row.total_work, row.total_ms)
     return [rate, number(row.gflops), number(row.gbytes), f"{100 * share:.0f} %"]
@@ -150,7 +137,8 @@ def _table(columns: Sequence[str], title: str) -> Table:
     return table
 
 
-def _line(cells: Sequence[str]) -> str:
+def markdown_row(cells: Sequence[str]) -> str:
+    """A line of a Markdown table."""
     return "| " + " | ".join(cells) + " |"
 
 

@@ -46,7 +46,7 @@ class Shape:
 
     @property
     def has_unit(self) -> bool:
-        """Whether there is an activation unit."""
+        """Whether the op has an activation unit."""
         return self.op in ("target_attention", "mixed_polarity_attention")
 
     def small(self) -> Shape:

@@ -8,27 +8,27 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 
-from mixpol_models.bench.case import COMPILED, Case, rung_of
+from mixpol_models.bench.case import COMPILED, Case, implementation_of
 from mixpol_models.bench.cases import make_case
-from mixpol_models.bench.headline import headlines, noise
 from mixpol_models.bench.ladder import REFACTORED, LadderRow, measure
 from mixpol_models.bench.machine import machine_facts
 from mixpol_models.bench.plot import plot_ladder
-from mixpol_models.bench.report import ladder_markdown, number
+from mixpol_models.bench.report import ladder_markdown, markdown_row, number
+from mixpol_models.bench.roofline import Peaks, measure_peaks
 from mixpol_models.bench.shapes import QUICK_LENGTHS, SHAPES, Shape, main_shapes
-from mixpol_models.bench.work import Peaks, measure_peaks
+from mixpol_models.bench.summary import noise, summarize
 from mixpol_models.files import write_atomically
 
 START, END = "<!-- bench:start -->", "<!-- bench:end -->"
 # The variant of the activation unit that is usually the fastest when compiled (docs/results/ladder.md).
 _QUICK_VARIANT = "per target"
-_HEADLINE = ("case", "L", "fused, ms", "× eager", "× strongest", "kept, MiB: fused / eager")
+_SUMMARY_COLUMNS = ("case", "L", "fused, ms", "× eager", "× strongest", "kept, MiB: fused / eager")
 Facts = Mapping[str, str | int]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured, and how long.
+    """Shapes to measure and the effort for each.
 
     Attributes:
         shapes: in order; those of one case together.
@@ -68,14 +68,14 @@ def full(only: str = "") -> Plan:
 
 
 def _is_quick(form: str) -> bool:
-    if not rung_of(form).endswith(COMPILED):
+    if not implementation_of(form).endswith(COMPILED):
         return True
     return form.startswith(REFACTORED) and ("," not in form or form.endswith(_QUICK_VARIANT))
 
 
 @dataclass(frozen=True)
 class Results:
-    """What a run found."""
+    """Result of a benchmark run."""
 
     facts: Facts
     peaks: Peaks
@@ -117,21 +117,21 @@ def run(plan: Plan, progress: Callable[[str, float], None] | None = None, seed: 
     return Results(machine_facts(), peaks, rows)
 
 
-def headline_markdown(results: Results) -> str:
-    """A line a case and length: what a reader wants first."""
-    lines = [_line(_HEADLINE), "|---|---:|---:|---:|---:|---:|"]
+def summary_markdown(results: Results) -> str:
+    """The summary table: a row per case and length."""
+    lines = [markdown_row(_SUMMARY_COLUMNS), "|---|---:|---:|---:|---:|---:|"]
     for case, rows in results.by_case():
-        fused = {row.length: row for row in rows if row.rung == "fused"}
-        for head in headlines(rows):
+        fused = {row.length: row for row in rows if row.implementation == "fused"}
+        for head in summarize(rows):
             row = fused[head.length]
-            eager = next((r.saved_mib for r in rows if (r.length, r.rung) == (head.length, head.eager)), None)
+            eager = next((r.saved_mib for r in rows if (r.length, r.implementation) == (head.length, head.eager)), None)
             cells = (case, str(head.length), *map(number, (row.total_ms, head.total_eager, head.total_strongest)))
-            lines.append(_line([*cells, f"{number(row.saved_mib)} / {number(eager)}"]))
+            lines.append(markdown_row([*cells, f"{number(row.saved_mib)} / {number(eager)}"]))
     return "\n".join(lines) + "\n"
 
 
 def readme_block(results: Results) -> str:
-    """What stands between the markers: the table, over what it was measured on."""
+    """Text between the markers: the summary table and the machine."""
     row, facts = results.rows[0], results.facts
     batches = " to ".join(map(str, sorted({min(r.batch for r in results.rows), max(r.batch for r in results.rows)})))
     said = (
@@ -139,11 +139,11 @@ def readme_block(results: Results) -> str:
         f"{facts['threads']} threads, {facts['kernel_isa']}, torch {facts['torch']}.\n× eager: how many times the "
         "fused form's time the usual PyTorch form takes; × strongest: the fastest other form, refactored or compiled."
     )
-    return f"{headline_markdown(results)}\n{said}\n"
+    return f"{summary_markdown(results)}\n{said}\n"
 
 
 def readme_parts(path: Path) -> tuple[str, str]:
-    """What stands before and after the markers.
+    """Text before and after the markers.
 
     Raises:
         ValueError: there is no such file, or it does not have each marker once, in order.
@@ -169,7 +169,7 @@ def markdown(results: Results) -> str:
     """The whole report."""
     lines = ["# mixpol bench", "", *(f"- {key}: {value}" for key, value in results.facts.items())]
     lines += [f"- SGEMM: {results.peaks.gflops:.1f} GFLOP/s", f"- stream, a = b + c: {results.peaks.gbytes:.1f} GB/s"]
-    lines += ["", headline_markdown(results)]
+    lines += ["", summary_markdown(results)]
     for case, rows in results.by_case():
         lines += [f"## {case}", "", ladder_markdown(rows, results.peaks)]
     return "\n".join(lines)
@@ -199,9 +199,5 @@ def save(results: Results, folder: Path) -> list[Path]:
 
 
 def warnings(results: Results) -> list[str]:
-    """What makes the ratios unfit to be quoted."""
+    """Warnings about ratios too noisy to be quoted."""
     return [f"{case}: {noise(rows)}" for case, rows in results.by_case() if noise(rows)]
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

@@ -1,24 +1,23 @@
-"""What `mixpol tune` shows while it runs, and at its end."""
+"""Progress bar and result table of `mixpol tune`."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from mixpol_kernels.ops.triton.devices import TUNED
-from mixpol_models.bench.problems import Size
+from mixpol_models.bench.gpu_problems import Size
 from mixpol_models.bench.tune import Found, run
+from mixpol_models.commands import wide_console
 
 
 def run_tune(output: Path, only: str, users: int, length: int, workers: int) -> None:
     """`tune.run` with a progress bar, and a table of what it found."""
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = wide_console(120)
     columns = (BarColumn(), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=1.0)

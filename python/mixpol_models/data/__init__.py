@@ -4,14 +4,14 @@
     examples = build_examples(log, SequenceConfig(kind="mixed", budget=50))
     for batch in examples.train.loader(batch_size=1024, shuffle=True, seed=0): ...
 
-The rooms:
+Modules:
     log, scan            the checked table; a table that is described but not read yet
     kuairand, kuairec, tencentgr, kuaivideo, movielens (100K), ratings (1M, 20M), synthetic
                          where it comes from: `load_<name>` reads it, `scan_<name>` describes it
     described, columns, rules
-                         any other log, by a YAML file; what its columns hold; what counts as positive, in words
+                         any other log, by a YAML file; types of its columns; polarity rules
     splits               by days, time, users or each user's tail
-    sources              which one: by name, or recognised by its files
+    sources              the log of a run: by name, or recognised by its files
     download, cache      KuaiRand-Pure into the user's cache; nothing else is downloaded
     store, stream_check  logs larger than memory: built piece by piece on disk, mapped; and what that costs
     locks                one writer a folder, and nothing left behind
@@ -19,10 +19,12 @@ The rooms:
     examples, batches    what the model gets
 """
 
+# ruff: noqa: F401, imported when they are used, so that a look at the files needs no torch
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mixpol_models.lazy import lazy_names
 
 if TYPE_CHECKING:
     from mixpol_models.data.batches import Batch
@@ -41,55 +43,4 @@ if TYPE_CHECKING:
     from mixpol_models.data.synthetic import synthetic_log
     from mixpol_models.data.tencentgr import load_tencentgr
 
-# Where each name is; imported when first asked for, so that a look at the files needs no torch.
-_HOMES = {
-    "batches": ("Batch",),
-    "described": ("load_described",),
-    "examples": ("Examples", "ExampleSet", "build_examples"),
-    "kuairand": ("load_kuairand",),
-    "kuairec": ("load_kuairec",),
-    "kuaivideo": ("KuaiVideoColumns", "load_kuaivideo"),
-    "log": ("InteractionLog",),
-    "movielens": ("SourceUnavailable", "load_ml100k"),
-    "ratings": ("load_ratings",),
-    "sequence": ("SequenceConfig",),
-    "sources": ("recognise", "resolve"),
-    "splits": ("DateSplit", "TailSplit", "TimeSplit", "UserSplit"),
-    "store": ("open_store", "write_store"),
-    "synthetic": ("synthetic_log",),
-    "tencentgr": ("load_tencentgr",),
-}
-
-__all__ = [
-    "Batch",
-    "DateSplit",
-    "ExampleSet",
-    "Examples",
-    "InteractionLog",
-    "KuaiVideoColumns",
-    "SequenceConfig",
-    "SourceUnavailable",
-    "TailSplit",
-    "TimeSplit",
-    "UserSplit",
-    "build_examples",
-    "load_described",
-    "load_kuairand",
-    "load_kuairec",
-    "load_kuaivideo",
-    "load_ml100k",
-    "load_ratings",
-    "load_tencentgr",
-    "open_store",
-    "recognise",
-    "resolve",
-    "synthetic_log",
-    "write_store",
-]
-
-
-def __getattr__(name: str) -> Any:
-    for home, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module(f"{__name__}.{home}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __all__ = lazy_names(__name__, __file__)

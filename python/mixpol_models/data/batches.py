@@ -1,8 +1,8 @@
-"""What a model gets: one jagged batch."""
+"""One jagged batch of examples with their histories."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -44,3 +44,22 @@ class Batch:
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         return Batch(**{field.name: function(getattr(self, field.name)) for field in fields(self)})
+
+
+def random_batch(lengths: Sequence[int], n_items: int, n_users: int, n_contexts: int) -> Batch:
+    """A batch for examples and tests, drawn with torch's global generator.
+
+    Args:
+        lengths: events of each history, one entry per example.
+        n_items, n_users, n_contexts: every id is below them; users and contexts count up.
+    """
+    n, events = len(lengths), sum(lengths)
+    return Batch(
+        user=torch.arange(n) % n_users,
+        target_item=torch.randint(n_items, (n,)),
+        context=torch.arange(n) % n_contexts,
+        label=(torch.arange(n) % 2).float(),
+        item_ids=torch.randint(n_items, (events,)),
+        polarity=torch.randint(2, (events,), dtype=torch.uint8),
+        offsets=torch.tensor([0, *lengths]).cumsum(0),
+    )

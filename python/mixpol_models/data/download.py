@@ -20,10 +20,10 @@ from typing import IO
 
 import httpx
 
+from mixpol_models.choices import KUAIRAND_PURE
 from mixpol_models.data.cache import cache_dir
 from mixpol_models.data.kuairand import find_kuairand
 from mixpol_models.data.locks import building, put_in_place, target_of
-from mixpol_models.data.sources import KUAIRAND_CACHE
 
 KUAIRAND_URL = "https://zenodo.org/records/10439422/files/KuaiRand-Pure.tar.gz"
 # As the Zenodo record and the authors' README state it.
@@ -65,7 +65,7 @@ def get_kuairand_pure(
         RuntimeError: another process fetches it.
     """
     cache = cache or cache_dir()
-    folder = cache / KUAIRAND_CACHE
+    folder = cache / KUAIRAND_PURE
     if find_kuairand(folder) and not force:
         return folder
     target = target_of(folder)
@@ -169,7 +169,7 @@ def _extract(archive: Path, target: Path, part: Path, max_bytes: int, required: 
 
 
 class _Refused(ValueError):
-    """What an archive holds is not wanted, though it can be read."""
+    """An archive that can be read, but whose content is not wanted."""
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mixpol_models.data.batches import Batch
-from mixpol_models.data.histories import Histories, HistoryStore
+from mixpol_models.data.histories import Histories
 from mixpol_models.data.log import InteractionLog
 from mixpol_models.data.sequence import SequenceConfig
 
@@ -116,7 +116,7 @@ def build_examples(log: InteractionLog, sequence: SequenceConfig | None = None) 
         The example sets. Impressions without a past are kept, with an empty history.
     """
     sequence = sequence or SequenceConfig()
-    store = HistoryStore.from_log(log)
+    store = log.history_store()
 
     def examples_of(split: str) -> ExampleSet:
         rows = np.flatnonzero((log.frame["split"] == split).to_numpy())

@@ -1,4 +1,4 @@
-"""What each example may see: events stored once, ranges per example, gathered per batch.
+"""Histories of examples: events stored once, ranges per example, gathered per batch.
 
 No example owns a copy of its history. It owns one range of rows (two with a negative share).
 """
@@ -11,7 +11,6 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from mixpol_models.data.log import InteractionLog
 from mixpol_models.data.sequence import SequenceConfig
 
 Ints = NDArray[np.int64]
@@ -38,18 +37,15 @@ class HistoryStore:
     before: Ints
 
     @classmethod
-    def from_log(cls, log: InteractionLog) -> HistoryStore:
-        columns = [log.frame[name].to_numpy() for name in ("user", "time", "item", "polarity")]
-        if log.stored is not None and log.stored._is_of(*columns):
-            return log.stored
-        user, time, item, polarity = columns
+    def of(cls, user: Ints, time: Ints, item: Ints, polarity: NDArray[np.uint8]) -> HistoryStore:
+        """The store of a log's columns [E], sorted by (user, time)."""
         n_users = int(user[-1]) + 1 if len(user) else 0
         offsets = np.searchsorted(user, np.arange(n_users + 1))
         before = _latest(_changes(user) | _changes(time))
         return cls(user, time, item, polarity, offsets, before)
 
-    def _is_of(self, *columns: NDArray) -> bool:
-        """Whether these columns are the very rows of this store, not a part or a copy."""
+    def has_rows(self, *columns: NDArray) -> bool:
+        """Whether these are the arrays `user`, `time`, `item` and `polarity`, not parts or copies of them."""
         own = (self.user, self.time, self.item, self.polarity)
         pairs = zip(own, columns, strict=True)
         return all(len(a) == len(b) and (not len(a) or a.ctypes.data == b.ctypes.data) for a, b in pairs)

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import polars as pl
 
+from mixpol_models.data.histories import HistoryStore
 from mixpol_models.data.splits import HISTORY
-
-if TYPE_CHECKING:
-    from mixpol_models.data.histories import HistoryStore
 
 SPLITS = ("train", "valid", "test", HISTORY)
 
@@ -44,7 +41,7 @@ class InteractionLog:
         source: where the rows came from, in words.
         n_duplicates: exact duplicate rows that were dropped.
         dropped: other rows that were dropped, by reason.
-        stored: the history store on disk that the rows are mapped from, if they are.
+        stored: the history store on disk that the rows are mapped from, if they are; see `history_store`.
     """
 
     frame: pl.DataFrame
@@ -97,6 +94,13 @@ class InteractionLog:
             n_duplicates=sum(frame.height for frame in frames) - rows.height,
             dropped=dict(dropped or {}),
         )
+
+    def history_store(self) -> HistoryStore:
+        """The events by user and time: `stored`, if the frame's rows still are those of it."""
+        columns = [self.frame[name].to_numpy() for name in ("user", "time", "item", "polarity")]
+        if self.stored is not None and self.stored.has_rows(*columns):
+            return self.stored
+        return HistoryStore.of(*columns)
 
     def describe(self) -> str:
         """One line of text: name, sizes, examples per split, polarity rule."""

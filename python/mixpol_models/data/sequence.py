@@ -1,11 +1,13 @@
-"""Which part of a user's past a model reads."""
+"""Length budget and polarities of a history."""
 
 from __future__ import annotations
 
 import math
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
+
+from mixpol_models.choices import SequenceKind
 
 
 class SequenceConfig(BaseModel):
@@ -23,7 +25,7 @@ class SequenceConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["mixed", "positive"] = "mixed"
+    kind: SequenceKind = "mixed"
     budget: int = 50
     negative_share: float | None = None
 

@@ -1,4 +1,4 @@
-"""Which data to use: recognised by its files, or the first source that is there, said aloud."""
+"""The log of a run: the data asked for, recognised by its files, or else the first source that is there."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mixpol_models.choices import KUAIRAND_PURE, ML_100K, SYNTHETIC
 from mixpol_models.data import described, kuairand, kuairec, kuaivideo, movielens, ratings, store, synthetic, tencentgr
-from mixpol_models.data.cache import cache_dir
+from mixpol_models.data.cache import asked_data, kuairand_cache, unknown_data
 from mixpol_models.data.log import InteractionLog
 from mixpol_models.data.scan import LogScan
-
-KUAIRAND_CACHE = "kuairand-pure"
-NAMES = (KUAIRAND_CACHE, "ml-100k", "synthetic")
 
 
 @dataclass(frozen=True)
@@ -62,19 +60,18 @@ def resolve(data: str | os.PathLike[str] | None = None, *, say: Callable[[str], 
 
     Args:
         data: a folder with one of `SOURCES` (the first of them that is there) or a store (see `store`), NAME:FOLDER for
-            exactly that source, a YAML file that describes a log (see `described`), or one of `NAMES`. None or "" reads
-            MIXPOL_DATA, which counts as unset when empty.
+            exactly that source, a YAML file that describes a log (see `described`), or one of "kuairand-pure",
+            "ml-100k" and "synthetic". None or "" reads MIXPOL_DATA, which counts as unset when empty.
         say: gets one line for every source tried, and one on other data in the folder.
 
     Raises:
         ValueError: `data` or MIXPOL_DATA is given but holds no readable data.
         SourceUnavailable: `data` names a source that cannot be had.
     """
-    wish, origin = (os.fspath(data), "--data") if data else (os.environ.get("MIXPOL_DATA", ""), "MIXPOL_DATA")
+    wish, origin = asked_data(data)
     if wish:
         return _wished(wish, origin, say)
-
-    cached = cache_dir() / KUAIRAND_CACHE
+    cached = kuairand_cache()
     if kuairand.find_kuairand(cached):
         return _from_cache(cached, "--data and MIXPOL_DATA are not set; found in the cache", say)
     try:
@@ -119,12 +116,12 @@ def recognise(data: str | os.PathLike[str], *, say: Callable[[str], None] = prin
 
 def _wished(wish: str, origin: str, say: Callable[[str], None]) -> InteractionLog:
     reason = f"from {origin}={wish}"
-    if wish == "ml-100k":
+    if wish == ML_100K:
         return _ml100k(reason, say)
-    if wish == "synthetic":
+    if wish == SYNTHETIC:
         return _said(synthetic.synthetic_log(), reason, say)
-    if wish == KUAIRAND_CACHE:
-        cached = cache_dir() / KUAIRAND_CACHE
+    if wish == KUAIRAND_PURE:
+        cached = kuairand_cache()
         if not kuairand.find_kuairand(cached):
             raise movielens.SourceUnavailable(
                 f"{origin} is {wish!r}, expected it in the cache {cached}: run `mixpol data get {wish}`"
@@ -138,14 +135,14 @@ def _wished(wish: str, origin: str, say: Callable[[str], None]) -> InteractionLo
             say(f"data: columns of {wish}: {scan.columns}")
         return _said(scan.load(), reason, say)
     except ValueError as error:
-        raise ValueError(f"{origin} is {wish!r}, expected a folder with data or one of {NAMES}. {error}") from error
+        raise unknown_data(wish, origin, error) from error
 
 
 def _from_cache(cached: Path, reason: str, say: Callable[[str], None]) -> InteractionLog:
     try:
         return _said(kuairand.load_kuairand(cached), reason, say)
     except ValueError as error:
-        raise ValueError(f"{error}. Run `mixpol data get {KUAIRAND_CACHE} --force`, or delete {cached}") from error
+        raise ValueError(f"{error}. Run `mixpol data get {KUAIRAND_PURE} --force`, or delete {cached}") from error
 
 
 def _ml100k(reason: str, say: Callable[[str], None]) -> InteractionLog:

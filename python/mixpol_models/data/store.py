@@ -60,7 +60,7 @@ class _LogMeta(_Strict):
 
 
 class _Meta(_Strict):
-    """What `mixpol_store.json` holds; `checksums` are CRC-32 of the whole files, by array, and of `log`."""
+    """Content of `mixpol_store.json`; `checksums` are CRC-32 of the whole files, by array, and of `log`."""
 
     version: Literal[1, 2]
     events: int = _Count
@@ -383,7 +383,7 @@ class _Build:
                 split=split,
             )
             del frames
-            history = HistoryStore.from_log(log)
+            history = log.history_store()
             for name in COLUMNS:
                 column = log.frame[name]
                 files[name].append((column.to_physical() if name == "split" else column).to_numpy())

@@ -1,4 +1,4 @@
-"""What a store costs: writes a large synthetic log, builds its store in a process of its own, measures it.
+"""Cost of a store: writes a large synthetic log, builds its store in a process of its own, measures it.
 
     python -m mixpol_models.data.stream_check --events 100_000_000 --folder DIR
 
@@ -88,7 +88,6 @@ def measure(folder: Path, events: int, *, chunk_events: int = 2_000_000) -> dict
 def _step(step: str, source: str, folder: Path, chunk_events: int) -> dict[str, float | int]:
     """One measured step, in the child."""
     from mixpol_models.data.described import scan_described
-    from mixpol_models.data.histories import HistoryStore
     from mixpol_models.data.sequence import SequenceConfig
     from mixpol_models.data.store import open_store, write_store
 
@@ -100,7 +99,7 @@ def _step(step: str, source: str, folder: Path, chunk_events: int) -> dict[str, 
         )
     elif step == "read":
         log = open_store(folder)
-        store = HistoryStore.from_log(log)
+        store = log.history_store()
         rng = np.random.default_rng(0)
         for _ in range(100):
             rows = np.sort(rng.integers(0, len(store.item), 4096))

@@ -6,10 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mixpol_models.data.cache import cache_dir
-
-_KUAIRAND = "kuairand-pure"
-_NAMES = (_KUAIRAND, "ml-100k", "synthetic")
+from mixpol_models.choices import DATA_NAMES, KUAIRAND_PURE, ML_100K, SYNTHETIC
+from mixpol_models.data.cache import asked_data, cache_dir, kuairand_cache, unknown_data
 
 
 def whereabouts(data: str | os.PathLike[str] | None = None) -> str:
@@ -21,18 +19,18 @@ def whereabouts(data: str | os.PathLike[str] | None = None) -> str:
     Raises:
         ValueError: `data` or MIXPOL_DATA is given, and nothing known is there.
     """
-    wish, origin = (os.fspath(data), "--data") if data else (os.environ.get("MIXPOL_DATA", ""), "MIXPOL_DATA")
-    cached = cache_dir() / _KUAIRAND
+    wish, origin = asked_data(data)
+    cached = kuairand_cache()
     if not wish:
         reason = "--data and MIXPOL_DATA are not set"
         if cached.is_dir() and _sources().kuairand.find_kuairand(cached):
             return f"kuairand-pure in {cached} ({reason}; found in the cache)"
         return f"ml-100k, {_ml100k()}, else synthetic ({reason}, no KuaiRand-Pure in the cache)"
-    if wish == "synthetic":
+    if wish == SYNTHETIC:
         return f"synthetic, drawn when it is used (from {origin})"
-    if wish == "ml-100k":
+    if wish == ML_100K:
         return f"ml-100k, {_ml100k()} (from {origin})"
-    if wish == _KUAIRAND:
+    if wish == KUAIRAND_PURE:
         if not cached.is_dir() or not _sources().kuairand.find_kuairand(cached):
             raise ValueError(f"{origin} is {wish!r}, expected it in the cache {cached}: run `mixpol data get {wish}`")
         return f"kuairand-pure in {cached} (from {origin})"
@@ -43,7 +41,7 @@ def _on_disk(wish: str, origin: str) -> str:
     name, colon, rest = wish.partition(":")
     if not any(place.exists() for place in _places(wish)):
         raise ValueError(
-            f"{origin} is {wish!r}, where there is nothing; expected a folder with data or one of {_NAMES}"
+            f"{origin} is {wish!r}, where there is nothing; expected a folder with data or one of {DATA_NAMES}"
         )
     sources = _sources()
     if colon and name in sources.SOURCES:
@@ -59,12 +57,12 @@ def _on_disk(wish: str, origin: str) -> str:
             return f"{sources.described.find_described(place)[0].name} in {place}"
         scan = sources.recognise(place, say=lambda line: None)
     except ValueError as error:
-        raise ValueError(f"{origin} is {wish!r}, expected a folder with data or one of {_NAMES}. {error}") from error
+        raise unknown_data(wish, origin, error) from error
     return f"{scan.name} in {place}"
 
 
 def _places(wish: str) -> list[Path]:
-    """What a wish may mean: the path, or that of NAME:PATH."""
+    """Paths that `data` may mean: itself, or that of NAME:PATH."""
     return [Path(text).expanduser() for text in (wish, wish.partition(":")[2]) if text]
 
 

@@ -1,57 +1,28 @@
 """Experiments that end in tables and pictures: `mixpol demo` runs a small one, `mixpol experiment` whole grids.
 
-The rooms: `grid/` (runs, workers, the store), `report` with `rows` and `report_pictures` (a store told), `cli`.
-`variants` (the four models), `floors`, `frozen`, `bootstrap` and `seeds` (what a difference is worth).
-`compare` (DIN four ways), `subset` (the quick form's data), `step_time` and `eager_layer` (a whole training step),
-`tables` and `pictures` (telling), `demo` (the order of it all).
-
-Functions that are named as their room are imported from it: `from mixpol_models.experiments.floors import floors`.
+- `grid/`: configuration, runner, workers and store of `mixpol experiment`
+- `report` with `rows`, `report_plots` and `analyses`: reading a store
+- `demo`: `mixpol demo`, from `compare` (DIN four ways), `subset` (data of the quick form), `step_time` with
+  `eager_layer` (a whole training step), `throughput`
+- `variants` (the four models), `baselines` (rates), `frozen_history`, `bootstrap`, `significance` (tests over seeds)
+- `tables`, `plots`
 """
 
+# ruff: noqa: F401, imported when they are used
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mixpol_models.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from mixpol_models.experiments.baselines import RateBaseline
     from mixpol_models.experiments.bootstrap import Difference, paired_bootstrap
     from mixpol_models.experiments.compare import Comparison
     from mixpol_models.experiments.demo import run_demo
-    from mixpol_models.experiments.floors import Floor
     from mixpol_models.experiments.grid.config import ExperimentConfig, load_experiment
     from mixpol_models.experiments.grid.runner import run_experiment
     from mixpol_models.experiments.step_time import StepRow
     from mixpol_models.experiments.variants import VARIANTS, Variant
 
-# Where each name is; imported when first asked for, so that `mixpol --help`, which reads `cli`, stays quick.
-_HOMES = {
-    "bootstrap": ("Difference", "paired_bootstrap"),
-    "compare": ("Comparison",),
-    "demo": ("run_demo",),
-    "floors": ("Floor",),
-    "grid.config": ("ExperimentConfig", "load_experiment"),
-    "grid.runner": ("run_experiment",),
-    "step_time": ("StepRow",),
-    "variants": ("VARIANTS", "Variant"),
-}
-
-__all__ = [
-    "VARIANTS",
-    "Comparison",
-    "Difference",
-    "ExperimentConfig",
-    "Floor",
-    "StepRow",
-    "Variant",
-    "load_experiment",
-    "paired_bootstrap",
-    "run_demo",
-    "run_experiment",
-]
-
-
-def __getattr__(name: str) -> Any:
-    for home, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module(f"{__name__}.{home}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __all__ = lazy_names(__name__, __file__)

@@ -9,9 +9,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from mixpol_models.experiments.bootstrap import Difference
 from mixpol_models.experiments.grid.strata import ACTIVITY, COLD
 from mixpol_models.experiments.report import read_report
-from mixpol_models.experiments.report_pictures import Series, plot_series
+from mixpol_models.experiments.report_plots import Series, plot_series
 from mixpol_models.experiments.rows import Gap, Report, baseline_of, gap_of, pooled, resamples, same_seeds
 from mixpol_models.experiments.tables import NONE, ResultTable
 from mixpol_models.experiments.variants import BASELINE, VARIANTS
@@ -133,7 +134,7 @@ def cold_items(report: Report) -> Answer:
 
 
 def ablations(report: Report) -> Answer:
-    """What is lost when the negatives are spoiled: AUC minus that of the same model with whole histories."""
+    """AUC of models with ablated negatives minus that of the same model with whole histories."""
     _need(report.runs["ablation"].n_unique() > 1, "two or more ablations, one of them 'none'")
     rows, series = [], []
     for (backbone, variant, budget), group in _groups(report.runs, "backbone", "variant", "budget"):
@@ -236,8 +237,7 @@ def _auc(runs: pl.DataFrame) -> str:
 
 
 def _interval(values: NDArray) -> str:
-    low, high = np.nanquantile(values[1:], [0.025, 0.975])
-    return f"{values[0]:+.4f} [{low:+.4f}, {high:+.4f}]"
+    return Difference.of(values[0], values[1:]).text
 
 
 def _need(there: bool, what: str) -> None:

@@ -25,6 +25,17 @@ class Difference:
     low: float
     high: float
 
+    @classmethod
+    def of(cls, mean: float, draws: NDArray) -> Difference:
+        """From the difference under each resample; one without a class is NaN, and left out."""
+        low, high = np.nanquantile(draws, [0.025, 0.975])
+        return cls(float(mean), float(low), float(high))
+
+    @property
+    def text(self) -> str:
+        """As "+0.0104 [+0.0071, +0.0138]"."""
+        return f"{self.mean:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
+
 
 def paired_bootstrap(
     user: NDArray,
@@ -61,13 +72,8 @@ def paired_bootstrap(
         )
         for name, runs in scores.items()
     }
-    found = {}
-    for name, values in aucs.items():
-        if name != reference:
-            gap = values - aucs[reference]
-            low, high = np.nanquantile(gap[1:], [0.025, 0.975])
-            found[name] = Difference(float(gap[0]), float(low), float(high))
-    return found
+    gaps = {name: values - aucs[reference] for name, values in aucs.items() if name != reference}
+    return {name: Difference.of(gap[0], gap[1:]) for name, gap in gaps.items()}
 
 
 def auc_resamples(

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mixpol_models.commands import plainly
 from mixpol_models.files import check_output_file, write_atomically
 
 app = typer.Typer(help="Grids of runs: train, report, analyse.", no_args_is_help=True)
@@ -27,9 +28,7 @@ def run(
     ] = None,
 ) -> None:
     """Train what of a grid is not in its store yet. Can be stopped and started again at any time."""
-    from mixpol_models.cli import _plainly
-
-    with _plainly():
+    with plainly():
         from mixpol_models.experiments.grid import load_experiment, run_experiment
 
         experiment = load_experiment(config)
@@ -42,11 +41,8 @@ def run(
             f"{done.trained} runs trained, {done.failed} failed, {done.skipped} were there, {done.left} left. "
             f"Results in {folder}/; `mixpol experiment report {folder}` tells them."
         )
-    # Outside of `_plainly`, for which typer's Exit would be an error to tell.
-    if done.left:
-        raise typer.Exit(130)
-    if done.failed:
-        raise typer.Exit(1)
+        if done.left or done.failed:
+            raise typer.Exit(130 if done.left else 1)
 
 
 @app.command()
@@ -55,9 +51,7 @@ def report(
     output: Annotated[Path | None, typer.Option(help="Folder of the report. Default: STORE/report.")] = None,
 ) -> None:
     """Tables and pictures of a store, as Markdown and as one HTML file."""
-    from mixpol_models.cli import _plainly
-
-    with _plainly():
+    with plainly():
         from mixpol_models.experiments.report import write_report
 
         for file in write_report(store, output or store / "report"):
@@ -71,9 +65,7 @@ def analyse(
     output: Annotated[Path | None, typer.Option(help="Folder. Default: STORE/report.")] = None,
 ) -> None:
     """One question to a store, answered by a table and a picture."""
-    from mixpol_models.cli import _plainly
-
-    with _plainly():
+    with plainly():
         from mixpol_models.experiments.analyses import analyse as answer
 
         for file in answer(name, store, output or store / "report"):
@@ -89,9 +81,7 @@ def throughput(
     threads: Annotated[int | None, typer.Option(help="Of torch. Default: its own choice.")] = None,
 ) -> None:
     """Time training steps of an experiment's backbones, fused against the reference."""
-    from mixpol_models.cli import _plainly
-
-    with _plainly():
+    with plainly():
         if output is not None:
             check_output_file(output)
         if threads is not None and threads < 1:
@@ -119,9 +109,7 @@ def throughput(
 @app.command("list")
 def list_experiments() -> None:
     """Names of the experiments that come with the package."""
-    from mixpol_models.cli import _plainly
-
-    with _plainly():
+    with plainly():
         from mixpol_models.experiments.grid.config import load_experiment, shipped_experiments
 
         for name in shipped_experiments():

@@ -11,14 +11,14 @@ import numpy as np
 from lightning.pytorch.callbacks import Callback
 from numpy.typing import NDArray
 
-from mixpol_models.data import InteractionLog
+from mixpol_models.data import Examples, InteractionLog
+from mixpol_models.experiments.baselines import RateBaseline, rate_baselines
 from mixpol_models.experiments.bootstrap import Difference, paired_bootstrap
-from mixpol_models.experiments.floors import Floor, floors
-from mixpol_models.experiments.frozen import frozen_test
+from mixpol_models.experiments.frozen_history import frozen_test
 from mixpol_models.experiments.variants import BASELINE, VARIANTS, Variant
 from mixpol_models.training import Metrics, TrainConfig, TrainResult, evaluate, train
 from mixpol_models.training.checkpoints import load_model
-from mixpol_models.training.prepare import prepare
+from mixpol_models.training.preparation import prepare
 from mixpol_models.training.run import predict
 
 Tick = Callable[[str, int, int], None]
@@ -38,15 +38,15 @@ class Spread:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found.
+    """Result of `compare`.
 
     Attributes:
         seeds: of each variant.
         runs: per variant one result a seed.
         frozen: the metrics of the same models with histories that stop where the test days begin.
-        floors: rates alone, on the same rows.
+        rates: rate baselines, on the same rows.
         to_baseline: AUC difference to positive-only, per other variant.
-        to_floor: AUC difference to the last (hardest) floor, per variant.
+        to_rates: AUC difference to the last (hardest) rate baseline, per variant.
         resamples: of the bootstrap.
         test_rows, test_users: behind every number.
     """
@@ -54,9 +54,9 @@ class Comparison:
     seeds: tuple[int, ...]
     runs: dict[Variant, list[TrainResult]]
     frozen: dict[Variant, list[Metrics]]
-    floors: list[Floor]
+    rates: list[RateBaseline]
     to_baseline: dict[str, Difference]
-    to_floor: dict[str, Difference]
+    to_rates: dict[str, Difference]
     resamples: int
     test_rows: int
     test_users: int
@@ -104,7 +104,12 @@ def compare(
     """
     runs: dict[Variant, list[TrainResult]] = {variant: [] for variant in VARIANTS}
     frozen: dict[Variant, list[Metrics]] = {variant: [] for variant in VARIANTS}
-    steps = -(-len(prepare(log, base).train) // base.batch_size) * base.epochs
+    examples = {
+        kind: prepare(log, base.model_copy(update={"sequence": kind}))
+        for kind in dict.fromkeys(variant.sequence for variant in VARIANTS)
+    }
+    test = examples[BASELINE.sequence].test
+    steps = -(-len(examples[BASELINE.sequence].train) // base.batch_size) * base.epochs
     total, done = steps * len(VARIANTS) * len(seeds), 0
     for seed in seeds:
         for variant in VARIANTS:
@@ -112,35 +117,34 @@ def compare(
             config = TrainConfig(**chosen | {"output": str(folder / f"{variant.sequence}-{variant.fusion}-{seed}")})
             label = f"{variant.name}, seed {seed}"
             watchers = [_Steps(lambda step, label=label, done=done: tick(label, done + step, total))] if tick else []
-            result = train(config, log=log, callbacks=watchers)
+            result = train(config, examples=examples[variant.sequence], callbacks=watchers)
             runs[variant].append(result)
-            frozen[variant].append(_frozen(log, result))
+            frozen[variant].append(_frozen(examples[variant.sequence], result))
             done += steps
             if tick:
                 tick(label, done, total)
-    test = prepare(log, base).test
-    rates = floors(log)
+    rates = rate_baselines(log)
     scores: dict[str, NDArray] = {
         variant.name: np.stack([run.test_logit for run in results]) for variant, results in runs.items()
     }
     to_baseline = paired_bootstrap(test.user, test.label, scores, BASELINE.name, resamples)
     hardest = rates[-1]
-    to_floor = paired_bootstrap(test.user, test.label, scores | {hardest.name: hardest.score}, hardest.name, resamples)
+    to_rates = paired_bootstrap(test.user, test.label, scores | {hardest.name: hardest.score}, hardest.name, resamples)
     return Comparison(
         seeds=tuple(seeds),
         runs=runs,
         frozen=frozen,
-        floors=rates,
+        rates=rates,
         to_baseline=to_baseline,
-        to_floor=to_floor,
+        to_rates=to_rates,
         resamples=resamples,
         test_rows=len(test),
         test_users=len(np.unique(test.user)),
     )
 
 
-def _frozen(log: InteractionLog, result: TrainResult) -> Metrics:
-    test = frozen_test(prepare(log, result.config))
+def _frozen(examples: Examples, result: TrainResult) -> Metrics:
+    test = frozen_test(examples)
     model, _ = load_model(result.checkpoint)
     return evaluate(test.user, test.label, predict(result.config, model, test))
 

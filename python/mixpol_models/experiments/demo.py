@@ -4,45 +4,44 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from mixpol_models.bench import (
     GateError,
-    LadderRow,
-    headline_table,
     ladder_markdown,
     ladder_table,
     machine_facts,
     plot_ladder,
     run_ladder,
     sentences,
+    summary_table,
 )
+from mixpol_models.commands import wide_console
 from mixpol_models.data import Examples, InteractionLog, resolve
 from mixpol_models.experiments.compare import Comparison, compare
-from mixpol_models.experiments.pictures import plot_auc, plot_step
+from mixpol_models.experiments.plots import plot_auc, plot_step
 from mixpol_models.experiments.step_time import StepMismatch, step_time
 from mixpol_models.experiments.subset import some_users
 from mixpol_models.experiments.tables import ResultTable, accuracy_table, count, relative_table, step_table
-from mixpol_models.experiments.variants import VARIANTS
+from mixpol_models.experiments.variants import BASELINE, VARIANTS
 from mixpol_models.files import results_folder, write_atomically
 from mixpol_models.progress import TimeLeft
 from mixpol_models.training.config import TrainConfig, load_config
-from mixpol_models.training.prepare import prepare
+from mixpol_models.training.preparation import prepare
 
 
 @dataclass(frozen=True)
 class DemoSize:
-    """How much the demo does.
+    """Effort of the demo.
 
     Attributes:
         seeds: how many, from 0.
@@ -50,7 +49,7 @@ class DemoSize:
         batch_size: of training; None for the configuration's. Little data needs small steps.
         resamples: of the bootstrap.
         lengths: of the ladder.
-        compiled_rungs: run the torch.compile rungs too, which takes a minute to compile.
+        compiled: time the torch.compile forms too, which takes a minute to compile.
         rounds, seconds: of timing: at most so many rounds, seconds per form.
     """
 
@@ -59,7 +58,7 @@ class DemoSize:
     batch_size: int | None = None
     resamples: int = 400
     lengths: tuple[int, ...] = (10, 50, 200)
-    compiled_rungs: bool = True
+    compiled: bool = True
     rounds: int = 15
     seconds: float = 2.0
 
@@ -71,20 +70,10 @@ QUICK = DemoSize(
     batch_size=256,
     resamples=200,
     lengths=(10, 50),
-    compiled_rungs=False,
+    compiled=False,
     rounds=5,
     seconds=0.5,
 )
-
-
-@dataclass
-class _Findings:
-    """What has been found so far, and what could not be."""
-
-    tables: list[ResultTable] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
-    numbers: dict[str, Any] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
 
 
 def run_demo(
@@ -117,74 +106,176 @@ def run_demo(
     Raises:
         ValueError: no seeds, no data, or a folder with earlier results.
     """
-    # A pipe has no width of its own, and 80 columns would cut the figures.
-    console = console or Console(width=None if sys.stdout.isatty() else 110)
+    console = console or wide_console()
     size = QUICK if quick else FULL
     n_seeds = size.seeds if seeds is None else seeds
     if n_seeds < 1:
         raise ValueError(f"seeds is {n_seeds}, expected at least 1: 2 shows the spread")
     folder = results_folder(output, "demo_output", ("metrics.json", "results.md"), force)
-    found = _Findings()
     config = load_config("din", {"batch_size": size.batch_size})
     log = resolve(data, say=lambda line: console.print(line, style="dim", highlight=False, markup=False))
     if size.events is not None:
         log = some_users(log, size.events)
-    examples = prepare(log, config)
+    demo = _Demo(console, folder, size, log, config, prepare(log, config))
     with _whole(folder):
-        _say_setting(console, found, log, examples, config, quick)
-        with _timed(found, "accuracy"):
-            _accuracy(console, found, log, config, range(n_seeds), size.resamples, folder)
+        demo.setting(quick)
+        with demo.timed("accuracy"):
+            demo.accuracy(range(n_seeds))
         if not skip_bench:
-            with _timed(found, "ladder"):
-                _ladder(console, found, size, folder)
-            with _timed(found, "step"):
-                _step(console, found, examples, config, size, folder)
-        _save(console, found, log, config, folder)
+            with demo.timed("ladder"):
+                demo.ladder()
+            with demo.timed("step"):
+                demo.step()
+        demo.save()
     return folder
 
 
-def _say_setting(
-    console: Console, found: _Findings, log: InteractionLog, examples: Examples, config: TrainConfig, quick: bool
-) -> None:
-    lines = [
-        log.describe(),
-        f"{len(examples.train):,} training examples (impressions of the history are among them, each with the past "
-        f"strictly before it), budget {config.budget} events, D = {config.embedding_dim}, "
-        f"at most {count(config.epochs, 'epoch')}, batch {config.batch_size}.",
-        "Histories hold every event strictly before the target, so those of the test rows reach into the test days.",
-    ]
-    if quick:
-        lines.append("Quick form: too little data for conclusions.")
-    found.texts += lines
-    for line in lines[1:]:
-        console.print(line, style="dim", highlight=False, markup=False)
+@dataclass
+class _Demo:
+    """One run: its settings, and the texts, numbers and times for the files."""
 
+    console: Console
+    folder: Path
+    size: DemoSize
+    log: InteractionLog
+    config: TrainConfig
+    examples: Examples
+    texts: list[str] = field(default_factory=list)
+    numbers: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
 
-def _accuracy(
-    console: Console,
-    found: _Findings,
-    log: InteractionLog,
-    config: TrainConfig,
-    seeds: Sequence[int],
-    resamples: int,
-    folder: Path,
-) -> None:
-    with tempfile.TemporaryDirectory() as runs, _bar(console) as bar:
-        task = bar.add_task("training", total=None)
+    def setting(self, quick: bool) -> None:
+        """Describes data and settings."""
+        config = self.config
+        lines = [
+            self.log.describe(),
+            f"{len(self.examples.train):,} training examples (impressions of the history are among them, each with the "
+            f"past strictly before it), budget {config.budget} events, D = {config.embedding_dim}, "
+            f"at most {count(config.epochs, 'epoch')}, batch {config.batch_size}.",
+            "Histories hold every event strictly before the target, so those of the test rows reach into the test "
+            "days.",
+        ]
+        if quick:
+            lines.append("Quick form: too little data for conclusions.")
+        self.texts += lines
+        for line in lines[1:]:
+            self._say(line)
 
+    def accuracy(self, seeds: Sequence[int]) -> None:
+        """Trains and compares the variants."""
         said = ""
+        with tempfile.TemporaryDirectory() as runs, _bar(self.console) as bar:
+            task = bar.add_task("training", total=None)
 
-        def tick(label: str, done: int, total: int) -> None:
-            nonlocal said
-            if not console.is_terminal and label != said:  # no bar there: a line a model
-                said = label
-                console.print(f"training {label}, {done / total:.0%} done", highlight=False)
-            bar.update(task, description=f"training {label}", completed=done, total=total)
+            def tick(label: str, done: int, total: int) -> None:
+                nonlocal said
+                if not self.console.is_terminal and label != said:  # no bar there: a line a model
+                    said = label
+                    self.console.print(f"training {label}, {done / total:.0%} done", highlight=False)
+                bar.update(task, description=f"training {label}", completed=done, total=total)
 
-        comparison = compare(log, config, seeds, Path(runs), resamples=resamples, tick=tick)
-    _show(console, found, accuracy_table(comparison), relative_table(comparison))
-    plot_auc(comparison, folder / "auc.png", log.name)
-    found.numbers["accuracy"] = _accuracy_numbers(comparison)
+            resamples = self.size.resamples
+            comparison = compare(self.log, self.config, seeds, Path(runs), resamples=resamples, tick=tick)
+        self._show(accuracy_table(comparison), relative_table(comparison))
+        plot_auc(comparison, self.folder / "auc.png", self.log.name)
+        self.numbers["accuracy"] = _accuracy_numbers(comparison)
+
+    def ladder(self) -> None:
+        """Times the layer alone."""
+        size = self.size
+        forms = None if size.compiled else ("concat", "refactored", "fused", "mean pool")
+        try:
+            with self._told("ladder", "ladder, ") as say:
+                rows = run_ladder(
+                    size.lengths,
+                    rounds=size.rounds,
+                    seconds_per_form=size.seconds,
+                    implementations=forms,
+                    progress=say,
+                )
+        except GateError as error:
+            self._missing("layer", f"a form failed the correctness check, so nothing was timed: {error}")
+            return
+        except RuntimeError as error:
+            self._missing("layer", str(error))
+            return
+        self.console.print(ladder_table(rows), summary_table(rows))
+        for sentence in sentences(rows):
+            self.console.print(sentence, highlight=False)
+        self.console.print()
+        plot_ladder(rows, self.folder / "ladder.png")
+        self.numbers["ladder"] = [asdict(row) for row in rows]
+        self.texts.append("### The layer alone, up the ladder\n\n" + ladder_markdown(rows))
+
+    def step(self) -> None:
+        """Times whole training steps."""
+        config, size = self.config, self.size
+        sizes = {name: getattr(self.examples.log, name) for name in ("n_items", "n_users", "n_contexts")}
+        # The newest examples have the longest histories, as in production.
+        batch = next(iter(self.examples.test.loader(config.batch_size, shuffle=True, seed=config.seed)))
+        try:
+            with self._told("whole step") as say:
+                rows = step_time(batch, sizes, config, rounds=size.rounds, seconds=size.seconds, progress=say)
+        except StepMismatch as error:
+            self._missing("step", f"the two layers disagree, so nothing was timed: {error}")
+            return
+        except ValueError as error:
+            self._missing("step", str(error))
+            return
+        self._show(step_table(rows, "cpu"))
+        plot_step(rows, self.folder / "step.png")
+        self.numbers["step"] = [asdict(row) for row in rows]
+
+    def save(self) -> None:
+        """Writes metrics.json and results.md."""
+        facts, log = machine_facts(), self.log
+        numbers = {
+            "machine": facts,
+            "data": {"name": log.name, "events": log.frame.height, "source": log.source},
+            "config": self.config.model_dump(mode="json"),
+            "seconds": {name: round(value, 1) for name, value in self.seconds.items()},
+            **self.numbers,
+        }
+        write_atomically(self.folder / "metrics.json", json.dumps(numbers, indent=2) + "\n")
+        times = ", ".join(f"{name} {value:.0f} s" for name, value in self.seconds.items())
+        about = ", ".join(f"{name} {value}" for name, value in facts.items())
+        report = ["# `mixpol demo`", *self.texts, f"Time: {times}.", f"Measured on: {about}."]
+        write_atomically(self.folder / "results.md", "\n\n".join(report) + "\n")
+        names = ", ".join(sorted(path.name for path in self.folder.iterdir() if path.is_file()))
+        self.console.print(f"Time: {times}. Saved in {self.folder}/: {names}.", highlight=False, markup=False)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Keeps the time of a part."""
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - started
+
+    @contextmanager
+    def _told(self, name: str, prefix: str = "") -> Iterator[Callable[[str], None]]:
+        """Takes lines of progress: into a bar, or one after the other where there is no terminal."""
+        with _bar(self.console) as bar:
+            task = bar.add_task(name, total=None)
+
+            def say(line: str) -> None:
+                bar.update(task, description=f"{prefix}{line}")
+                if not self.console.is_terminal:
+                    self._say(f"{prefix}{line}")
+
+            yield say
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, style="dim", highlight=False, markup=False)
+
+    def _missing(self, what: str, why: str) -> None:
+        text = f"No {what} times: {why}"
+        self.console.print(text, style="bold red", highlight=False, markup=False)
+        self.texts.append(text)
+
+    def _show(self, *tables: ResultTable) -> None:
+        for table in tables:
+            self.console.print(table.rich())
+            self.texts.append(table.markdown())
 
 
 def _accuracy_numbers(found: Comparison) -> dict[str, Any]:
@@ -206,109 +297,14 @@ def _accuracy_numbers(found: Comparison) -> dict[str, Any]:
                 ],
                 "rela_impr_percent": found.relative(variant)[0].mean,
                 "auc_ratio_percent": found.relative(variant)[1].mean,
-                "auc_minus_positive_only": _numbers(found.to_baseline.get(variant.name)),
-                "auc_minus_floor": _numbers(found.to_floor[variant.name]),
+                "auc_minus_positive_only": None if variant == BASELINE else asdict(found.to_baseline[variant.name]),
+                "auc_minus_floor": asdict(found.to_rates[variant.name]),
             }
             for variant in VARIANTS
         },
-        "floors": {floor.name: {"auc": floor.auc, "gauc": floor.gauc} for floor in found.floors},
+        "floors": {rate.name: {"auc": rate.auc, "gauc": rate.gauc} for rate in found.rates},
         "bootstrap_resamples": found.resamples,
     }
-
-
-def _numbers(value: Any) -> dict[str, float] | None:
-    return None if value is None else asdict(value)
-
-
-def _ladder(console: Console, found: _Findings, size: DemoSize, folder: Path) -> None:
-    rungs = None if size.compiled_rungs else ("concat", "refactored", "fused", "mean pool")
-    try:
-        rows = _run_ladder(console, size, rungs)
-    except GateError as error:
-        _missing(console, found, "layer", f"a form failed the correctness check, so nothing was timed: {error}")
-        return
-    except RuntimeError as error:
-        _missing(console, found, "layer", str(error))
-        return
-    console.print(ladder_table(rows), headline_table(rows))
-    for sentence in sentences(rows):
-        console.print(sentence, highlight=False)
-    console.print()
-    plot_ladder(rows, folder / "ladder.png")
-    found.numbers["ladder"] = [asdict(row) for row in rows]
-    found.texts.append("### The layer alone, up the ladder\n\n" + ladder_markdown(rows))
-
-
-def _run_ladder(console: Console, size: DemoSize, rungs: Sequence[str] | None) -> list[LadderRow]:
-    with _bar(console) as bar:
-        task = bar.add_task("ladder", total=None)
-        return run_ladder(
-            size.lengths,
-            rounds=size.rounds,
-            seconds_per_rung=size.seconds,
-            rungs=rungs,
-            progress=lambda line: _told(console, bar, task, f"ladder, {line}"),
-        )
-
-
-def _step(
-    console: Console, found: _Findings, examples: Examples, config: TrainConfig, size: DemoSize, folder: Path
-) -> None:
-    sizes = {name: getattr(examples.log, name) for name in ("n_items", "n_users", "n_contexts")}
-    # The newest examples have the longest histories, as in production.
-    batch = next(iter(examples.test.loader(config.batch_size, shuffle=True, seed=config.seed)))
-    try:
-        with _bar(console) as bar:
-            task = bar.add_task("whole step", total=None)
-            rows = step_time(
-                batch, sizes, config, rounds=size.rounds, seconds=size.seconds,
-                progress=lambda line: _told(console, bar, task, line),
-            )  # fmt: skip
-    except StepMismatch as error:
-        _missing(console, found, "step", f"the two layers disagree, so nothing was timed: {error}")
-        return
-    except ValueError as error:
-        _missing(console, found, "step", str(error))
-        return
-    _show(console, found, step_table(rows, "cpu"))
-    plot_step(rows, folder / "step.png")
-    found.numbers["step"] = [asdict(row) for row in rows]
-
-
-def _missing(console: Console, found: _Findings, what: str, why: str) -> None:
-    text = f"No {what} times: {why}"
-    console.print(text, style="bold red", highlight=False, markup=False)
-    found.texts.append(text)
-
-
-def _show(console: Console, found: _Findings, *tables: ResultTable) -> None:
-    for table in tables:
-        console.print(table.rich())
-        found.texts.append(table.markdown())
-
-
-def _save(console: Console, found: _Findings, log: InteractionLog, config: TrainConfig, folder: Path) -> None:
-    facts = machine_facts()
-    numbers = {
-        "machine": facts,
-        "data": {"name": log.name, "events": log.frame.height, "source": log.source},
-        "config": config.model_dump(mode="json"),
-        "seconds": {name: round(value, 1) for name, value in found.seconds.items()},
-        **found.numbers,
-    }
-    write_atomically(folder / "metrics.json", json.dumps(numbers, indent=2) + "\n")
-    times = ", ".join(f"{name} {value:.0f} s" for name, value in found.seconds.items())
-    about = ", ".join(f"{name} {value}" for name, value in facts.items())
-    report = ["# `mixpol demo`", *found.texts, f"Time: {times}.", f"Measured on: {about}."]
-    write_atomically(folder / "results.md", "\n\n".join(report) + "\n")
-    names = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_file()))
-    console.print(f"Time: {times}. Saved in {folder}/: {names}.", highlight=False, markup=False)
-
-
-def _told(console: Console, bar: Progress, task: TaskID, line: str) -> None:
-    bar.update(task, description=line)
-    if not console.is_terminal:
-        console.print(line, style="dim", highlight=False, markup=False)
 
 
 def _bar(console: Console) -> Progress:
@@ -334,10 +330,3 @@ def _whole(folder: Path) -> Iterator[None]:
         if made:
             shutil.rmtree(folder, ignore_errors=True)
         raise
-
-
-@contextmanager
-def _timed(found: _Findings, name: str) -> Iterator[None]:
-    started = time.perf_counter()
-    yield
-    found.seconds[name] = time.perf_counter() - started

@@ -13,7 +13,7 @@ import polars as pl
 
 from mixpol_models.experiments.grid.runner import expected_keys, read_experiment
 from mixpol_models.experiments.grid.store import ResultStore, of_keys
-from mixpol_models.experiments.report_pictures import plot_budget
+from mixpol_models.experiments.report_plots import plot_budget
 from mixpol_models.experiments.rows import Cell, Report, cells
 from mixpol_models.experiments.tables import NONE, ResultTable, count
 from mixpol_models.experiments.variants import BASELINE
@@ -81,8 +81,8 @@ def read_report(store: Path) -> Report:
     if runs.is_empty():
         raise ValueError(f"store is {str(store)!r}, which holds no finished run: see `mixpol experiment run`")
     failed = frame.filter(pl.col("key").is_in(keys) & (pl.col("status") == "failed"))
-    floors = frame.filter((pl.col("kind") == "floor") & (pl.col("fingerprint") == mark))
-    return Report(experiment, runs, floors, failed, len(keys))
+    rates = frame.filter((pl.col("kind") == "floor") & (pl.col("fingerprint") == mark))
+    return Report(experiment, runs, rates, failed, len(keys))
 
 
 def _about(report: Report) -> list[str]:
@@ -113,14 +113,14 @@ def _table(report: Report, found: Sequence[Cell], budget: int) -> ResultTable:
             *(_number(value, "+.2f") for value in cell.relative or (None, None)),
             cell.gap.text if cell.gap else NONE,
             _number(cell.gap.p if cell.gap else None, ".3f"),
-            cell.floor.text if cell.floor else NONE,
+            cell.to_rates.text if cell.to_rates else NONE,
             _number(cell.mean("seconds"), ".0f"),
         )
         for cell in found
     ]
     rows += [
         (f"rates: {row['variant']}", *(_number(row[name]) for name in ("auc", "tab_auc", "gauc")), *[NONE] * 8)
-        for row in report.floors.iter_rows(named=True)
+        for row in report.rates.iter_rows(named=True)
     ]
     return ResultTable(f"Budget {budget}", _COLUMNS, tuple(rows), _NOTES)
 
@@ -129,10 +129,8 @@ def _failures(failed: pl.DataFrame) -> ResultTable:
     rows = tuple(
         (
             f"{row['backbone']}, {row['variant']}, budget {row['budget']}, seed {row['seed']}",
-            row["error"].split("\n")[-2],
+            row["error"].split("\n")[-2] if row["error"].count("\n") else row["error"],
         )
-        if row["error"].count("\n")
-        else (f"{row['backbone']}, {row['variant']}, budget {row['budget']}, seed {row['seed']}", row["error"])
         for row in failed.iter_rows(named=True)
     )
     return ResultTable("Failed runs", ("run", "error"), rows, ("They are tried again by the next run.",))

@@ -1,4 +1,4 @@
-"""Rows of a store, gathered: seeds of one model together, and each model against positive-only and the floor."""
+"""Rows of a store, gathered: seeds of one model together, and each model against positive-only and the rates."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from mixpol_models.experiments.bootstrap import Difference
 from mixpol_models.experiments.compare import auc_ratio, rela_impr
 from mixpol_models.experiments.grid.config import ExperimentConfig
-from mixpol_models.experiments.seeds import paired_t, sign_flip
+from mixpol_models.experiments.significance import paired_t, sign_flip
 from mixpol_models.experiments.variants import BASELINE, VARIANTS
 
 ALL = "all backbones"
@@ -23,43 +24,34 @@ _ORDER = {variant.name: i for i, variant in enumerate(VARIANTS)}
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """What is read from a store.
+    """Runs and rate baselines read from a store.
 
     Attributes:
         experiment: of the store.
         runs: finished runs of its grid, columns of `store.SCHEMA`.
-        floors: products of rates, the hardest last.
+        rates: products of rates, the hardest last.
         failed: runs that ended with an error.
         expected: runs of the whole grid.
     """
 
     experiment: ExperimentConfig
     runs: pl.DataFrame
-    floors: pl.DataFrame
+    rates: pl.DataFrame
     failed: pl.DataFrame
     expected: int
 
 
 @dataclass(frozen=True)
-class Gap:
-    """A difference of AUCs.
+class Gap(Difference):
+    """A difference of AUCs over seeds.
 
     Attributes:
-        mean: over seeds.
-        low, high: 2.5 % and 97.5 % points over resamples of the users.
         p: of a test over seeds; NaN without one.
         seeds: pairs behind it.
     """
 
-    mean: float
-    low: float
-    high: float
     p: float
     seeds: int
-
-    @property
-    def text(self) -> str:
-        return f"{self.mean:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +63,7 @@ class Cell:
         extra: other settings in which the grid's models differ, in words.
         runs: one row per seed, ascending.
         relative: RelaImpr and plain ratio against positive-only, %, means over seeds; None for positive-only itself.
-        gap, floor: AUC minus positive-only of the same seeds, and minus the hardest floor.
+        gap, to_rates: AUC minus positive-only of the same seeds, and minus the hardest rate baseline.
     """
 
     backbone: str
@@ -80,7 +72,7 @@ class Cell:
     runs: pl.DataFrame
     relative: tuple[float, float] | None
     gap: Gap | None
-    floor: Gap | None
+    to_rates: Gap | None
 
     @property
     def label(self) -> str:
@@ -102,11 +94,11 @@ def cells(report: Report, runs: pl.DataFrame) -> list[Cell]:
     A gap needs the same seeds of both models; seeds that one of them lacks are left out of it.
 
     Args:
-        report: floors are taken from it.
+        report: rates are taken from it.
         runs: of one budget.
     """
     runs = with_extra(runs)
-    floor = report.floors.row(-1, named=True) if report.floors.height else None
+    hardest = report.rates.row(-1, named=True) if report.rates.height else None
     order = list(dict.fromkeys(report.experiment.grid.get("backbone", []))) or sorted(runs["backbone"].unique())
     found: list[Cell] = []
     for (backbone, variant, extra), group in runs.group_by("backbone", "variant", "extra"):
@@ -120,9 +112,9 @@ def cells(report: Report, runs: pl.DataFrame) -> list[Cell]:
                 relative = tuple(float(np.mean([f(*pair) for pair in pairs])) for f in (rela_impr, auc_ratio))
                 gap = gap_of(mine_too, base, paired_t)
         against = None
-        if floor is not None:
-            draws = resamples(mine) - np.array(floor["auc_resamples"])
-            against = _gap([auc - floor["auc"] for auc in mine["auc"]], draws, float("nan"))
+        if hardest is not None:
+            draws = resamples(mine) - np.array(hardest["auc_resamples"])
+            against = _gap([auc - hardest["auc"] for auc in mine["auc"]], draws, float("nan"))
         found.append(Cell(backbone, variant, extra, mine, relative, gap, against))
     found.sort(key=lambda cell: (order.index(cell.backbone), cell.extra, _ORDER[cell.variant]))
     return found + _over_backbones(found)
@@ -179,8 +171,7 @@ def gap_of(mine: pl.DataFrame, base: pl.DataFrame, test: Callable[[Sequence[floa
 
 
 def _gap(differences: Sequence[float], draws: NDArray, p: float) -> Gap:
-    low, high = np.nanquantile(draws, [0.025, 0.975])
-    return Gap(float(np.mean(differences)), float(low), float(high), p, len(differences))
+    return Gap(**vars(Difference.of(float(np.mean(differences)), draws)), p=p, seeds=len(differences))
 
 
 def pooled(mine: NDArray, base: NDArray) -> Gap:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import median, quantiles
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from mixpol_models.backbones import DIN
-from mixpol_models.bench.timing import interleaved, per_round
+from mixpol_models.bench.timing import interleaved
+from mixpol_models.choices import Fusion
 from mixpol_models.data import Batch
-from mixpol_models.experiments.eager_layer import EagerAttention, PaddedHistory
-from mixpol_models.settings import Fusion, TrainConfig
+from mixpol_models.experiments.eager_layer import EagerAttention
 from mixpol_models.training.clipping import clip_gradients
+from mixpol_models.training.config import TrainConfig
 from mixpol_models.training.optimizer import build_optimizer
 
 TOLERANCE = 1e-4
@@ -115,31 +115,24 @@ def _measure(
             # W_t starts at zero: without this the check would not see the gate.
             parameter.add_(0.02 * torch.randn_like(parameter))
     eager = copy.deepcopy(fused)
-    history = PaddedHistory.of(batch)
-    eager.attention = EagerAttention(eager.attention, history)
+    layer = eager.attention = EagerAttention(eager.attention, batch)
     gap = check_same(fused, eager, batch)
-    times = interleaved(
-        {"fused": training_step(fused, batch, config), "eager": training_step(eager, batch, config)},
-        lambda: None,
-        rounds,
-        seconds,
-    )
-    fused_s, eager_s = per_round(times["fused"]), per_round(times["eager"])
-    ratios = [e / f for e, f in zip(eager_s, fused_s, strict=True)]
-    low, _, high = quantiles(ratios, n=4, method="inclusive")
+    steps = {"fused": training_step(fused, batch, config), "eager": training_step(eager, batch, config)}
+    times = interleaved(steps, rounds, seconds)
+    low, ratio, high = times.ratio("eager", "fused")
     return StepRow(
         fusion=fusion,
         sparse_tables=sparse,
-        eager_ms=1e3 * median(eager_s),
-        fused_ms=1e3 * median(fused_s),
-        ratio=median(ratios),
+        eager_ms=1e3 * times.median("eager"),
+        fused_ms=1e3 * times.median("fused"),
+        ratio=ratio,
         ratio_low=low,
         ratio_high=high,
         loss_gap=gap,
         batch=len(batch),
         events=len(batch.item_ids),
-        length=history.mask.shape[1],
-        rounds=len(ratios),
+        length=layer.item_ids.shape[1],
+        rounds=len(times),
         threads=torch.get_num_threads(),
     )
 

@@ -10,7 +10,6 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mixpol_models.experiments.bootstrap import Difference
 from mixpol_models.experiments.compare import Comparison, Spread
 from mixpol_models.experiments.step_time import StepRow
 from mixpol_models.experiments.variants import BASELINE, VARIANTS
@@ -53,7 +52,7 @@ class ResultTable:
 
 
 def accuracy_table(found: Comparison) -> ResultTable:
-    """AUC, gAUC and logloss per variant, with the floors below."""
+    """AUC, gAUC and logloss per variant, with the rate baselines below."""
     rows = []
     for variant in VARIANTS:
         runs = found.runs[variant]
@@ -67,7 +66,7 @@ def accuracy_table(found: Comparison) -> ResultTable:
                 f"{Spread.of([run.seconds for run in runs]).mean:.0f}",
             )
         )
-    rows += [(f"rates: {f.name}", f"{f.auc:.4f}", NONE, f"{f.gauc:.4f}", NONE, NONE) for f in found.floors]
+    rows += [(f"rates: {f.name}", f"{f.auc:.4f}", NONE, f"{f.gauc:.4f}", NONE, NONE) for f in found.rates]
     seeds = len(found.seeds)
     spread = "mean ± half of the range over" if seeds > 1 else "from"
     notes = [
@@ -89,16 +88,16 @@ def relative_table(found: Comparison) -> ResultTable:
     rows = []
     for variant in VARIANTS:
         impr, ratio = found.relative(variant)
-        gap, floor = found.to_baseline.get(variant.name), found.to_floor[variant.name]
+        gap, to_rates = found.to_baseline.get(variant.name), found.to_rates[variant.name]
         percent = (NONE, NONE) if variant == BASELINE else (_spread(impr, 2, "+"), _spread(ratio, 2, "+"))
-        rows.append((variant.name, *percent, _difference(gap), _difference(floor)))
+        rows.append((variant.name, *percent, gap.text if gap else NONE, to_rates.text))
     columns = ("model", "RelaImpr, %", "ratio, %", "AUC − positive-only", "AUC − rates")
     seeds = " averaged over seeds" if len(found.seeds) > 1 else ""
     notes = (
         "RelaImpr = ((AUC − 0.5) / (AUC₀ − 0.5) − 1) · 100 %, ratio = (AUC / AUC₀ − 1) · 100 %; "
         f"AUC₀: {BASELINE.name}.",
         f"[95 % interval]: paired bootstrap over users, {found.resamples} resamples, AUCs{seeds}.",
-        f"rates: {found.floors[-1].name}. An interval that holds 0 is no result.",
+        f"rates: {found.rates[-1].name}. An interval that holds 0 is no result.",
     )
     return ResultTable("The same, relative", columns, tuple(rows), notes)
 
@@ -152,10 +151,6 @@ def count(number: int, thing: str) -> str:
 def _spread(value: Spread, digits: int = 4, sign: str = "") -> str:
     text = f"{value.mean:{sign}.{digits}f}"
     return text if value.half_range == 0 else f"{text} ±{value.half_range:.{digits}f}".replace("±0.", "±.")
-
-
-def _difference(value: Difference | None) -> str:
-    return NONE if value is None else f"{value.mean:+.4f} [{value.low:+.4f}, {value.high:+.4f}]"
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import median, quantiles
 
 import torch
 
 from mixpol_models.backbones import build_backbone
-from mixpol_models.bench.timing import interleaved, per_round
+from mixpol_models.bench.timing import interleaved
 from mixpol_models.data import InteractionLog
 from mixpol_models.experiments.grid.config import ExperimentConfig, Run
 from mixpol_models.experiments.step_time import check_same, training_step
@@ -106,21 +105,19 @@ def _measure(log: InteractionLog, run: Run, rounds: int, seconds: float) -> Thro
     models = {backend: _model(config, sizes, backend) for backend in ("auto", "reference")}
     check_same(models["auto"], models["reference"], batch)
     steps = {name: training_step(model, batch, config) for name, model in models.items()}
-    times = interleaved(steps, lambda: None, rounds, seconds)
-    fused, reference = per_round(times["auto"]), per_round(times["reference"])
-    ratios = [slow / fast for slow, fast in zip(reference, fused, strict=True)]
-    low, _, high = quantiles(ratios, n=4, method="inclusive")
+    times = interleaved(steps, rounds, seconds)
+    low, ratio, high = times.ratio("reference", "auto")
     return Throughput(
         backbone=config.backbone,
         variant=run.variant,
-        fused=len(batch) / median(fused),
-        reference=len(batch) / median(reference),
-        ratio=median(ratios),
+        fused=len(batch) / times.median("auto"),
+        reference=len(batch) / times.median("reference"),
+        ratio=ratio,
         low=low,
         high=high,
         batch=len(batch),
         events=len(batch.item_ids),
-        rounds=len(ratios),
+        rounds=len(times),
         threads=torch.get_num_threads(),
     )
 

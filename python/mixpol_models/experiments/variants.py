@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mixpol_models.settings import Fusion, Kind
+from mixpol_models.choices import Fusion, SequenceKind
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What sets one model apart; all else is the same.
+    """A model of the comparison: the settings in which it differs from the others.
 
     Attributes:
         name: in tables.
@@ -18,7 +18,7 @@ class Variant:
     """
 
     name: str
-    sequence: Kind
+    sequence: SequenceKind
     fusion: Fusion
 
 

@@ -1,15 +1,16 @@
-"""What a PNFRec run can be told: defaults, then a YAML file."""
+"""`PNFRecConfig`: settings of a PNFRec run, from defaults and a YAML file."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
+
+from mixpol_models.configuration import load
 
 Dataset = Literal["ml-1m", "ml-20m", "toys", "sports", "zvuk", "kion"]
 DATASETS: tuple[str, ...] = get_args(Dataset)
@@ -95,27 +96,4 @@ def load_config(file: str | Path, **overrides: Any) -> PNFRecConfig:
     Raises:
         ValueError: no such file, not a mapping, unknown names, or values out of range.
     """
-    path, shipped = Path(file), _shipped()
-    if path.is_file():
-        text = path.read_text(encoding="utf-8")
-    elif str(file) in shipped:
-        text = shipped[str(file)].read_text(encoding="utf-8")
-    else:
-        raise ValueError(f"config is {str(file)!r}, where there is no file; expected a path or one of {tuple(shipped)}")
-    try:
-        settings = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{file}: not readable as YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(settings, dict):
-        raise ValueError(f"{file}: holds a {type(settings).__name__}, expected 'name: value' lines")
-    settings |= {name: value for name, value in overrides.items() if value is not None}
-    try:
-        return PNFRecConfig(**settings)
-    except ValidationError as error:
-        problems = (f"{'.'.join(map(str, e['loc']))} is {e['input']!r}: {e['msg']}" for e in error.errors())
-        raise ValueError(f"{file}: {'; '.join(problems)}") from None
-
-
-def _shipped() -> dict[str, Any]:
-    folder = resources.files("mixpol_models") / "configs" / "pnfrec"
-    return {entry.name.removesuffix(".yaml"): entry for entry in folder.iterdir() if entry.name.endswith(".yaml")}
+    return load(PNFRecConfig, file, "pnfrec", overrides)

@@ -21,7 +21,7 @@ _BATCH = 512
 
 @dataclass(frozen=True)
 class Ranking:
-    """Where the targets came.
+    """Ranks of the targets.
 
     Attributes:
         rank: [users] int64 from 1; 0 where the target itself was removed as seen.

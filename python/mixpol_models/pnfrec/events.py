@@ -76,7 +76,7 @@ class Events:
 
 @dataclass(frozen=True)
 class Split:
-    """What a comparison is trained and evaluated on.
+    """Training, validation and test data of a comparison.
 
     Attributes:
         name: of the data set.

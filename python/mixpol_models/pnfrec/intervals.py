@@ -20,7 +20,7 @@ class Interval:
     high: float
 
     def excludes_zero(self) -> bool:
-        """Whether 0 is outside."""
+        """Whether the interval excludes 0."""
         return self.low > 0 or self.high < 0
 
 

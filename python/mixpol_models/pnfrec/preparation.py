@@ -100,7 +100,7 @@ def assemble(
     counts: dict[str, int],
     notes: tuple[str, ...] = (),
 ) -> Split:
-    """What the published loader does with the three parts.
+    """Splits the three parts as the published loader does.
 
     Each part keeps users with two positives in it; validation and test users must be among those of train, whose
     events precede theirs.

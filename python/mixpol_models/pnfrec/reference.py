@@ -47,7 +47,7 @@ class PlainBlock(nn.Module):
 
 
 class PlainPNFRec(nn.Module):
-    """The same weights and loss as `PNFRec` with its `Objective`, for the variants over positives.
+    """`PNFRec` and its `Objective` in plain form, with the same weights and loss, for the variants over positives.
 
     Args:
         model: whose weights are copied.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from statistics import median
+from functools import partial
 from typing import Literal
 
 import torch
 
 from mixpol_models.bench.memory import peak_mib
+from mixpol_models.bench.timing import interleaved
 from mixpol_models.pnfrec.config import PNFRecConfig
 from mixpol_models.pnfrec.events import Split
 from mixpol_models.pnfrec.linear_cross_entropy import chunk_rows, chunked_cross_entropy
@@ -30,8 +31,7 @@ class Speed:
         steps: timed together, of `epoch_steps` in an epoch.
         rounds: interleaved rounds.
         packed, plain: medians over rounds, s.
-        ratio: median over rounds of plain / packed.
-        low, high: smallest and largest of these ratios.
+        ratio, low, high: plain / packed in the same round, median and quartiles.
         threads: of torch.
         clock: what the seconds are.
     """
@@ -52,7 +52,7 @@ class Speed:
         what = "one epoch" if self.steps == self.epoch_steps else f"{self.steps} of {self.epoch_steps} steps"
         return (
             f"{what}: plain {self.plain:.2f} s, packed {self.packed:.2f} s ({self.clock}), ratio {self.ratio:.2f} "
-            f"({self.low:.2f} to {self.high:.2f} over {self.rounds} interleaved rounds, {self.threads} thread(s))"
+            f"(quartiles {self.low:.2f} to {self.high:.2f}, {self.rounds} interleaved rounds, {self.threads} thread(s))"
         )
 
 
@@ -74,7 +74,7 @@ def compare_speed(
         config: settings.
         name: a variant over positives.
         steps: of an epoch; None all.
-        rounds: interleaved, the order turned each time.
+        rounds: interleaved, the order shuffled in each.
         clock: "cpu" counts this process's CPU time, which a busy machine stretches less.
 
     Raises:
@@ -107,26 +107,21 @@ def compare_speed(
         if device.type == "cuda":
             torch.cuda.synchronize()
 
-    now = time.perf_counter if clock == "wall" else time.process_time
     models: dict[str, PNFRec | PlainPNFRec] = {"packed": packed, "plain": plain}
-    seconds: dict[str, list[float]] = {form: [] for form in models}
     for model in models.values():
         epoch(model, users[:1])
-    for turn in range(rounds):
-        for form in ("packed", "plain") if turn % 2 else ("plain", "packed"):
-            started = now()
-            epoch(models[form], users)
-            seconds[form].append(now() - started)
-    ratios = [b / a for a, b in zip(seconds["packed"], seconds["plain"], strict=True)]
+    epochs = {form: partial(epoch, model, users) for form, model in models.items()}
+    times = interleaved(epochs, rounds, clock=time.perf_counter if clock == "wall" else time.process_time)
+    low, ratio, high = times.ratio("plain", "packed")
     return Speed(
         steps=len(users),
         epoch_steps=len(every),
-        rounds=len(ratios),
-        packed=median(seconds["packed"]),
-        plain=median(seconds["plain"]),
-        ratio=median(ratios),
-        low=min(ratios),
-        high=max(ratios),
+        rounds=len(times),
+        packed=times.median("packed"),
+        plain=times.median("plain"),
+        ratio=ratio,
+        low=low,
+        high=high,
         threads=torch.get_num_threads(),
         clock="wall clock" if clock == "wall" else "CPU time",
     )

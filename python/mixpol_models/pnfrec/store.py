@@ -61,7 +61,7 @@ class Record:
 
     @classmethod
     def of(cls, run: TrainedRun, model: str, seed: int, config: PNFRecConfig, threads: int) -> Record:
-        """What is kept of a run."""
+        """The record of a run."""
         return cls(
             model=model,
             seed=seed,
@@ -90,11 +90,11 @@ class Store:
         self.folder = folder
 
     def path(self, model: str, seed: int, config: PNFRecConfig) -> Path:
-        """Where the run's record is or will be."""
+        """Path of the run's record."""
         return self.folder / f"{model}-seed{seed}-{config.digest()}.json"
 
     def has(self, model: str, seed: int, config: PNFRecConfig) -> bool:
-        """Whether the run is finished."""
+        """Whether the store has the run's record."""
         return self.path(model, seed, config).is_file()
 
     def write(self, record: Record, config: PNFRecConfig) -> Path:

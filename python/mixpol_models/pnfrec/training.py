@@ -27,7 +27,7 @@ Tick = Callable[[int, int, int, float], None]
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """What came out.
+    """Result of a training run.
 
     Attributes:
         model: with the weights of the best epoch.

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from mixpol_models import stopping
 from mixpol_models.files import write_atomically
-from mixpol_models.settings import BEST, LAST, METRICS, TrainConfig, checkpoint_of
+from mixpol_models.training.config import BEST, LAST, METRICS, TrainConfig, checkpoint_of
 from mixpol_models.training.module import CTRModule
 
 # What may differ between the run that stopped and the one that goes on.

@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from mixpol_models.data import Examples, ExampleSet, InteractionLog, resolve
 from mixpol_models.data.locks import locked
 from mixpol_models.files import check_free, check_output_folder, claim, write_atomically
-from mixpol_models.settings import BEST, CONFIG, LAST, LOGS, METRICS, TrainConfig
 from mixpol_models.training.checkpoints import (
     EarlyStopping,
     KeepBest,
@@ -36,10 +35,11 @@ from mixpol_models.training.checkpoints import (
     note_kept,
     read_checkpoint,
 )
+from mixpol_models.training.config import BEST, CONFIG, LAST, LOGS, METRICS, TrainConfig
 from mixpol_models.training.distributed import check_processes, train_loader, trainer_options
 from mixpol_models.training.metrics import Metrics, evaluate
 from mixpol_models.training.module import CTRModule
-from mixpol_models.training.prepare import prepare
+from mixpol_models.training.preparation import prepare
 from mixpol_models.training.progress import EpochLines, ProgressBar, StopsBetweenSteps
 
 _PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
@@ -49,7 +49,7 @@ _OF_A_RUN = (BEST, LAST, CONFIG, METRICS)
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What came out of a run.
+    """Result of a training run.
 
     Attributes:
         config: of the run.

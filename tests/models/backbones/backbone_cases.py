@@ -9,6 +9,7 @@ import torch
 
 from mixpol_models.backbones import build_backbone
 from mixpol_models.data import Batch
+from mixpol_models.data.batches import random_batch
 
 FUSIONS = ("none", "bias", "tapf")
 LENGTHS = (3, 0, 5, 1, 0, 7)
@@ -36,22 +37,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def crossed(turn: int) -> list[tuple[str, str]]:
-    """Every case with one fusion, and another one for each `turn`: over three turns a case meets every fusion."""
-    return [(case, FUSIONS[(i + turn) % len(FUSIONS)]) for i, case in enumerate(CASES)]
+    """Every case with one fusion, another one for each `turn`; DIN, which has an op of its own, with every fusion."""
+    others = [case for case in CASES if case != "din"]
+    pairs = [(case, FUSIONS[(i + turn) % len(FUSIONS)]) for i, case in enumerate(others, start=1)]
+    return [("din", fusion) for fusion in FUSIONS] + pairs
 
 
 def batch_of(lengths: tuple[int, ...] = LENGTHS) -> Batch:
     """Random examples with histories of these lengths."""
-    n, events = len(lengths), sum(lengths)
-    return Batch(
-        user=torch.arange(n) % 7,
-        target_item=torch.randint(12, (n,)),
-        context=torch.arange(n) % 3,
-        label=(torch.arange(n) % 2).float(),
-        item_ids=torch.randint(12, (events,)),
-        polarity=torch.randint(2, (events,), dtype=torch.uint8),
-        offsets=torch.tensor([0, *lengths]).cumsum(0),
-    )
+    return random_batch(lengths, **SIZES)
 
 
 def rows(batch: Batch, chosen: list[int]) -> Batch:

@@ -1,4 +1,4 @@
-"""What every backbone keeps, whatever its layers are."""
+"""Properties of every backbone."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import torch
 from backbone_cases import CASES, LENGTHS, SIZES, batch_of, crossed, loss_of, model_of, rows
 
 from mixpol_models import backbones
-from mixpol_models.backbones import BACKBONES, DIN, build_backbone, own_options
+from mixpol_models.backbones import BACKBONES, build_backbone, own_options
+from mixpol_models.choices import BackboneName
 from mixpol_models.data import Batch, InteractionLog, SequenceConfig, build_examples, synthetic_log
-from mixpol_models.training.config import BackboneName
 from mixpol_models.training.optimizer import build_optimizer
 
 # Their polarity is in the tokens without a fusion.
@@ -25,7 +25,7 @@ EACH = pytest.mark.parametrize("case", CASES)
 
 
 def each_fusion(turn: int) -> pytest.MarkDecorator:
-    """What a fusion can break in a backbone, four properties show: a case meets each fusion in one of them or more."""
+    """Four properties that a fusion can break: a case meets each fusion in one of them or more."""
     return pytest.mark.parametrize(("case", "fusion"), crossed(turn))
 
 
@@ -208,17 +208,20 @@ def test_lengths_beyond_the_positions_are_refused(case: str) -> None:
         model(batch_of())
 
 
-def test_own_options_are_those_beyond_the_frame() -> None:
+def test_own_options_are_those_beyond_the_shared_ones() -> None:
     assert own_options("transact") == ("layers", "heads", "action_dim", "ffn_dim", "first")
-    with pytest.raises(ValueError, match="backbone is 'dim'"):
-        own_options("dim")
+    assert own_options("din_action") == ("attention_units", "activation", "normalize", "action_dim")
+    for function in (own_options, build_backbone):
+        with pytest.raises(ValueError, match=r"backbone is 'dim', expected one of \('din', "):
+            function("dim")
 
 
-def test_din_keeps_its_names() -> None:
-    """Checkpoints of DIN go on loading."""
-    assert {name.split(".")[0] for name in DIN(**SIZES).state_dict()} == {
-        "attention", "context_embedding", "user_embedding", "tower"
-    }  # fmt: skip
+def test_table_sizes_may_be_given_by_place() -> None:
+    assert BACKBONES["mixformer"](4, 3, 2).options == BACKBONES["mixformer"](n_items=4, n_users=3, n_contexts=2).options
+    with pytest.raises(TypeError):
+        BACKBONES["mixformer"](4, 3, 2, 16)
+    with pytest.raises(TypeError, match="fusoin"):
+        BACKBONES["din"](4, 3, 2, fusoin="none")
 
 
 @pytest.mark.parametrize(

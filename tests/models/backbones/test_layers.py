@@ -85,7 +85,7 @@ def test_transformer_positions_count_from_the_target(form: str) -> None:
 def test_transformer_target_sees_itself() -> None:
     model, watch = model_of("transformer"), Watch()
     batch = batch_of((0, 3))
-    model._encode(model.inputs(batch), batch, watch)
+    model._encode(batch, watch)
     assert [tuple(w.shape[-2:]) for w in watch] == [(4, 4), (1, 4)]
     torch.testing.assert_close(watch[1][0, :, 0, -1], torch.ones(2))
 
@@ -143,7 +143,7 @@ def test_the_pyramid_keeps_the_newest() -> None:
     model = model_of("onetrans-pyramid")  # 8 events and 4 features: 12, 8 and 4 queries
     assert model.history_queries == [8, 4, 0]
     seen, watch, batch = outputs_of(model.layers), Watch(), batch_of()
-    model._encode(model.inputs(batch), batch, watch)
+    model._encode(batch, watch)
     assert [s.shape[1] for s, _, _ in seen] == [7, 4, 0]
     assert torch.equal(seen[1][2], Padding.of(batch.offsets).keep[:, -4:])
     assert [tuple(w.shape[-2:]) for w in watch] == [(11, 11), (8, 11), (4, 8)]
@@ -213,7 +213,7 @@ def test_two_lists_are_din_over_each_polarity() -> None:
             history, target = table[ids][None], table[batch.target_item[i]][None]
             parts.append(attention(target, history, lengths=torch.tensor([len(ids)])))
     positive, negative = torch.cat(parts).chunk(2)
-    encoded = model._encode(model.inputs(batch), batch, None)
+    encoded = model._encode(batch, None)
     torch.testing.assert_close(encoded[:, :16], positive, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(encoded[:, 16:32], negative, rtol=1e-4, atol=1e-5)
 
@@ -232,7 +232,7 @@ def test_transact_tokens_and_outputs() -> None:
     model, batch, seen = model_of("transact", "none"), batch_of((4, 2, 0)), []
     model.layers[0].register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
     states = outputs_of(model.layers)
-    encoded = model._encode(model.inputs(batch), batch, None)
+    encoded = model._encode(batch, None)
     items, actions = model.inputs.item_embedding.weight, model.action_embedding.weight
     expected = [actions[batch.polarity[5].long()], items[batch.item_ids[5]], items[batch.target_item[1]]]
     assert torch.equal(seen[0][1, -1], torch.cat(expected))

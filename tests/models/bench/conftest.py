@@ -8,7 +8,7 @@ import pytest
 
 from mixpol_models.bench import LadderRow, run_ladder
 
-TINY = {"lengths": (3, 7), "batch": 6, "width": 8, "hidden": 5, "rounds": 3, "seconds_per_rung": 0.01}
+TINY = {"lengths": (3, 7), "batch": 6, "width": 8, "hidden": 5, "rounds": 3, "seconds_per_form": 0.01}
 
 
 @pytest.fixture
@@ -20,4 +20,4 @@ def tiny() -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def rows() -> list[LadderRow]:
     """A measured ladder without what needs a compiler or the compiled library."""
-    return run_ladder(**TINY, rungs=["concat", "refactored", "mean pool"])
+    return run_ladder(**TINY, implementations=["concat", "refactored", "mean pool"])

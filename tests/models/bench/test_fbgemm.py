@@ -1,4 +1,4 @@
-"""FBGEMM's rung is the same function of the same parameters."""
+"""FBGEMM's form is the same function of the same parameters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mixpol_models.bench.shapes import SHAPES
 pytest.importorskip("fbgemm_gpu", exc_type=ImportError)
 
 
-def test_the_rung_is_right_and_reads_the_same_tables() -> None:
+def test_the_form_is_right_and_reads_the_same_tables() -> None:
     case = make_case(SHAPES["polarity embedding, L=200"].small())
     case.check(FBGEMM)
     before = case.forms[FBGEMM]().detach()

@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 import mixpol_kernels
-from mixpol_models.bench import gpu, problems
+from mixpol_models.bench import gpu, gpu_problems
 from mixpol_models.bench.gpu import Size, run_report
 from mixpol_models.cli import app
 
@@ -68,9 +68,9 @@ def test_wrong_numbers_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.usefixtures("_quick")
 def test_wrong_numbers_of_another_op_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, merge = problems.Problem.run, mixpol_kernels.interleave
+    run, merge = gpu_problems.Problem.run, mixpol_kernels.interleave
 
-    def off(problem: problems.Problem, backend: str, *more: Any) -> dict[str, torch.Tensor]:
+    def off(problem: gpu_problems.Problem, backend: str, *more: Any) -> dict[str, torch.Tensor]:
         found = run(problem, backend, *more)
         return found if backend == "reference" else {name: 1.001 * value for name, value in found.items()}
 
@@ -78,7 +78,7 @@ def test_wrong_numbers_of_another_op_fail(tmp_path: Path, monkeypatch: pytest.Mo
         found = merge(*given, backend=backend, **options)
         return found if backend == "reference" else found._replace(source=found.source.flip(0))
 
-    monkeypatch.setattr(problems.Problem, "run", off)
+    monkeypatch.setattr(gpu_problems.Problem, "run", off)
     monkeypatch.setattr(mixpol_kernels, "interleave", shifted)
     failed = {c.name for c in run_report(CPU, tmp_path, SMALL, backend="cpu") if c.passed is False}
     assert failed == {f"correct: {op}, float32" for op in gpu._OTHERS} | {"correct: interleave"}

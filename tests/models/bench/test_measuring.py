@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mixpol_models.bench.memory import peak_mib, saved_mib
-from mixpol_models.bench.timing import MIN_ROUNDS, interleaved, per_round
+from mixpol_models.bench.timing import MIN_ROUNDS, Quartiles, Rounds, interleaved
 
 
 def test_saved_counts_each_storage_once_and_no_input() -> None:
@@ -37,8 +37,8 @@ def test_every_call_in_every_round() -> None:
     seen: list[str] = []
     prepared: list[None] = []
     calls = {name: (lambda name=name: seen.append(name)) for name in "abc"}
-    times = interleaved(calls, lambda: prepared.append(None), rounds=8, seconds_per_call=1e-9)
-    assert all(len(rounds) == MIN_ROUNDS for rounds in times.values()), "the time was up"
+    times = interleaved(calls, rounds=8, seconds_per_call=1e-9, prepare=lambda: prepared.append(None))
+    assert len(times) == MIN_ROUNDS, "the time was up"
     assert len(prepared) == len(seen)
     warm_up, timed = seen[:6], seen[6:]
     assert warm_up == list("aabbcc")
@@ -47,4 +47,21 @@ def test_every_call_in_every_round() -> None:
 
 
 def test_one_number_a_round() -> None:
-    assert per_round([[3.0, 1.0, 2.0], [5.0]]) == [2.0, 5.0]
+    times = Rounds({"a": [[3.0, 1.0, 2.0], [5.0]], "b": [[1.0], [10.0]]})
+    assert times.per_round("a") == [2.0, 5.0]
+    assert (times.median("a"), times.least("a")) == (3.5, 1.0)
+    assert times.ratio("a", "b") == (0.875, 1.25, 1.625), "2 and 0.5 in the two rounds"
+
+
+def test_quartiles() -> None:
+    assert Quartiles.of([4.0, 1.0, 2.0, 3.0, 5.0]) == (2.0, 3.0, 4.0)
+    assert Quartiles.of([7.0]) == (7.0, 7.0, 7.0)
+
+
+def test_without_a_limit_every_round_has_one_call_each() -> None:
+    seen: list[str] = []
+    ticks = iter(range(100))
+    calls = {name: (lambda name=name: seen.append(name)) for name in "ab"}
+    times = interleaved(calls, rounds=5, clock=lambda: next(ticks))
+    assert sorted(seen) == list("aaaaabbbbb")
+    assert times.seconds == {name: [[1]] * 5 for name in "ab"}

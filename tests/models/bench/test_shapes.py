@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 
 from mixpol_kernels.library import library
-from mixpol_models.bench.case import COMPILED, CONTROL, FUSED, rung_of
+from mixpol_models.bench.case import COMPILED, CONTROL, FUSED, implementation_of
 from mixpol_models.bench.cases import make_case
 from mixpol_models.bench.interleave_case import interleave_case
 from mixpol_models.bench.ladder import LadderRow
+from mixpol_models.bench.roofline import Peaks, Work, measure_peaks, minimal_work
 from mixpol_models.bench.shapes import LENGTHS, MAIN, SHAPES, Shape, main_shapes
-from mixpol_models.bench.work import Peaks, Work, measure_peaks, minimal_work
 
 
 @pytest.mark.parametrize("shape", [shape.small() for shape in SHAPES.values()], ids=list(SHAPES))
@@ -23,11 +23,13 @@ def test_every_form_is_right(shape: Shape) -> None:
             merge.check(form)
         return
     case = make_case(shape)
-    forms = [form for form in case.forms if not rung_of(form).endswith(COMPILED)]
+    forms = [form for form in case.forms if not implementation_of(form).endswith(COMPILED)]
     assert FUSED in forms
     for form in forms:
         if form != FUSED or library.loaded:
             case.check(form)
+    assert all(leaf.grad is None for leaf in case.leaves.values())
+    assert ("broadcast" in forms) == (shape.op == "dot_target_attention" and shape.candidates > 1)
     if case.tokens > 2:
         assert set(case.exact) == {"output", *case.leaves}
 

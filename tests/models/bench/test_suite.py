@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 from mixpol_kernels.library import library
 from mixpol_models.bench import LadderRow, suite
 from mixpol_models.bench.cases import make_case
+from mixpol_models.bench.roofline import Peaks
 from mixpol_models.bench.shapes import MAIN, SHAPES
 from mixpol_models.bench.suite import END, START, Plan, Results
-from mixpol_models.bench.work import Peaks
 from mixpol_models.cli import app
 
 README = Path(__file__).parents[3] / "README.md"
@@ -29,9 +29,17 @@ def results(rows: list[LadderRow]) -> Results:
     concat, refactored, pool = (row for row in rows if row.length == 7)
     made = []
     for case in ("DIN ReLU", "softmax heads"):
-        for row, rung, ms in ((concat, "concat", 8.0), (refactored, "refactored", 4.0), (concat, "fused", 2.0)):
+        for row, implementation, ms in (
+            (concat, "concat", 8.0),
+            (refactored, "refactored", 4.0),
+            (concat, "fused", 2.0),
+        ):
             ratio = {"total_ratio": ms / 2, "total_ratio_low": ms / 2, "total_ratio_high": ms / 2}
-            made.append(replace(row, case=case, rung=rung, total_ms=ms, saved_mib=ms, forward_ratio=1.0, **ratio))
+            made.append(
+                replace(
+                    row, case=case, implementation=implementation, total_ms=ms, saved_mib=ms, forward_ratio=1.0, **ratio
+                )
+            )
         made.append(replace(pool, case=case))
     return Results({"cpu": "a CPU", "threads": 1, "kernel_isa": "base", "torch": "0"}, Peaks(10.0, 5.0), made)
 
@@ -50,7 +58,7 @@ def check_block(text: str) -> None:
 
 
 def test_headline_table(results: Results) -> None:
-    assert "| DIN ReLU | 7 | 2.00 | 4.00 | 2.00 | 2.00 / 8.00 |" in suite.headline_markdown(results)
+    assert "| DIN ReLU | 7 | 2.00 | 4.00 | 2.00 | 2.00 / 8.00 |" in suite.summary_markdown(results)
     check_block(f"{START}\n{suite.readme_block(results)}{END}")
 
 

@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 
 from mixpol_kernels.ops.triton import devices
 from mixpol_kernels.ops.triton.devices import Config
-from mixpol_models.bench import tune
+from mixpol_models.bench import tune, tune_trial, tune_workers
 from mixpol_models.bench.gate import GateError
-from mixpol_models.bench.problems import Size
+from mixpol_models.bench.gpu_problems import Size
 from mixpol_models.bench.tune import FOLDERS, Entry
 from mixpol_models.cli import app
 
@@ -81,7 +81,7 @@ def _dies_at_128(entry: Entry, architecture: str, size: Size, device: torch.devi
 
 
 def test_a_process_that_dies_refuses_its_candidate_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tune, "_prepare", _dies_at_128)
+    monkeypatch.setattr(tune_workers, "_prepare", _dies_at_128)
     every = [Config(tile, 4, 1) for tile in (64, 128, 32, 128, 64)]
     with tune.Preparing(2) as preparing:
         for _ in range(2):
@@ -98,7 +98,7 @@ def test_an_entry_that_nothing_fits() -> None:
 
 def test_a_size_without_configurations_is_served_while_tried() -> None:
     entry = Entry("target_attention", "forward/float32/128:128")
-    configs = tune.attention
+    configs = tune_trial.attention
     assert (128, (128,)) not in configs.served(ARCHITECTURE, "float32", 1)
     with tune.configuration(entry, ARCHITECTURE, BEST):
         assert (128, (128,)) in configs.served(ARCHITECTURE, "float32", 1)
@@ -113,7 +113,7 @@ def test_what_was_tuned_before_is_served_while_tried(tmp_path: Path, monkeypatch
     monkeypatch.setenv(devices.TUNED, str(tmp_path))
     devices.configured.cache_clear()
     with tune.configuration(entry, ARCHITECTURE, Config(64, 4, 1)):
-        assert (128, (128,)) in tune.attention.served(ARCHITECTURE, "float32", 1)
+        assert (128, (128,)) in tune_trial.attention.served(ARCHITECTURE, "float32", 1)
 
 
 def test_run_writes_what_the_package_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,6 @@ from mixpol_models.data import (
     resolve,
     write_store,
 )
-from mixpol_models.data.histories import HistoryStore
 from mixpol_models.data.kuairand import scan_kuairand
 from mixpol_models.data.scan import LogScan
 from mixpol_models.data.stream_check import measure
@@ -65,7 +64,7 @@ def assert_same(log: InteractionLog, stored: InteractionLog) -> None:
     assert stored.frame.schema == log.frame.schema
     for name in ("name", "n_users", "n_items", "n_contexts", "polarity_rule", "source", "n_duplicates", "dropped"):
         assert getattr(stored, name) == getattr(log, name), name
-    ours, mapped = HistoryStore.from_log(log), HistoryStore.from_log(stored)
+    ours, mapped = log.history_store(), stored.history_store()
     assert mapped is stored.stored
     for name in ARRAYS:
         a, b = getattr(ours, name), getattr(mapped, name)
@@ -115,10 +114,10 @@ def test_a_part_of_a_stored_log_has_its_own_histories(tmp_path: Path):
 
     log = open_store(write_store(scan_of(300, 3, TimeSplit()), tmp_path / "store"))
     part = replace(log, frame=log.frame.filter(pl.col("user") != 6))
-    assert HistoryStore.from_log(part) is not log.stored
-    assert 6 not in HistoryStore.from_log(part).user
+    assert part.history_store() is not log.stored
+    assert 6 not in part.history_store().user
     other_splits = replace(log, frame=log.frame.with_columns(split=pl.lit("train", log.frame.schema["split"])))
-    assert HistoryStore.from_log(other_splits) is log.stored
+    assert other_splits.history_store() is log.stored
 
 
 def test_kuairand(kuairand_csv: Path, tmp_path: Path):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mixpol_models.experiments import report_pictures
+from mixpol_models.experiments import report_plots
 from mixpol_models.experiments.analyses import ANALYSES, analyse
 from mixpol_models.experiments.grid import ExperimentConfig, ResultStore
 from mixpol_models.experiments.grid.outcome import about
@@ -96,7 +96,7 @@ def test_what_is_lacking_is_told(tmp_path: Path) -> None:
 def test_a_picture_has_a_panel_for_each_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = store(tmp_path / "s", {"variant": list(GAIN), "budget": [20, 50], "seed": [0]}, by_variant)
     drawn = []
-    monkeypatch.setattr(report_pictures, "save_figure", lambda figure, path, title: drawn.append(figure))
+    monkeypatch.setattr(report_plots, "save_figure", lambda figure, path, title: drawn.append(figure))
     analyse("activity", folder, tmp_path / "out")
     (figure,) = drawn
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["din, budget 20", "din, budget 50"]

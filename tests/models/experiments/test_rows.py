@@ -46,8 +46,8 @@ def test_seeds_are_paired_and_backbones_averaged(tmp_path: Path) -> None:
     ratio = np.mean([100 * 0.02 * (1 + s / 10) / b for s, b in enumerate(base)])
     impr = np.mean([100 * 0.02 * (1 + s / 10) / (b - 0.5) for s, b in enumerate(base)])
     assert tapf.relative == (pytest.approx(impr), pytest.approx(ratio))
-    assert tapf.floor.mean == pytest.approx(0.7 + 0.01 + 0.022 - 0.72)
-    assert tapf.floor.high - tapf.floor.low > 0.03
+    assert tapf.to_rates.mean == pytest.approx(0.7 + 0.01 + 0.022 - 0.72)
+    assert tapf.to_rates.high - tapf.to_rates.low > 0.03
     together = found[ALL, "mixed + TAPF"].gap
     assert together.mean == pytest.approx(0.033)
     assert together.seeds == 6

@@ -7,7 +7,7 @@ import torch
 
 from mixpol_kernels.nn import MixedPolarityAttention
 from mixpol_models.data import Batch, InteractionLog
-from mixpol_models.experiments.eager_layer import EagerAttention, PaddedHistory
+from mixpol_models.experiments.eager_layer import EagerAttention
 from mixpol_models.experiments.step_time import StepMismatch, step_time
 from mixpol_models.training import TrainConfig, prepare
 
@@ -31,8 +31,8 @@ def test_eager_layer(batch: Batch, log: InteractionLog, fusion: str, units: tupl
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    eager = EagerAttention(layer, PaddedHistory.of(batch, length=13))
-    eager.history = PaddedHistory(eager.history.item_ids, eager.history.polarity, eager.history.mask.double())
+    eager = EagerAttention(layer, batch, length=13)
+    eager.padding = eager.padding._replace(mask=eager.padding.mask.double())
     target = torch.randn(len(batch), 6, dtype=torch.float64)
     polarity = None if fusion == "none" else batch.polarity
     expected = layer(target, batch.item_ids, polarity, offsets=batch.offsets)
@@ -46,19 +46,17 @@ def test_padding() -> None:
         empty, empty, empty, torch.zeros(2), torch.tensor([5, 6, 7]),
         torch.tensor([1, 0, 1], dtype=torch.uint8), torch.tensor([0, 1, 3]),
     )  # fmt: skip
-    history = PaddedHistory.of(batch)
-    assert history.item_ids.tolist() == [[5, 0], [6, 7]]
-    assert history.polarity.tolist() == [[1, 0], [0, 1]]
-    assert history.mask.tolist() == [[1, 0], [1, 1]]
+    eager = EagerAttention(MixedPolarityAttention(8, 6), batch)
+    assert eager.item_ids.tolist() == [[5, 0], [6, 7]]
+    assert eager.polarity.tolist() == [[1, 0], [0, 1]]
+    assert eager.padding.mask.tolist() == [[1, 0], [1, 1]]
 
 
 def test_eager_layer_says_what_it_is_written_for(batch: Batch) -> None:
-    layer = MixedPolarityAttention(5, 6, activation="silu")
-    with pytest.raises(ValueError, match="activation 'silu' and normalize 'none', expected 'relu' and 'none'"):
-        EagerAttention(layer, PaddedHistory.of(batch))
-    for options in ({"gate_inputs": "full"}, {"num_extra": 3}):
-        with pytest.raises(ValueError, match="expected gate_inputs 'product' and no extra table"):
-            EagerAttention(MixedPolarityAttention(5, 6, **options), PaddedHistory.of(batch))
+    with pytest.raises(ValueError, match="activation 'tanh' and normalize 'none'; expected one of relu, sigmoid"):
+        EagerAttention(MixedPolarityAttention(5, 6, activation="tanh"), batch)
+    with pytest.raises(ValueError, match="expected no extra table"):
+        EagerAttention(MixedPolarityAttention(5, 6, num_extra=3), batch)
 
 
 def test_rows(batch: Batch, sizes: dict[str, int]) -> None:

@@ -173,10 +173,7 @@ def test_configuration_messages(tmp_path: Path) -> None:
         load_config("nothing")
     path = tmp_path / "bad.yaml"
     path.write_text("widht: 8\nepochs: 0\n")
-    with pytest.raises(ValueError, match=r"epochs is 0.*widht is 8"):
-        load_config(path)
-    path.write_text("- 1\n")
-    with pytest.raises(ValueError, match="holds a list"):
+    with pytest.raises(ValueError, match=r"epochs is 0, expected .*'widht' is no setting: did you mean 'width'"):
         load_config(path)
 
 

@@ -15,7 +15,7 @@ from mixpol_models.data import InteractionLog, synthetic_log
 from mixpol_models.data.locks import locked
 from mixpol_models.training import TrainConfig, train
 from mixpol_models.training.checkpoints import load_model, read_checkpoint
-from mixpol_models.training.prepare import prepare
+from mixpol_models.training.preparation import prepare
 
 Make = Callable[..., TrainConfig]
 

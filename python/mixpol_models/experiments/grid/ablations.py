@@ -18,7 +18,7 @@ ON_NEGATIVES = ("random negatives", "wrong polarity", "old negatives")
 
 
 def ablate(examples: Examples, ablation: Ablation, seed: int = 0) -> Examples:
-    """The same examples with other histories, in all three splits.
+    """Replaces the histories of the examples, in all three splits.
 
     * "random negatives": the item of every negative event is drawn anew, from the items of all negative events of the
       log, so that popularity stays and the user's own choice goes.

@@ -1,4 +1,4 @@
-"""What an experiment is: data, settings, and a grid of runs."""
+"""`ExperimentConfig`: data, settings and the grid of runs of one experiment."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from mixpol_models.configuration import explain, load, shipped
 from mixpol_models.experiments.grid.ablations import ABLATIONS, ON_NEGATIVES, Ablation
 from mixpol_models.experiments.variants import VARIANTS, Variant
 from mixpol_models.training.config import TrainConfig
 
 VARIANT, ABLATION = "variant", "ablation"
+_FOLDER = "experiments"
 # What the variant, the data or the machine decides, and a grid may not.
 _NOT_AXES = {"sequence", "fusion", "data", "output", "workers"}
 # What changes neither data nor model: two runs that differ here alone are the same run.
@@ -101,7 +101,7 @@ class ExperimentConfig(BaseModel):
         return self
 
     def with_data(self, data: str) -> ExperimentConfig:
-        """The same experiment on other data.
+        """A copy of the experiment with other data.
 
         Raises:
             ValueError: its log is drawn, so that it reads no data.
@@ -148,7 +148,9 @@ class ExperimentConfig(BaseModel):
             try:
                 config = TrainConfig(**settings)
             except ValidationError as error:
-                raise ValueError(f"{self.name}: the run {axes}, {variant.name}: {_explain(error)}") from None
+                raise ValueError(
+                    f"{self.name}: the run {axes}, {variant.name}: {explain(error, TrainConfig)}"
+                ) from None
             found.setdefault((config.model_dump_json(), ablation), Run(config, variant.name, ablation))
         return list(found.values())
 
@@ -212,47 +214,9 @@ def load_experiment(file: str | Path) -> ExperimentConfig:
     Raises:
         ValueError: no such file, not YAML, unknown keys or values out of range; each is named.
     """
-    path, shipped = Path(file), shipped_experiments()
-    if path.is_file():
-        text = path.read_text(encoding="utf-8")
-    elif str(file) in shipped:
-        text = shipped[str(file)].read_text(encoding="utf-8")
-    else:
-        raise ValueError(f"config is {str(file)!r}, where there is no file; expected a path or one of {tuple(shipped)}")
-    try:
-        settings = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{file}: not readable as YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(settings, dict):
-        raise ValueError(f"{file}: holds a {type(settings).__name__}, expected 'name: value' lines")
-    try:
-        return ExperimentConfig(**settings)
-    except ValidationError as error:
-        raise ValueError(f"{file}: {_explain(error)}") from None
+    return load(ExperimentConfig, file, _FOLDER)
 
 
 def shipped_experiments() -> dict[str, Any]:
     """The experiments of the package, by name."""
-    folder = resources.files("mixpol_models") / "configs" / "experiments"
-    return {
-        entry.name.removesuffix(".yaml"): entry
-        for entry in sorted(folder.iterdir(), key=lambda entry: entry.name)
-        if entry.name.endswith(".yaml")
-    }
-
-
-def _explain(error: ValidationError) -> str:
-    """The errors in the house's words: the argument, what it was, what was expected."""
-    parts = []
-    for item in error.errors():
-        name = ".".join(str(part) for part in item["loc"])
-        message = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
-            parts.append(f"{name!r} is no setting: mend the name")
-        elif item["type"] == "value_error":
-            parts.append(message)
-        elif item["type"] == "missing":
-            parts.append(f"{name!r} is missing: add it")
-        else:
-            parts.append(f"{name} is {item['input']!r}, expected {message.removeprefix('Input should be ')}")
-    return "; ".join(parts)
+    return shipped(_FOLDER)

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from mixpol_models.data import Examples, InteractionLog
 from mixpol_models.data.locks import temporary_folder
+from mixpol_models.experiments.baselines import RateBaseline
 from mixpol_models.experiments.bootstrap import auc_resamples
-from mixpol_models.experiments.floors import Floor
-from mixpol_models.experiments.frozen import frozen_test
+from mixpol_models.experiments.frozen_history import frozen_test
 from mixpol_models.experiments.grid.ablations import ablate
 from mixpol_models.experiments.grid.config import ExperimentConfig, Run
 from mixpol_models.experiments.grid.strata import strata
@@ -66,16 +66,18 @@ def run_row(log: InteractionLog, run: Run, experiment: ExperimentConfig) -> dict
     }
 
 
-def floor_row(log: InteractionLog, examples: Examples, floor: Floor, experiment: ExperimentConfig) -> dict[str, Any]:
+def rate_row(
+    log: InteractionLog, examples: Examples, rates: RateBaseline, experiment: ExperimentConfig
+) -> dict[str, Any]:
     """A product of rates measured as a run is. A rate is no probability: there is no logloss."""
     test = examples.test
     return {
-        "auc": floor.auc,
-        "gauc": floor.gauc,
-        "tab_auc": group_auc(test.context, test.label, floor.score).mean,
+        "auc": rates.auc,
+        "gauc": rates.gauc,
+        "tab_auc": group_auc(test.context, test.label, rates.score).mean,
         "test_examples": len(test),
         "test_users": len(np.unique(test.user)),
-        **resampled(log, examples, floor.score, experiment),
+        **resampled(log, examples, rates.score, experiment),
     }
 
 
@@ -101,7 +103,7 @@ def resampled(log: InteractionLog, examples: Examples, score: NDArray, experimen
 
 @torch.no_grad()
 def attention(model: torch.nn.Module, examples: Examples) -> dict[str, float | None]:
-    """How the attention of the test examples falls on the two polarities.
+    """Attention of the test examples by polarity.
 
     Per example with a history: |attention| of its negatives over that of all its events. (DIN's weights need not be
     positive nor add up to 1.) Averaged over examples, beside the share of negatives among events.

@@ -26,9 +26,9 @@ from rich.progress import (
 from mixpol_models import stopping
 from mixpol_models.data import InteractionLog
 from mixpol_models.data.locks import locked
-from mixpol_models.experiments.floors import floors
+from mixpol_models.experiments.baselines import rate_baselines
 from mixpol_models.experiments.grid.config import ExperimentConfig, Run, digest
-from mixpol_models.experiments.grid.outcome import about, floor_row
+from mixpol_models.experiments.grid.outcome import about, rate_row
 from mixpol_models.experiments.grid.pool import Done, attempt, in_workers
 from mixpol_models.experiments.grid.source import experiment_log, fingerprint, share
 from mixpol_models.experiments.grid.store import ResultStore
@@ -44,7 +44,7 @@ _LOG = ".log-"
 
 @dataclass(frozen=True)
 class Summary:
-    """What `run_experiment` did.
+    """Result of `run_experiment`: numbers of runs.
 
     Attributes:
         folder: of the store.
@@ -104,7 +104,7 @@ def run_experiment(
     mark = fingerprint(log)
     with locked(store.folder, "mixpol experiment run"):
         _write_config(store.folder, experiment, mark)
-        _put_floors(store, log, mark, experiment)
+        _put_rates(store, log, mark, experiment)
         keys = [run.key(mark, experiment) for run in runs]
         known = store.done()
         todo = [(run, key) for run, key in zip(runs, keys, strict=True) if key not in known]
@@ -177,19 +177,19 @@ def _write_config(folder: Path, experiment: ExperimentConfig, mark: str) -> None
     write_atomically(folder / CONFIG, text)
 
 
-def _put_floors(store: ResultStore, log: InteractionLog, mark: str, experiment: ExperimentConfig) -> None:
+def _put_rates(store: ResultStore, log: InteractionLog, mark: str, experiment: ExperimentConfig) -> None:
     resamples = [experiment.resamples, experiment.strata_resamples]
     rates = None
     for name in ("item × user", "item × user × tab"):
         key = digest({"floor": name, "data": mark, "resamples": resamples})
         if key in store.done():
             continue
-        rates = rates or {floor.name: floor for floor in floors(log)}
+        rates = rates or {rate.name: rate for rate in rate_baselines(log)}
         if name in rates:
             examples = prepare(log, experiment.runs()[0].config)
             row = {"key": key, "kind": "floor", "status": "done", "experiment": experiment.name, "data": log.name}
             row |= {"fingerprint": mark, "variant": name}
-            store.put(row | floor_row(log, examples, rates[name], experiment))
+            store.put(row | rate_row(log, examples, rates[name], experiment))
 
 
 def _check_workers(asked: int | None) -> None:
@@ -227,7 +227,7 @@ def _note(folder: Path, done: int, total: int) -> None:
 
 
 def _line(ended: int, total: int, run: Run, done: Done, elapsed: float) -> str:
-    """Of a run that has ended, where there is no terminal for a bar."""
+    """The line for a finished run, where there is no terminal for a bar."""
     found = "failed" if done.row is None else f"AUC {done.row['auc']:.4f}"
     left = f", about {clock(elapsed / ended * (total - ended))} left" if ended < total else ""
     return f"{ended} of {total}: {run.label}: {found}, {clock(done.seconds)}; {clock(elapsed)} so far{left}"

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import polars as pl
 
+from mixpol_models.choices import KUAIRAND_PURE
 from mixpol_models.data import DateSplit, InteractionLog, load_kuairand, resolve
 from mixpol_models.data.cache import cache_dir
 from mixpol_models.data.kuairand import find_kuairand
 from mixpol_models.data.planted import planted_log
-from mixpol_models.data.sources import KUAIRAND_CACHE
 from mixpol_models.experiments.grid.config import ExperimentConfig
 
 
@@ -43,8 +43,8 @@ def experiment_log(config: ExperimentConfig, *, say: Callable[[str], None] = pri
 
 
 def _kuairand_folder(data: str | None) -> Path:
-    named = data not in (None, "", KUAIRAND_CACHE)
-    places = [data] if named else [os.environ.get("MIXPOL_DATA") or None, cache_dir() / KUAIRAND_CACHE]
+    named = data not in (None, "", KUAIRAND_PURE)
+    places = [data] if named else [os.environ.get("MIXPOL_DATA") or None, cache_dir() / KUAIRAND_PURE]
     folders = [Path(place).expanduser() for place in places if place is not None]
     for folder in folders:
         if find_kuairand(folder):
@@ -52,7 +52,7 @@ def _kuairand_folder(data: str | None) -> Path:
     looked = " and ".join(str(folder) for folder in folders)
     raise ValueError(
         f"days are given, which only KuaiRand-Pure has, and there is none in {looked}: run `mixpol data get "
-        f"{KUAIRAND_CACHE}`, or name its folder with --data or MIXPOL_DATA"
+        f"{KUAIRAND_PURE}`, or name its folder with --data or MIXPOL_DATA"
     )
 
 

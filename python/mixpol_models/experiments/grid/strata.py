@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixpol_models.data import Examples, InteractionLog
-from mixpol_models.data.histories import HistoryStore
 
 ACTIVITY, COLD = "positives of the user before the row", "training rows of the item"
 # First number of each stratum; the paper's low-activity users have 0 or 1 positives.
@@ -52,6 +51,6 @@ def strata(log: InteractionLog, examples: Examples) -> list[Stratum]:
 def past_positives(log: InteractionLog) -> NDArray[np.int64]:
     """[n]: how many positive events each test row's user has strictly before it."""
     rows = np.flatnonzero((log.frame["split"] == "test").to_numpy())
-    store = HistoryStore.from_log(log)
+    store = log.history_store()
     total = np.concatenate([[0], np.cumsum(store.polarity, dtype=np.int64)])
     return total[store.before[rows]] - total[store.offsets[store.user[rows]]]

@@ -52,7 +52,7 @@ def test_each_ablation_does_what_it_says(log: InteractionLog, ablation: str, sha
 
 
 def test_shuffled_order_stays_the_same(log: InteractionLog) -> None:
-    """The same whenever an example is asked for, in whatever batch."""
+    """An ablated history does not depend on the batch or on the order of access."""
     part = ablate(build_examples(log, SequenceConfig(budget=6)), "shuffled order").test
     alone = histories(part)[5]
     batch = part[np.array([9, 5])]

@@ -1,4 +1,4 @@
-"""What an experiment may say, and which runs come of it."""
+"""Validation of experiment files, and the runs of a grid."""
 
 from __future__ import annotations
 
@@ -77,9 +77,6 @@ def test_files(tmp_path: Path) -> None:
     file = tmp_path / "x.yaml"
     file.write_text("name: x\ngrid: {seed: [0]}\nplanted: {efect: true}\n")
     with pytest.raises(ValueError, match=r"x.yaml: 'planted.efect' is no setting"):
-        load_experiment(file)
-    file.write_text("- a\n")
-    with pytest.raises(ValueError, match="holds a list"):
         load_experiment(file)
     with pytest.raises(ValueError, match="there is no file; expected a path or one of"):
         load_experiment("nowhere")

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import matplotlib
-
+from mixpol_models.bench.figure import new_figure, save_figure
 from mixpol_models.experiments.compare import Comparison
 from mixpol_models.experiments.step_time import StepRow
 from mixpol_models.experiments.tables import count
 from mixpol_models.experiments.variants import BASELINE, VARIANTS
-from mixpol_models.files import replacing
 
 COLORS = {"positive-only": "#8a8a8a", "mixed": "#d9824a", "mixed + bias": "#5a7fb5", "mixed + TAPF": "#12805c"}
 _EAGER, _FUSED = "#9c2f2f", "#12805c"
-_DPI = 100
 
 
 def plot_auc(found: Comparison, path: str | Path, data: str) -> None:
-    """Writes a picture, 1400 by 600 pixels: AUC per seed with the floors, and the difference to positive-only.
+    """Writes a picture, 1400 by 600 pixels: AUC per seed with the rate baselines, and the difference to positive-only.
 
     Args:
         found: from `compare`.
@@ -42,10 +38,10 @@ def plot_auc(found: Comparison, path: str | Path, data: str) -> None:
         right.plot(gap.mean, y, "o", color=color, markersize=10)
         text = f"{gap.mean:+.4f}  [{gap.low:+.4f}, {gap.high:+.4f}]"
         right.annotate(text, (gap.mean, y - 0.15), ha="center", va="bottom", color=color)
-    for floor in found.floors:
-        left.axvline(floor.auc, color="#000000", linestyle=":", linewidth=1.2)
+    for rates in found.rates:
+        left.axvline(rates.auc, color="#000000", linestyle=":", linewidth=1.2)
         left.annotate(
-            f"rates: {floor.name}  {floor.auc:.4f}", (floor.auc, len(VARIANTS) - 0.42), rotation=90, fontsize=9,
+            f"rates: {rates.name}  {rates.auc:.4f}", (rates.auc, len(VARIANTS) - 0.42), rotation=90, fontsize=9,
             ha="right", va="bottom", xytext=(-3, 0), textcoords="offset points",
         )  # fmt: skip
     right.axvline(0, color=COLORS[BASELINE.name], linewidth=1.2)
@@ -85,22 +81,3 @@ def plot_step(rows: Sequence[StepRow], path: str | Path) -> None:
     threads = count(first.threads, "thread")
     title = f"A whole training step of DIN: {first.batch} examples, {first.events:,} events, {threads}"
     save_figure(figure, path, title)
-
-
-def new_figure(
-    width: float, height: float, panels: int, rows: int = 1, share_y: bool = False
-) -> tuple[Any, Sequence[Any]]:
-    """A figure of inches and its panels, row by row: `panels` in each of `rows`."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
-        FigureCanvasAgg(figure)
-        return figure, figure.subplots(rows, panels, squeeze=False, sharey=share_y).flatten()
-
-
-def save_figure(figure: Any, path: str | Path, title: str) -> None:
-    figure.suptitle(title, x=0.01, ha="left", fontsize=12)
-    with replacing(Path(path)) as fresh:
-        figure.savefig(fresh)

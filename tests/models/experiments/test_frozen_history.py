@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 from mixpol_models.data import InteractionLog, SequenceConfig, build_examples
-from mixpol_models.experiments.frozen import frozen_test
+from mixpol_models.experiments.frozen_history import frozen_test
 
 
 @pytest.fixture

@@ -1,11 +1,11 @@
-"""The same DIN activation unit, written five ways, over the weights of one `TargetAttention`.
+"""Implementations of the DIN activation unit over the weights of one `TargetAttention`.
 
     concat              as most libraries do: [t, x, t-x, t*x] is written out, 4 D wide, then ordinary layers
     concat+compile      torch.compile of it
     refactored          W [t; x; t-x; t*x] + b = x · G(t) + c(t), in PyTorch
     refactored+compile  torch.compile of it: the honest baseline
     fused               mixpol_kernels.nn.TargetAttention(backend="cpu")
-    mean pool           a control, not the same function: the floor that reading and pooling the history sets
+    mean pool           a control, not the same function: the cost of reading and pooling the history
 
 Every unit takes (target [B, D], history [B, L, D], padding) and gives pooled [B, D].
 """
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from mixpol_kernels.library import library
 from mixpol_kernels.nn import TargetAttention
-from mixpol_models.bench.padding import Padding
+from mixpol_models.bench.padding import Padding, masked_mean
 
 
 class Unit(nn.Module):
@@ -36,6 +36,11 @@ class Unit(nn.Module):
 
     def __init__(self, attention: TargetAttention) -> None:
         super().__init__()
+        if attention.activation not in _FORMS or attention.normalize not in ("none", "softmax"):
+            raise ValueError(
+                f"attention has activation {attention.activation!r} and normalize {attention.normalize!r}; expected "
+                f"one of {', '.join(_FORMS)} and 'none' or 'softmax'"
+            )
         self.attention = attention
 
     def activate(self, layer: int, hidden: Tensor) -> Tensor:
@@ -70,7 +75,7 @@ class Concat(Unit):
 
 
 class Refactored(Unit):
-    """What the refactored forms share."""
+    """Base of the refactored forms: blocks of the first layer, scores from its pre-activations."""
 
     def blocks(self, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(W_k - W_d [H, D], W_p [H, D], c(t) [B, H])."""
@@ -125,7 +130,7 @@ class Packed(Refactored):
 
 
 class Reference(nn.Module):
-    """The package's own spec, for the gate. Not a rung: no one writes a model like that."""
+    """The package's own spec, for the gate. Not in the ladder: no model is written like that."""
 
     backend = "reference"
 
@@ -152,15 +157,14 @@ class Fused(Reference):
     def __init__(self, attention: TargetAttention) -> None:
         super().__init__(attention)
         if not library.loaded:
-            raise RuntimeError(f"the fused rung needs the compiled kernels (backend='cpu'): {library.reason}")
+            raise RuntimeError(f"the fused implementation needs the compiled kernels (backend='cpu'): {library.reason}")
 
 
 class MeanPool(Unit):
     """The control: the masked mean of the history."""
 
     def forward(self, target: Tensor, history: Tensor, padding: Padding) -> Tensor:
-        weights = padding.mask / padding.lengths.unsqueeze(1)
-        return torch.bmm(weights.unsqueeze(1), history).squeeze(1)
+        return masked_mean(history, padding.mask)
 
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -168,15 +172,16 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
     "silu": F.silu,
 }
+_FORMS = (*_ACTIVATIONS, "prelu", "dice")
 
 
 @dataclass(frozen=True)
-class Rung:
-    """One step of the ladder.
+class Implementation:
+    """One implementation of the ladder.
 
     Attributes:
         name: as in the tables.
-        variants: ways to write it, by name; all are measured and the fastest stands for the rung.
+        variants: ways to write it, by name; all are measured and the fastest stands for the implementation.
         compiled: through `torch.compile`, with static shapes unless the unit is `dynamic`.
         control: not the same function: checked against a float64 run of itself instead of the reference.
     """
@@ -193,14 +198,14 @@ class Rung:
 
 
 _REFACTORED = {"per target": PerTarget, "shared": SharedWeight, "packed": Packed}
-RUNGS: dict[str, Rung] = {
-    rung.name: rung
-    for rung in (
-        Rung("concat", {"": Concat}),
-        Rung("concat+compile", {"": Concat}, compiled=True),
-        Rung("refactored", _REFACTORED),
-        Rung("refactored+compile", _REFACTORED, compiled=True),
-        Rung("fused", {"": Fused}),
-        Rung("mean pool", {"": MeanPool}, control=True),
+IMPLEMENTATIONS: dict[str, Implementation] = {
+    implementation.name: implementation
+    for implementation in (
+        Implementation("concat", {"": Concat}),
+        Implementation("concat+compile", {"": Concat}, compiled=True),
+        Implementation("refactored", _REFACTORED),
+        Implementation("refactored+compile", _REFACTORED, compiled=True),
+        Implementation("fused", {"": Fused}),
+        Implementation("mean pool", {"": MeanPool}, control=True),
     )
 }

@@ -1,4 +1,4 @@
-"""The few ratios that a reader wants first, per length."""
+"""Summary of a ladder: the ratios against fused per length, in words and with their noise."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _NOISY = 1.3
 
 
 @dataclass(frozen=True)
-class Headline:
-    """How the fused rung compares at one length; above 1, fused is better. None: a rung was not measured.
+class Summary:
+    """Ratios to the fused form at one length; above 1, fused is better. None: not measured.
 
     Attributes:
         length: L.
-        eager: the rung that is written as most libraries do, "" without one: "concat" of the activation unit.
+        eager: the form that most libraries write, "" without one: "concat" of the activation unit.
         total_eager: forward and backward, that one over fused.
         total_strongest: the same for the strongest baseline.
         strongest: which one that is.
@@ -38,19 +38,22 @@ class Headline:
     floor_ms: float | None
 
 
-def headlines(rows: Sequence[LadderRow]) -> list[Headline]:
-    """One `Headline` a length, in the order of the rows, which are of one case."""
+def summarize(rows: Sequence[LadderRow]) -> list[Summary]:
+    """One `Summary` a length, in the order of the rows, which are of one case."""
     found = []
     for length in dict.fromkeys(row.length for row in rows):
-        at = {row.rung: row for row in rows if row.length == length}
+        at = {row.implementation: row for row in rows if row.length == length}
         fused, floor = at.get(FUSED), at.get(CONTROL)
-        plain = [row for row in at.values() if row.rung not in (FUSED, CONTROL)]
-        eager = next((r for r in plain if not (r.rung.endswith(COMPILED) or r.rung.startswith(REFACTORED))), None)
+        plain = [row for row in at.values() if row.implementation not in (FUSED, CONTROL)]
+        eager = next(
+            (r for r in plain if not (r.implementation.endswith(COMPILED) or r.implementation.startswith(REFACTORED))),
+            None,
+        )
         best = strongest(rows, length) if plain else None
         found.append(
-            Headline(
+            Summary(
                 length=length,
-                eager=eager.rung if eager else "",
+                eager=eager.implementation if eager else "",
                 total_eager=eager and eager.total_ratio,
                 total_strongest=best and best.total_ratio,
                 strongest=name(best) if best else "",
@@ -66,7 +69,7 @@ def headlines(rows: Sequence[LadderRow]) -> list[Headline]:
 def sentences(rows: Sequence[LadderRow]) -> list[str]:
     """The must-show ratios in words: the strongest baseline stands beside the eager form in every claim."""
     said = []
-    for line in headlines(rows):
+    for line in summarize(rows):
         eager = line.eager if line.eager == "eager" else f"{line.eager} eager"
         if line.total_eager is not None and line.total_strongest is not None:
             said.append(
@@ -83,7 +86,7 @@ def noise(rows: Sequence[LadderRow]) -> str:
     wide = [
         row
         for row in rows
-        if row.rung != CONTROL
+        if row.implementation != CONTROL
         and row.total_ratio_low
         and row.total_ratio_high
         and row.total_ratio_high > _NOISY * row.total_ratio_low
@@ -99,8 +102,8 @@ def noise(rows: Sequence[LadderRow]) -> str:
 
 
 def name(row: LadderRow) -> str:
-    """Rung and variant, as the tables write them."""
-    return f"{row.rung}, {row.variant}" if row.variant else row.rung
+    """Implementation and variant, as the tables write them."""
+    return f"{row.implementation}, {row.variant}" if row.variant else row.implementation
 
 
 def caption(rows: Sequence[LadderRow]) -> str:

@@ -1,4 +1,4 @@
-"""What rates alone achieve: a model that does not beat them has learned nothing from sequences."""
+"""Rate baselines: products of smoothed positive rates, which a model has to beat to show that sequences help."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ ITEM_WEIGHT, USER_WEIGHT, CONTEXT_WEIGHT = 20, 10, 20
 
 
 @dataclass(frozen=True)
-class Floor:
+class RateBaseline:
     """One product of rates.
 
     Attributes:
         name: in tables.
-        uses_context: a model that sees the context (tab) must be held against the floor that does.
+        uses_context: a model that sees the context (tab) must be held against the baseline that does.
         auc, gauc: on the test rows. A product of rates is no probability, so there is no logloss.
         score: [n] float64, in the order of the test examples.
     """
@@ -33,7 +33,7 @@ class Floor:
     score: NDArray[np.float64]
 
 
-def floors(log: InteractionLog) -> list[Floor]:
+def rate_baselines(log: InteractionLog) -> list[RateBaseline]:
     """Smoothed positive rates, multiplied, on the test rows.
 
     rate = (positives + k m) / (rows + k) with m the mean of the training rows, k = 20 for items and contexts and 10 for
@@ -58,11 +58,11 @@ def floors(log: InteractionLog) -> list[Floor]:
         joined = test.select(key).join(rates, on=key, how="left", maintain_order="left")
         return joined["rate"].fill_null(mean).to_numpy()
 
-    def floor(name: str, uses_context: bool, score: NDArray[np.float64]) -> Floor:
-        return Floor(name, uses_context, auc(label, score), group_auc(user, label, score).mean, score)
+    def baseline(name: str, uses_context: bool, score: NDArray[np.float64]) -> RateBaseline:
+        return RateBaseline(name, uses_context, auc(label, score), group_auc(user, label, score).mean, score)
 
     product = rate(past, "item", ITEM_WEIGHT) * rate(past, "user", USER_WEIGHT)
-    found = [floor("item × user", False, product)]
+    found = [baseline("item × user", False, product)]
     if log.n_contexts > 1:
-        found.append(floor("item × user × tab", True, product * rate(days, "context", CONTEXT_WEIGHT)))
+        found.append(baseline("item × user × tab", True, product * rate(days, "context", CONTEXT_WEIGHT)))
     return found

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mixpol_models.experiments.pictures import COLORS, new_figure, save_figure
+from mixpol_models.bench.figure import new_figure, save_figure
+from mixpol_models.experiments.plots import COLORS
 from mixpol_models.experiments.rows import ALL, Cell, Report
 from mixpol_models.experiments.variants import BASELINE
 
@@ -98,7 +99,7 @@ def plot_budget(found: Sequence[Cell], report: Report, path: Path, title: str) -
                 [cell.gap.low, cell.gap.high], [y, y], color=color, linewidth=4, alpha=0.5, solid_capstyle="butt"
             )
             right.plot(cell.gap.mean, y, "o", color=color, markersize=6)
-    for row in report.floors.iter_rows(named=True):
+    for row in report.rates.iter_rows(named=True):
         left.axvline(row["auc"], color="#000000", linestyle=":", linewidth=1.2)
         left.annotate(
             f"rates: {row['variant']}", (row["auc"], 1), xycoords=("data", "axes fraction"), rotation=90, fontsize=8,

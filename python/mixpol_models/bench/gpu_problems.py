@@ -1,4 +1,4 @@
-"""Each op on drawn inputs, held to float64: what a GPU's kernels are checked with, before they are timed or trusted.
+"""Problems for checking and timing GPU kernels: each op on random inputs, with errors against float64.
 
 Activations are smooth, so that a unit within rounding of a kink does not count as an error.
 """
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import mixpol_kernels as mk
-from mixpol_models.bench.gate import GRADIENT_FACTOR, MULTIPLES, OUTPUT_FACTOR, largest_error, short
+from mixpol_models.bench.gate import MULTIPLES, budget, largest_error, short
 
 ITEMS = 500
 Leaves = Mapping[str, Tensor]
@@ -66,12 +66,10 @@ class Problem:
         # multiples are not exact in 16 bits.
         multiples = MULTIPLES if dtype == torch.float32 else MULTIPLES[:1]
         draws = [self.run("reference", device, dtype, multiple) for multiple in multiples]
-        eps, shares = torch.finfo(dtype).eps, {}
+        shares = {}
         for name, truth in self.truth.items():
-            factor = OUTPUT_FACTOR if name == "output" else GRADIENT_FACTOR
             plain = max(largest_error(draw[name], truth) for draw in draws)
-            allowed = factor * plain + eps * float(truth.abs().max())
-            shares[name] = largest_error(got[name], truth) / allowed
+            shares[name] = largest_error(got[name], truth) / budget(name, plain, truth, dtype)
         return shares
 
 
@@ -162,13 +160,15 @@ def mixed_problem(size: Size, width: int, units: tuple[int, ...]) -> Problem:
     ids = drawn.integers(0, ITEMS, size.users, size.length)
 
     def call(leaves: Leaves, others: Leaves, backend: str) -> Tensor:
-        weights, biases = _layers(leaves)
+        history, unit = (
+            mk.History(others["ids"], lengths=others["lengths"]),
+            mk.ActivationUnit(*_layers(leaves), "silu"),
+        )
+        fusion = mk.FusionParameters("tapf", leaves["polarity table"], _gate(leaves))
+        table, polarity = leaves["item table"], others["polarity"]
         return _pooled(
-            mk.mixed_polarity_attention(
-                leaves["target"], others["ids"], others["polarity"], leaves["item table"], leaves["polarity table"],
-                weights, biases, gate=_gate(leaves), activation="silu", lengths=others["lengths"], backend=backend,
-            )
-        )  # fmt: skip
+            mk.mixed_polarity_attention(leaves["target"], history, polarity, table, unit, fusion, backend=backend)
+        )
 
     return Problem(leaves, {"lengths": drawn.lengths, "polarity": drawn.polarity(), "ids": ids}, call)
 

@@ -1,4 +1,4 @@
-"""The work that an op cannot do without, and what this machine can do at best: benchmarks/ROOFLINE.md has the law."""
+"""Roofline: minimal work of each op and peaks of this machine; benchmarks/ROOFLINE.md has the formulas."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FLOAT = 4
 
 @dataclass(frozen=True)
 class Work:
-    """Of a forward, or of a forward and a backward: operations (a multiply-add is two) and bytes from memory."""
+    """Operations (a multiply-add is two) and bytes from memory, of a forward or of a forward and backward."""
 
     operations: float
     bytes: float
@@ -26,19 +26,19 @@ class Work:
         return Work(self.operations + other.operations, self.bytes + other.bytes)
 
     def times(self, tokens: int) -> Work:
-        """That of so many tokens."""
+        """The work of `tokens` tokens."""
         return Work(self.operations * tokens, self.bytes * tokens)
 
 
 @dataclass(frozen=True)
 class Peaks:
-    """What the machine reaches with all threads: GFLOP/s of torch's SGEMM, GB/s of `a = b + c` out of cache."""
+    """Peaks of the machine with all threads: GFLOP/s of torch's SGEMM, GB/s of `a = b + c` out of cache."""
 
     gflops: float
     gbytes: float
 
     def share(self, work: Work, milliseconds: float) -> float:
-        """Least time that the peaks allow, over the time taken."""
+        """Share of the roofline: the least time that the peaks allow over the time taken."""
         least = max(work.operations / (1e9 * self.gflops), work.bytes / (1e9 * self.gbytes))
         return least / (1e-3 * milliseconds)
 

@@ -1,4 +1,4 @@
-"""`python -m mixpol_models.bench.turns`: one turn of a comparison, a process of its own; see `compare`.
+"""`python -m mixpol_models.bench.compare_worker`: one turn of a comparison, a process of its own; see `compare`.
 
 Reads {"shapes": [...], "seconds": ..., "check": ...} from standard input, times the fused form of each shape on the
 library that MIXPOL_LIBRARY names, and prints [[forward ms, forward and backward ms], ...].
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import sys
 from functools import partial
-from statistics import median
 
 import torch
 
@@ -17,12 +16,12 @@ from mixpol_kernels.library import library
 from mixpol_models.bench.case import FUSED
 from mixpol_models.bench.cases import make_case
 from mixpol_models.bench.shapes import Shape
-from mixpol_models.bench.timing import interleaved, per_round
+from mixpol_models.bench.timing import interleaved
 
 _ROUNDS = 9
 
 
-def turn(shape: Shape, seconds: float, check: bool) -> tuple[float, float]:
+def time_shape(shape: Shape, seconds: float, check: bool) -> tuple[float, float]:
     """Medians of the fused form in ms: forward, forward and backward.
 
     Raises:
@@ -32,9 +31,8 @@ def turn(shape: Shape, seconds: float, check: bool) -> tuple[float, float]:
     if check:
         case.check(FUSED)
     calls = {"forward": torch.no_grad()(case.forms[FUSED]), "total": partial(case.step, FUSED)}
-    times = interleaved(calls, case.clear, _ROUNDS, seconds / 2)
-    forward, total = (1e3 * median(per_round(times[what])) for what in calls)
-    return forward, total
+    times = interleaved(calls, _ROUNDS, seconds / 2, case.clear)
+    return 1e3 * times.median("forward"), 1e3 * times.median("total")
 
 
 def main() -> int:
@@ -44,7 +42,7 @@ def main() -> int:
         print(library.reason, file=sys.stderr)
         return 1
     shapes = [Shape(**{**fields, "hidden": tuple(fields["hidden"])}) for fields in request["shapes"]]
-    json.dump([turn(shape, request["seconds"], request["check"]) for shape in shapes], sys.stdout)
+    json.dump([time_shape(shape, request["seconds"], request["check"]) for shape in shapes], sys.stdout)
     return 0
 
 

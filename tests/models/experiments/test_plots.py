@@ -1,4 +1,4 @@
-"""Where points stand in pictures, and what fits on a page of a report."""
+"""Coordinates of points in plots, and the width of report tables."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mixpol_models.experiments import report_pictures
+from mixpol_models.experiments import report_plots
 from mixpol_models.experiments.report import _COLUMNS, _PAGE, _html_table
-from mixpol_models.experiments.report_pictures import Series, plot_series
+from mixpol_models.experiments.report_plots import Series, plot_series
 from mixpol_models.experiments.tables import ResultTable
 
 NAMES = ["mixed", "mixed + bias", "mixed + TAPF"]
@@ -19,7 +19,7 @@ NAMES = ["mixed", "mixed + bias", "mixed + TAPF"]
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_points_stand_around_their_ticks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n: int) -> None:
     drawn = []
-    monkeypatch.setattr(report_pictures, "save_figure", lambda figure, path, title: drawn.append(figure))
+    monkeypatch.setattr(report_plots, "save_figure", lambda figure, path, title: drawn.append(figure))
     y = [0.1, 0.2, 0.3]
     plot_series([Series(str(i), None, NAMES, y, y, y) for i in range(n)], tmp_path / "x.png", "", "", "")
     (axes,) = drawn[0].axes

@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 
 from mixpol_models.data import Examples, ExampleSet
-from mixpol_models.data.histories import HistoryStore
 
 
 def frozen_test(examples: Examples) -> ExampleSet:
@@ -23,7 +22,7 @@ def frozen_test(examples: Examples) -> ExampleSet:
     first_of_user = np.ones(len(rows), bool)
     first_of_user[1:] = user[1:] != user[:-1]
     first_row = rows[first_of_user][np.cumsum(first_of_user) - 1]
-    store = HistoryStore.from_log(log)
+    store = log.history_store()
     before = store.before.copy()
     before[rows] = store.before[first_row]
     return replace(examples.test, histories=replace(store, before=before).select(rows, examples.sequence))

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from mixpol_models.data import InteractionLog, load_kuairand
-from mixpol_models.experiments.floors import floors
+from mixpol_models.experiments.baselines import rate_baselines
 from mixpol_models.experiments.subset import some_users
 
 
@@ -33,7 +33,7 @@ def test_by_hand() -> None:
     item = {0: (2 + 20 * m) / 22, 1: (1 + 20 * m) / 22, 5: m}
     user = {0: (1 + 10 * m) / 12, 1: (2 + 10 * m) / 12, 2: m}
     tab = {0: (1 + 20 * m) / 21, 1: (1 + 20 * m) / 21}
-    plain, with_tab = floors(small_log())
+    plain, with_tab = rate_baselines(small_log())
     rows = sorted([(0, 1, 1), (1, 0, 0), (2, 5, 1)])
     assert plain.score == pytest.approx([item[i] * user[u] for u, i, _ in rows])
     assert with_tab.score == pytest.approx([item[i] * user[u] * tab[c] for u, i, c in rows])
@@ -42,16 +42,16 @@ def test_by_hand() -> None:
 
 
 def test_no_tab_floor_without_contexts(log: InteractionLog) -> None:
-    assert [floor.name for floor in floors(log)] == ["item × user"]
+    assert [rates.name for rates in rate_baselines(log)] == ["item × user"]
 
 
 def test_published_floors(real_kuairand: Path) -> None:
     """The figures of the data's README: .7403 and .7545 on 29 + 30 April, .7408 on 30 April."""
     log = load_kuairand(real_kuairand)
-    assert floors(log)[0].auc == pytest.approx(0.7408, abs=6e-5)
+    assert rate_baselines(log)[0].auc == pytest.approx(0.7408, abs=6e-5)
     test = pl.lit("test", log.frame.schema["split"])
     both_days = pl.when(pl.col("split") == "valid").then(test).otherwise(pl.col("split"))
-    plain, with_tab = floors(replace(log, frame=log.frame.with_columns(split=both_days)))
+    plain, with_tab = rate_baselines(replace(log, frame=log.frame.with_columns(split=both_days)))
     assert (plain.auc, with_tab.auc) == pytest.approx((0.7403, 0.7545), abs=6e-5)
 
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from mixpol_models.experiments.seeds import paired_t, sign_flip
+from mixpol_models.experiments.significance import paired_t, sign_flip
 
 
 def test_paired_t_in_closed_form() -> None:
