@@ -100,7 +100,7 @@ MIXPOL_INLINE vec spread(uint32_t bits, float x) {
 }
 #endif
 
-// Zeros past the caches. Others see such stores in no order before `settle`.
+// Zeros by non-temporal stores, which are weakly ordered until store_fence().
 MIXPOL_INLINE void stream_zeros(void* to, int64_t bytes) {
 #if defined(MIXPOL_ISA_avx512) || defined(MIXPOL_ISA_avx2)
     char *p = static_cast<char*>(to), *const end = p + bytes;
@@ -118,7 +118,7 @@ MIXPOL_INLINE void stream_zeros(void* to, int64_t bytes) {
 #endif
 }
 
-MIXPOL_INLINE void settle() {
+MIXPOL_INLINE void store_fence() {
 #if defined(MIXPOL_ISA_avx512) || defined(MIXPOL_ISA_avx2)
     _mm_sfence();
 #endif

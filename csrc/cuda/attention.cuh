@@ -230,29 +230,20 @@ inline void launch_attention(const AttentionForward& a, const Tables& tables, cu
     };
     auto with = [&](auto activation) {
         constexpr Activation A = decltype(activation)::value;
-        if (a.fusion.kind == Fusion::none) {
-            start(&attention_forward<A, false>);
-        } else {
-            start(&attention_forward<A, true>);
+        if constexpr (!row_wise(A)) {  // which read_unit refuses
+            if (a.fusion.kind == Fusion::none) {
+                start(&attention_forward<A, false>);
+            } else {
+                start(&attention_forward<A, true>);
+            }
         }
     };
     switch (a.unit.activation) {
-        case Activation::relu:
-            return with(std::integral_constant<Activation, Activation::relu>{});
-        case Activation::prelu:
-            return with(std::integral_constant<Activation, Activation::prelu>{});
-        case Activation::sigmoid:
-            return with(std::integral_constant<Activation, Activation::sigmoid>{});
-        case Activation::silu:
-            return with(std::integral_constant<Activation, Activation::silu>{});
-        case Activation::tanh:
-            return with(std::integral_constant<Activation, Activation::tanh>{});
-        case Activation::gelu:
-            return with(std::integral_constant<Activation, Activation::gelu>{});
-        case Activation::dice:
-            return with(std::integral_constant<Activation, Activation::dice>{});
-        case Activation::dice_row:
-            return;  // refused by read_unit
+#define MIXPOL_CASE(name)  \
+    case Activation::name: \
+        return with(std::integral_constant<Activation, Activation::name>{});
+        MIXPOL_ACTIVATIONS(MIXPOL_CASE)
+#undef MIXPOL_CASE
     }
 }
 

@@ -10,17 +10,16 @@
 
 namespace mixpol {
 
-enum class Activation : int {
-    relu = 0,
-    prelu = 1,
-    sigmoid = 2,
-    silu = 3,
-    tanh = 4,
-    gelu = 5,
-    dice = 6,
-    dice_row = 7
-};
-constexpr int ACTIVATION_COUNT = 8;
+// Every activation, in the order of its code, which is that of mixpol_kernels/ops/unit.py's ACTIVATIONS.
+#define MIXPOL_ACTIVATIONS(X) X(relu) X(prelu) X(sigmoid) X(silu) X(tanh) X(gelu) X(dice) X(dice_row)
+
+#define MIXPOL_NAME(name) name,
+enum class Activation : int { MIXPOL_ACTIVATIONS(MIXPOL_NAME) };
+#undef MIXPOL_NAME
+#define MIXPOL_ONE(name) +1
+constexpr int ACTIVATION_COUNT = MIXPOL_ACTIVATIONS(MIXPOL_ONE);
+#undef MIXPOL_ONE
+
 enum class Normalize : int { none = 0, softmax = 1, sigmoid = 2 };
 constexpr int NORMALIZE_COUNT = 3;
 

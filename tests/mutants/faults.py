@@ -59,8 +59,8 @@ CPU = (
     Fault(
         "a sum over a long history without its compensation",
         "csrc/cpu/kernels/tokens.h",
-        "store(lost, load(lost) + ((before - (after - added)) + (x - added)));",
-        "store(lost, vec{});",
+        "store(compensation, load(compensation) + ((before - (after - added)) + (x - added)));",
+        "store(compensation, vec{});",
         ("tests/ops/target_attention/test_compensated_sums.py",),
     ),
     Fault(

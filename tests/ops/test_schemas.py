@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from mixpol_kernels.ops.unit import ACTIVATIONS
 from mixpol_kernels.testing import schemas
 
 PINNED = Path(__file__).parents[2] / "csrc" / "schemas.inc"
@@ -24,3 +25,9 @@ def test_signatures_are_the_pinned_ones() -> None:
 
 def test_the_file_is_what_the_command_writes() -> None:
     assert PINNED.read_text() == schemas.text(), "csrc/schemas.inc was edited by hand; run `make schemas`"
+
+
+def test_activations_have_the_same_codes_in_cpp() -> None:
+    listed = re.search(r"#define MIXPOL_ACTIVATIONS\(X\)(.*)", (PINNED.parent / "math" / "activations.h").read_text())
+    assert listed
+    assert tuple(re.findall(r"X\((\w+)\)", listed[1])) == ACTIVATIONS

@@ -26,7 +26,7 @@ struct UnitScratch {
     float* outer_spare;         // [2][H1][Dp]; of LongSums, as `spare`
     float* spare;               // [2][floats of UnitSums]
     float* grad_constants;      // [GROUP][H1p]
-    float* lost;                // what one of their sums lost, or those of add_normalised [3][H1p]
+    float* compensation;        // what one of their sums lost, or those of add_normalised [3][H1p]
     float* row;                 // row-wise activations: gradients of one row, sums over rows [2][max H_i p]
     const float* rows[CHUNK];
     uint32_t keys[CHUNK];  // of the chunk's tokens, where units are dropped
@@ -76,7 +76,7 @@ static inline UnitScratch carve_scratch(const ActivationUnit& unit, bool backwar
         s.outer_spare = arena.take(2 * h * dp);
         s.spare = arena.take(2 * UnitScratch::sum_floats(unit));
         s.grad_constants = arena.take(GROUP * hp);
-        s.lost = arena.take(NORMALISED_SUMS * hp);
+        s.compensation = arena.take(NORMALISED_SUMS * hp);
     }
     if (halves) {
         int64_t widest = dp;
@@ -467,7 +467,7 @@ template <Activation A>
 }
 
 // Of Dice in one layer that is normalised by its own batch: what a chunk adds to Σ dn (x - mean), Σ dn and
-// Σ (x - mean), [3][H p]; what they lost to s.lost.
+// Σ (x - mean), [3][H p]; what they lost to s.compensation.
 [[maybe_unused]] static __attribute__((noinline)) void add_normalised(
     const ActivationUnit& unit, const PackedUnit& packed, const Chunk& chunk, const float* const* tokens,
     const float* grad_scores, const float* mean, UnitScratch& s, float* sums) {
@@ -488,7 +488,7 @@ template <Activation A>
             total[2] += off;
         }
         for (int i = 0; i < NORMALISED_SUMS; i++)
-            add_exactly(sums + i * hp + c, s.lost + i * hp + c, total[i]);
+            add_compensated(sums + i * hp + c, s.compensation + i * hp + c, total[i]);
     }
 }
 

@@ -131,8 +131,8 @@ void forward(const AttentionForward& a, ForwardUnit score, int64_t begin, int64_
             running.weigh(s.weights, weights, span.n, s.pooled, sums);
             weights = s.weights;
         }
-        float* const lost = span.whole() ? nullptr : s.pooled + wide;
-        add_weighted(s.pooled, lost, weights, s.rows + span.begin, span.n, wide);
+        float* const compensation = span.whole() ? nullptr : s.pooled + wide;
+        add_weighted(s.pooled, compensation, weights, s.rows + span.begin, span.n, wide);
         const int64_t* const positions = chunk.positions + span.begin;
         if (float* const attention = a.attention ? a.attention + span.candidate : nullptr)
             for (int i = 0; i < span.n; i++) attention[positions[i] * candidates] = s.scores[span.begin + i];
@@ -140,7 +140,7 @@ void forward(const AttentionForward& a, ForwardUnit score, int64_t begin, int64_
             put_bits(a.bits + span.candidate * bytes, candidates * bytes, bytes, positions, span.n,
                      s.bits + span.begin);
         if (!span.last) return;
-        if (lost) settle_sums(s.pooled, lost, wide);
+        if (compensation) compensate_sums(s.pooled, compensation, wide);
         if (softmax && span.seen + span.n > 0) {
             const vec total = broadcast(static_cast<float>(running.total));
             for (int c = 0; c < wide; c += W) store(s.pooled + c, load(s.pooled + c) / total);
@@ -283,8 +283,8 @@ void backward(const AttentionBackward& a, RecomputeSignal recompute, int64_t use
         const float* x = s.unit.constants + span.in_group * hp;
         const vec pads = broadcast(static_cast<float>(pads_of(a.history, span.user, a.pad_to)));
         for (int c = 0; c < hp; c += W)
-            add_exactly(
-                out + c, s.unit.lost + c,
+            add_compensated(
+                out + c, s.unit.compensation + c,
                 pads * fma(load(x + c) - load(a.mean + c), load(a.grad_square + c), load(a.grad_mean + c)));
     };
     auto write = [&](const Chunk& chunk, const Span& span) {
@@ -331,11 +331,11 @@ void backward(const AttentionBackward& a, RecomputeSignal recompute, int64_t use
                 add_rows(grad_constant, signal + span.begin * ld, ld, span.n, hp);
                 continue;
             }
-            if (span.first()) zero(s.unit.lost, hp);
-            add_rows(grad_constant, s.unit.lost, signal + span.begin * ld, ld, span.n, hp);
+            if (span.first()) zero(s.unit.compensation, hp);
+            add_rows(grad_constant, s.unit.compensation, signal + span.begin * ld, ld, span.n, hp);
             if (!span.last) continue;
             if (a.mean) add_pads(span, grad_constant);
-            settle_sums(grad_constant, s.unit.lost, hp);
+            compensate_sums(grad_constant, s.unit.compensation, hp);
         }
         add_outer(outer, signal, ld, hidden, chunk, s.rows, wide, s.unit.halves);
 
@@ -377,20 +377,15 @@ int64_t attention_scratch_floats(const Pass& pass, bool backward) {
 }
 
 void attention_forward(const AttentionForward& a, int64_t begin, int64_t end, float* memory) {
-    static constexpr ForwardUnit score[ACTIVATION_COUNT] = {
-        unit_forward<Activation::relu>, unit_forward<Activation::prelu>,   unit_forward<Activation::sigmoid>,
-        unit_forward<Activation::silu>, unit_forward<Activation::tanh>,    unit_forward<Activation::gelu>,
-        unit_forward<Activation::dice>, unit_forward<Activation::dice_row>};
+#define MIXPOL_SCORE(name) unit_forward<Activation::name>,
+    static constexpr ForwardUnit score[] = {MIXPOL_ACTIVATIONS(MIXPOL_SCORE)};
     forward(a, score[static_cast<int>(a.unit.activation)], begin, end, memory);
 }
 
 void attention_backward(const AttentionBackward& a, int64_t user_begin, int64_t user_end, float* memory,
                         const UnitSums& sums, const FusionSums& fusion_sums) {
-    static constexpr RecomputeSignal recompute[ACTIVATION_COUNT] = {
-        signal_by_recomputing<Activation::relu>,    signal_by_recomputing<Activation::prelu>,
-        signal_by_recomputing<Activation::sigmoid>, signal_by_recomputing<Activation::silu>,
-        signal_by_recomputing<Activation::tanh>,    signal_by_recomputing<Activation::gelu>,
-        signal_by_recomputing<Activation::dice>,    signal_by_recomputing<Activation::dice_row>};
+#define MIXPOL_RECOMPUTE(name) signal_by_recomputing<Activation::name>,
+    static constexpr RecomputeSignal recompute[] = {MIXPOL_ACTIVATIONS(MIXPOL_RECOMPUTE)};
     backward(a, recompute[static_cast<int>(a.unit.activation)], user_begin, user_end, memory, sums,
              fusion_sums);
 }
@@ -405,12 +400,13 @@ void normalised_sums(const AttentionBackward& a, int64_t user_begin, int64_t use
         fusion_group(a.fusion, a.packed_fusion, s.group.rows, n, s.fusion);
     };
     const int hp = padded(a.unit.units[0]);
-    zero(s.unit.lost, NORMALISED_SUMS * hp);
+    zero(s.unit.compensation, NORMALISED_SUMS * hp);
     auto add_pads = [&](const Span& span) {
         const float* x = s.unit.constants + span.in_group * hp;
         const vec pads = broadcast(static_cast<float>(pads_of(a.history, span.user, a.pad_to)));
         for (int c = 0; c < hp; c += W)
-            add_exactly(sums + 2 * hp + c, s.unit.lost + 2 * hp + c, pads * (load(x + c) - load(a.mean + c)));
+            add_compensated(sums + 2 * hp + c, s.unit.compensation + 2 * hp + c,
+                            pads * (load(x + c) - load(a.mean + c)));
     };
     double average = 0;
     auto work = [&](const Chunk& chunk) {
@@ -424,7 +420,7 @@ void normalised_sums(const AttentionBackward& a, int64_t user_begin, int64_t use
                      static_cast<float*>(a.grad_tokens), a.width);
     };
     for_user_chunks(a, user_begin, user_end, s.group, group, work, [](int64_t, int) {});
-    settle_sums(sums, s.unit.lost, NORMALISED_SUMS * hp);
+    compensate_sums(sums, s.unit.compensation, NORMALISED_SUMS * hp);
 }
 
 }  // namespace mixpol::cpu::MIXPOL_ISA

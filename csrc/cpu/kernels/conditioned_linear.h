@@ -114,7 +114,7 @@ MIXPOL_INLINE void conditioned(const Blocks& blocks, const Chunk& chunk, const f
             for_rows(span.n, [&]<int R>(int r) __attribute__((always_inline)) {
                 const float* const* x = rows + span.begin + r;
                 if (span.begin + r < coming)
-                    ask_under<R, V>(next + span.begin + r, c * int64_t{4}, row_bytes);
+                    prefetch_under<R, V>(next + span.begin + r, c * int64_t{4}, row_bytes);
                 Tile<R, V> acc;
                 clear(acc);
                 if (build && low) {

@@ -70,7 +70,7 @@ Scratch carve(const DotPass& a, bool backward, Arena& arena) {
 // Each product is one chain a lane and one order of adding the lanes, whatever tile it falls into. `next` is
 // asked for on the way.
 __attribute__((noinline)) void dots(const float* queries, int rows, const float* const* tokens, int n,
-                                    int wide, float* out, const Ahead* next = nullptr) {
+                                    int wide, float* out, const Prefetch* next = nullptr) {
     for (int i = 0; i < n; i += 4) {
         if (next) next->ask(i, i + 4, 0);
         const float* x[4];
@@ -213,7 +213,7 @@ void forward_part(const DotForward& a, const Part& part, int64_t user_end, Scrat
     if (a.top_k) choose_all(a, part, tokens, s);
     const int64_t soon = part.user + 2 < user_end ? part.user + 2 : user_end;
     Cursor cursor(a.history, part.user);
-    Ahead next;
+    Prefetch next;
     bool any = false;
     while (int n = cursor.fill(s.positions)) {
         next.find(tokens, a.history, cursor, part.user, soon, width);
@@ -270,7 +270,7 @@ void backward_part(const DotBackward& a, const Part& part, int64_t user_end, boo
 
     const int64_t soon = part.user + 2 < user_end ? part.user + 2 : user_end;
     Cursor first(a.history, part.user);
-    Ahead next;
+    Prefetch next;
     float* weights = s.scores;
     while (int n = first.fill(s.positions)) {
         next.find(tokens, a.history, first, part.user, soon, width);

@@ -21,7 +21,7 @@ struct FusionScratch {
     float* tables;        // a chunk's sums of small tables [rows + extra_rows][Dp]
     float* grad_pulls;    // [GROUP][Dp]
     float* grad_constants;  // [GROUP][Dp], full gate only
-    float* lost;            // what the sums of one of each lost [2][Dp]
+    float* compensation;    // what the sums of one of each lost [2][Dp]
     LongSums gate_sums;
     const float* raw[CHUNK];
     Halves halves;
@@ -71,7 +71,7 @@ static inline FusionScratch carve_scratch(const PolarityFusion& fusion, bool bac
         s.gate_sum = arena.take(d * dp);
         s.gate_spare = arena.take(2 * d * dp);
         s.gate_sums = {s.gate_sum, d * dp, s.gate_spare};
-        s.lost = arena.take(2 * dp);
+        s.compensation = arena.take(2 * dp);
         s.grad_pulls = arena.take(GROUP * dp);
         if (fusion.full_gate) s.grad_constants = arena.take(GROUP * dp);
     }
@@ -159,7 +159,7 @@ MIXPOL_INLINE void fuse_backward(const PolarityFusion& fusion, const PackedFusio
         const float* pull = s.pulls + in_group;
         float *grad_pull = s.grad_pulls + in_group,
               *grad_constant = s.grad_constants ? s.grad_constants + in_group : sums.bias;
-        if (span.first() && !span.last) zero(s.lost, 2 * wide);
+        if (span.first() && !span.last) zero(s.compensation, 2 * wide);
         for (int c = 0; c < wide; c += W) {
             vec pulled{}, biased{};
             for (int i = span.begin; i < span.begin + span.n; i++) {
@@ -177,16 +177,16 @@ MIXPOL_INLINE void fuse_backward(const PolarityFusion& fusion, const PackedFusio
                 store(grad_constant + c, load(grad_constant + c) + biased);
                 continue;
             }
-            add_exactly(grad_pull + c, s.lost + c, pulled);
+            add_compensated(grad_pull + c, s.compensation + c, pulled);
             if (s.grad_constants) {
-                add_exactly(grad_constant + c, s.lost + wide + c, biased);
+                add_compensated(grad_constant + c, s.compensation + wide + c, biased);
             } else {
                 store(grad_constant + c, load(grad_constant + c) + biased);
             }
         }
         if (span.whole() || !span.last) continue;
-        settle_sums(grad_pull, s.lost, wide);
-        if (s.grad_constants) settle_sums(grad_constant, s.lost + wide, wide);
+        compensate_sums(grad_pull, s.compensation, wide);
+        if (s.grad_constants) compensate_sums(grad_constant, s.compensation + wide, wide);
     }
     if (small) axpy(sums.table, 1.0f, polarities, fusion.rows * wide);
     if (small_extra) axpy(sums.extra, 1.0f, extras, fusion.extra_rows * wide);

@@ -267,15 +267,15 @@ constexpr int64_t SUM_RUN = 16;
 // Σ rows from column c on, in short runs whose sums lose nothing; T is a vector or one float.
 template <class T, class Load>
 MIXPOL_INLINE T sum_column(const float* const* rows, int64_t count, Load&& at) {
-    T total{}, lost{};
+    T total{}, compensation{};
     for (int64_t r = 0; r < count;) {
         T run = at(rows[r++]);
         for (int64_t end = r + SUM_RUN - 1; r < end && r < count; r++) run += at(rows[r]);
         const T after = total + run, added = after - total;
-        lost += (total - (after - added)) + (run - added);
+        compensation += (total - (after - added)) + (run - added);
         total = after;
     }
-    return lost - lost == T{} ? total + lost : total;
+    return compensation - compensation == T{} ? total + compensation : total;
 }
 
 }  // namespace

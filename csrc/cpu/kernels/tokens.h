@@ -77,9 +77,9 @@ MIXPOL_INLINE void copy_padded(float* to, const float* from, int width, int padd
     for (int i = width; i < padded_width; i++) to[i] = 0;
 }
 
-// Rows that will be needed soon: histories start at scattered places, and the hardware sees a stream only
+// Prefetches upcoming rows: histories start at scattered places, and the hardware sees a stream only
 // once it is under way.
-struct Ahead {
+struct Prefetch {
     int n = 0;
     int64_t bytes = 0;                   // of a row
     const char* rows[CHUNK + MAX_ROWS];  // the last one repeated, so that a tile need not look where they end
@@ -109,7 +109,7 @@ struct Ahead {
 
 // A tile's share of them: R rows, and of those what lies under V vectors.
 template <int R, int V>
-MIXPOL_INLINE void ask_under(const char* const* rows, int64_t byte, int64_t bytes) {
+MIXPOL_INLINE void prefetch_under(const char* const* rows, int64_t byte, int64_t bytes) {
 #pragma GCC unroll 4
     for (int64_t at = byte; at < byte + V * W * 4; at += 64) {
         if (at >= bytes) return;
@@ -144,7 +144,7 @@ MIXPOL_INLINE void zero_pads(const History& history, int64_t user, T* out, int64
         }
         begin = stop;
     }
-    if (past) settle();
+    if (past) store_fence();
 }
 
 // Padded copies of the targets that are worked on together.
@@ -171,7 +171,7 @@ struct Chunk {
     int n = 0, count = 0;
     Span spans[GROUP];
     int64_t positions[CHUNK];
-    Ahead next;  // asked for among the tiles of the chunk's products
+    Prefetch next;  // asked for among the tiles of the chunk's products
 };
 
 // The same for the users that the chunk begins.
@@ -347,36 +347,40 @@ MIXPOL_INLINE void add_rows(float* out, const float* rows, int64_t ld, int n, in
     });
 }
 
-// out += x for sums over many chunks, where one chain would lose its low bits: `lost` gathers what the
-// additions round away (Knuth's exact difference), for `settled`. `out` itself is the plain chain.
-MIXPOL_INLINE void add_exactly(float* out, float* lost, vec x) {
+// out += x for sums over many chunks, where one chain would lose its low bits: `compensation` gathers what
+// the additions round away (Knuth's exact difference), for `compensated`. `out` itself is the plain chain.
+MIXPOL_INLINE void add_compensated(float* out, float* compensation, vec x) {
     const vec before = load(out), after = before + x, added = after - before;
-    store(lost, load(lost) + ((before - (after - added)) + (x - added)));
+    store(compensation, load(compensation) + ((before - (after - added)) + (x - added)));
     store(out, after);
 }
 
-// The sum and what it lost. Of an infinite sum that is no number, and does not count.
-MIXPOL_INLINE vec settled(vec sum, vec lost) { return lost - lost == vec{} ? sum + lost : sum; }
-
-MIXPOL_INLINE void settle_sums(float* sums, const float* lost, int64_t floats) {
-    for (int64_t i = 0; i < floats; i += W) store(sums + i, settled(load(sums + i), load(lost + i)));
+// The sum with its compensation, which of an infinite sum is NaN and does not count.
+MIXPOL_INLINE vec compensated(vec sum, vec compensation) {
+    return compensation - compensation == vec{} ? sum + compensation : sum;
 }
 
-MIXPOL_INLINE void add_rows(float* out, float* lost, const float* rows, int64_t ld, int n, int padded_width) {
+MIXPOL_INLINE void compensate_sums(float* sums, const float* compensation, int64_t floats) {
+    for (int64_t i = 0; i < floats; i += W)
+        store(sums + i, compensated(load(sums + i), load(compensation + i)));
+}
+
+MIXPOL_INLINE void add_rows(float* out, float* compensation, const float* rows, int64_t ld, int n,
+                            int padded_width) {
     for_sums(padded_width, [&]<int V>(int c) __attribute__((always_inline)) {
         vec total[V];
         column_sums(rows + c, ld, n, total);
-        for (int v = 0; v < V; v++) add_exactly(out + c + v * W, lost + c + v * W, total[v]);
+        for (int v = 0; v < V; v++) add_compensated(out + c + v * W, compensation + c + v * W, total[v]);
     });
 }
 
 // Sums to which a chunk adds in every element: one chain of a chunk's sums loses its low bits where there are
 // many. After every FOLD chunks they move to a total that does not; fewer stay what they are.
 constexpr int FOLD = 32;
-[[maybe_unused]] static __attribute__((noinline)) void move_sums(float* sums, float* total, float* lost,
-                                                                 int64_t floats) {
+[[maybe_unused]] static __attribute__((noinline)) void move_sums(float* sums, float* total,
+                                                                 float* compensation, int64_t floats) {
     for (int64_t i = 0; i < floats; i += W) {
-        add_exactly(total + i, lost + i, load(sums + i));
+        add_compensated(total + i, compensation + i, load(sums + i));
         store(sums + i, vec{});
     }
 }
@@ -403,7 +407,8 @@ class LongSums {
     inline __attribute__((always_inline)) void finish() {
         if (!moved_) return;
         move();
-        for (int64_t i = 0; i < floats_; i += W) store(sums_ + i, settled(load(total_ + i), load(lost_ + i)));
+        for (int64_t i = 0; i < floats_; i += W)
+            store(sums_ + i, compensated(load(total_ + i), load(lost_ + i)));
     }
 
     // All that was added to [at, at + floats) so far times a factor.
@@ -429,9 +434,9 @@ class LongSums {
     bool moved_ = false;
 };
 
-// out += Σ weights[i] rows[i]; `lost` as in add_exactly, or null where that is the whole sum.
-MIXPOL_INLINE void add_weighted(float* out, float* lost, const float* weights, const float* const* rows,
-                                int n, int padded_width) {
+// out += Σ weights[i] rows[i]; `compensation` as in add_compensated, or null where that is the whole sum.
+MIXPOL_INLINE void add_weighted(float* out, float* compensation, const float* weights,
+                                const float* const* rows, int n, int padded_width) {
     for_sums(padded_width, [&]<int V>(int c) __attribute__((always_inline)) {
         vec total[V]{};
         for (int i = 0; i < n; i++) {
@@ -442,8 +447,8 @@ MIXPOL_INLINE void add_weighted(float* out, float* lost, const float* weights, c
         }
         for (int v = 0; v < V; v++) {
             float* const to = out + c + v * W;
-            if (lost) {
-                add_exactly(to, lost + c + v * W, total[v]);
+            if (compensation) {
+                add_compensated(to, compensation + c + v * W, total[v]);
             } else {
                 store(to, load(to) + total[v]);
             }

@@ -15,7 +15,7 @@ struct Scratch {
     float* tokens;        // staged rows [CHUNK][Dp]
     float* grad_tokens;   // [CHUNK][Dp]
     float* pad;           // a zero token [Dp]
-    float* lost;          // forward: what the sum of squares lost [H_last p]
+    float* compensation;  // forward: what the sum of squares lost [H_last p]
     const float* rows[CHUNK];
     float* grads[CHUNK];
 };
@@ -29,7 +29,7 @@ Scratch carve(const Pass& pass, Arena& arena) {
     s.tokens = arena.take(CHUNK * wide);
     s.grad_tokens = arena.take(CHUNK * wide);
     s.pad = arena.take(wide);
-    s.lost = arena.take(padded(pass.unit.units[pass.unit.layers - 1]));
+    s.compensation = arena.take(padded(pass.unit.units[pass.unit.layers - 1]));
     return s;
 }
 
@@ -63,9 +63,9 @@ MIXPOL_INLINE void for_runs(int n, Body&& body) {
 }
 
 // Adds n rows of weight `each` to running moments (Chan, Golub and LeVeque 1979): no difference of large
-// sums. The rows count from the mean so far, so that theirs is rounded at the scale of the spread. `lost`:
-// what the squares lack.
-void add_moments(Moments& moments, float* lost, const float* rows, int n, int hp, double each) {
+// sums. The rows count from the mean so far, so that theirs is rounded at the scale of the spread.
+// `compensation`: what the squares lack.
+void add_moments(Moments& moments, float* compensation, const float* rows, int n, int hp, double each) {
     const double before = moments.count, added = n * each;
     moments.count += added;
     const vec rows_there = broadcast(static_cast<float>(n)), weight = broadcast(static_cast<float>(each));
@@ -98,8 +98,9 @@ void add_moments(Moments& moments, float* lost, const float* rows, int n, int hp
             if (before == 0) store(mean, from[v]);
             const vec off = delta[v] - load(rest), moved = fma(off, share, load(rest));
             store(rest, vec{});
-            add_exactly(mean, rest, moved);
-            add_exactly(moments.squares + at, lost + at, fma(off * off, between, spread[v] * weight));
+            add_compensated(mean, rest, moved);
+            add_compensated(moments.squares + at, compensation + at,
+                            fma(off * off, between, spread[v] * weight));
         }
     });
 }
@@ -120,7 +121,7 @@ void forward(const StatisticsPass& a, PreActivations layers, int64_t user_begin,
     Scratch s = carve(a, arena);
     const int last = a.unit.layers - 1, out = padded(a.unit.units[last]);
     zero(s.pad, padded(a.width));
-    zero(s.lost, out);
+    zero(s.compensation, out);
     auto group = [&](int64_t, int n) { unit_group(a.unit, a.packed_unit, s.group.rows, n, s.unit); };
     auto work = [&](const Chunk& chunk) {
         stage_rows(a.tokens, a.history, chunk, a.width, s.tokens, s.rows);
@@ -129,7 +130,8 @@ void forward(const StatisticsPass& a, PreActivations layers, int64_t user_begin,
         for (int k = 0; k < chunk.count; k++) {
             const Span& span = chunk.spans[k];
             if (span.n > 0)  // one target at a time: short chains of sums
-                add_moments(moments, s.lost, s.unit.before[last] + span.begin * int64_t{out}, span.n, out, 1);
+                add_moments(moments, s.compensation, s.unit.before[last] + span.begin * int64_t{out}, span.n,
+                            out, 1);
         }
         for (int k = 0; k < chunk.count; k++) {
             const Span& span = chunk.spans[k];
@@ -137,11 +139,11 @@ void forward(const StatisticsPass& a, PreActivations layers, int64_t user_begin,
             if (pads == 0) continue;
             const float* row = s.pad;
             layers(a.unit, a.packed_unit, pad_of(span), &row, s.unit);
-            add_moments(moments, s.lost, s.unit.before[last], 1, out, static_cast<double>(pads));
+            add_moments(moments, s.compensation, s.unit.before[last], 1, out, static_cast<double>(pads));
         }
     };
     for_user_chunks(a, user_begin, user_end, s.group, group, work, [](int64_t, int) {});
-    settle_sums(moments.squares, s.lost, out);
+    compensate_sums(moments.squares, s.compensation, out);
 }
 
 void backward(const StatisticsBackward& a, PreActivations layers, SignalToFirst down, int64_t user_begin,
@@ -186,9 +188,9 @@ void backward(const StatisticsBackward& a, PreActivations layers, SignalToFirst 
                 add_rows(out, rows, ld, span.n, hp);
                 continue;
             }
-            if (span.first()) zero(s.unit.lost, hp);
-            add_rows(out, s.unit.lost, rows, ld, span.n, hp);
-            if (span.last) settle_sums(out, s.unit.lost, hp);
+            if (span.first()) zero(s.unit.compensation, hp);
+            add_rows(out, s.unit.compensation, rows, ld, span.n, hp);
+            if (span.last) compensate_sums(out, s.unit.compensation, hp);
         }
         add_outer(outer, s.unit.signal[0], ld, hidden, chunk, s.rows, wide, s.unit.halves);
         point_rows(s.unit.rows, s.unit.signal[0], chunk.n, ld);
@@ -225,16 +227,10 @@ void backward(const StatisticsBackward& a, PreActivations layers, SignalToFirst 
     unit_sums.finish();
 }
 
-constexpr PreActivations LAYERS[ACTIVATION_COUNT] = {
-    pre_activations<Activation::relu>,    pre_activations<Activation::prelu>,
-    pre_activations<Activation::sigmoid>, pre_activations<Activation::silu>,
-    pre_activations<Activation::tanh>,    pre_activations<Activation::gelu>,
-    pre_activations<Activation::dice>,    pre_activations<Activation::dice_row>};
-constexpr SignalToFirst DOWN[ACTIVATION_COUNT] = {
-    signal_to_first<Activation::relu>,    signal_to_first<Activation::prelu>,
-    signal_to_first<Activation::sigmoid>, signal_to_first<Activation::silu>,
-    signal_to_first<Activation::tanh>,    signal_to_first<Activation::gelu>,
-    signal_to_first<Activation::dice>,    signal_to_first<Activation::dice_row>};
+#define MIXPOL_LAYERS(name) pre_activations<Activation::name>,
+#define MIXPOL_DOWN(name) signal_to_first<Activation::name>,
+constexpr PreActivations LAYERS[] = {MIXPOL_ACTIVATIONS(MIXPOL_LAYERS)};
+constexpr SignalToFirst DOWN[] = {MIXPOL_ACTIVATIONS(MIXPOL_DOWN)};
 
 }  // namespace
 
