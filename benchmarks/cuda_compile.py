@@ -18,6 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from mixpol_kernels.ops.unit import ACTIVATIONS
+
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT / "benchmarks" / "CUDA_COMPILE.md"
 ARCHITECTURES = (80, 90, 100)
@@ -130,9 +132,6 @@ def name_of(mangled: str) -> str:
     name = re.sub(r"^void ", "", name).replace("mixpol::cuda::", "").replace("(anonymous namespace)::", "")
     name = re.sub(r"\(mixpol::Activation\)(\d)", lambda m: ACTIVATIONS[int(m[1])], name)
     return name.replace("<long>", "<int64_t>").partition("(")[0]
-
-
-ACTIVATIONS = ("relu", "prelu", "sigmoid", "silu", "tanh", "gelu", "dice")
 
 
 def table(compiled: Sequence[Compiled]) -> str:

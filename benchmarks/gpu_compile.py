@@ -66,7 +66,7 @@ Shape = tuple[int, tuple[int, ...]]
 
 
 def elements(architecture: str, op: str) -> tuple[str, ...]:
-    """What the launchers ask for: on AMD, whose matrix units take IEEE float32, and in the fusion nothing is split."""
+    """Precision of float32 products: split but on AMD, whose matrix units take IEEE float32, and in the fusion."""
     split = architecture != "gfx942" and op != "polarity_fusion"
     return tuple(element for element in devices.ELEMENTS if split or element != "tf32x3")
 
@@ -105,7 +105,7 @@ def shipped_jobs(architecture: str, op: str = "target_attention") -> Iterator[Jo
 
 
 def failures(job: Job, found: dict[str, Any]) -> list[str]:
-    """What the gate says against a result of `run`."""
+    """Objections of the gate to a result of `run`."""
     if "error" in found:
         return [found["error"]]
     lines = []

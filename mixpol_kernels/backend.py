@@ -26,7 +26,7 @@ TIME_TYPES = (torch.int64, torch.int32, torch.float32, torch.float64)
 
 
 class Kernels(NamedTuple):
-    """What the kernels of one backend cover of an op: dtypes, and whether they have a backward."""
+    """Coverage of an op by one backend: dtypes, and whether there is a backward."""
 
     dtypes: tuple[torch.dtype, ...] = (torch.float32,)
     backward: bool = True
@@ -51,7 +51,7 @@ _said: set[str] = set()
 
 @dataclass(frozen=True)
 class Explanation:
-    """What `explain` found.
+    """Result of `explain`.
 
     Attributes:
         op: name of the op.

@@ -56,7 +56,7 @@ def define(name: str, schema: str) -> None:
 
 
 def _kind(tensor: torch.Tensor) -> str:
-    """What keeps a tensor's rows from being read where they lie, and what to do; empty for a dense tensor."""
+    """Why a tensor's rows cannot be read in place, and what to do; empty for a dense tensor."""
     if tensor.is_nested:
         return "a nested tensor; expected its values, with offsets="
     if tensor.is_quantized:

@@ -36,7 +36,7 @@ class Left:
 
 @dataclass(frozen=True)
 class Report:
-    """What `accelerate` did; print it."""
+    """Report of `accelerate`; print it."""
 
     replaced: tuple[Replaced, ...] = field(default_factory=tuple)
     left: tuple[Left, ...] = field(default_factory=tuple)

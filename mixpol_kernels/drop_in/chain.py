@@ -124,7 +124,7 @@ def mean_where_empty(pooled: Tensor, history: Tensor, kept: Tensor) -> Tensor:
 
 
 def current(layer: nn.Module, op: str, read: Callable[[nn.Module], Read]) -> Read | None:
-    """What the fused form reads out of a layer as it is in this call; None: the framework's own forward is needed.
+    """Parameters and options of a layer as it is in this call; None: the framework's own forward is needed.
 
     Modules, hooks and options may have changed since the layer was accelerated. The log says why, once.
 

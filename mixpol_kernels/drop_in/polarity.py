@@ -107,7 +107,7 @@ def given_polarity(model: nn.Module, polarity: Tensor) -> Iterator[None]:
 
 
 def _ids_of(layer: int, history: Tensor) -> Tensor:
-    """What was given to the layer with this id for a history [B, L, D]."""
+    """The polarity given to the layer with this id, for a history [B, L, D]."""
     ids, backward = (_given.get() or {}).get(layer, (None, -1))
     running = torch._C._current_graph_task_id()  # -1 outside of a backward
     if running not in (-1, backward):

@@ -1,4 +1,4 @@
-"""What batch statistics do to a norm: the rules of `nn.BatchNorm1d`, and over processes those of `nn.SyncBatchNorm`.
+"""Running statistics of a norm: the rules of `nn.BatchNorm1d`, over processes those of `nn.SyncBatchNorm`.
 
 Unlike there, a batch may have one token or none at all (every history empty). It has no unbiased variance then, and
 leaves the running statistics and `num_batches_tracked` as they are.

@@ -38,8 +38,8 @@ class TargetAttention(nn.Module):
     Args:
         embedding_dim: width D of target and history.
         hidden_units: widths of the one to three hidden layers.
-        activation: "relu", "prelu" (one slope per unit, starting at 0.25), "leaky_relu", "sigmoid", "silu", "tanh",
-            "gelu", "dice" (one alpha per unit, starting at 0) or "dice_row" (one alpha per layer, starting at 0).
+        activation: of the hidden layers; `mixpol_kernels.ActivationUnit` lists them. "prelu" has one slope per unit,
+            starting at 0.25, "dice" one alpha per unit, "dice_row" one per layer, starting at 0.
             RecBole's "dice" is "silu"; torch-rechub's is "dice_row", behind `batch_norm`.
         normalize: "none", "softmax" or "sigmoid".
         backend: "auto" or a name in `mixpol_kernels.backend.BACKENDS`, as in the op.
@@ -160,7 +160,7 @@ class TargetAttention(nn.Module):
         )
 
     def plain(self) -> tuple[Any, ...] | None:
-        """What the compiled op takes behind the layout, to save nothing; None where parameters have to be made."""
+        """Arguments of the compiled forward behind the layout; None where parameters have to be made."""
         activation, modules = self.activation, self._modules  # attributes of nn.Module take a microsecond each
         if (
             activation not in ACTIVATIONS

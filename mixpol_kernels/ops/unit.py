@@ -29,8 +29,8 @@ class ActivationUnit(NamedTuple):
     Attributes:
         weights: hidden layers [H_1, len(blocks) D], [H_2, H_1], ..., then the output layer [1, H_last].
         biases: [H_1], ..., [1], one per weight.
-        activation: of the hidden layers: "relu", "prelu", "leaky_relu", "sigmoid", "silu", "tanh", "gelu", "dice" or
-            "dice_row".
+        activation: of the hidden layers: "relu", "prelu", "leaky_relu", "sigmoid", "silu", "tanh", "gelu" (exact),
+            "dice" or "dice_row".
         slopes: one per hidden layer: [H_i] for "prelu", [3, H_i] for "dice" (alpha, scale, shift), [2, H_i] for
             "dice_row" (alpha, epsilon); otherwise empty.
         negative_slope: of "leaky_relu".

@@ -1,4 +1,4 @@
-"""What commands write: whole or not at all, and to places that are looked at before the work starts."""
+"""Writing of results: whole files or none, to places that are checked before the work starts."""
 
 from __future__ import annotations
 

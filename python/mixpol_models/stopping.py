@@ -37,7 +37,7 @@ class Stopped(BaseException):
 
 
 class _Watch:
-    """What this process was asked, and what it would say at its end."""
+    """Signals that this process received, and its last words."""
 
     process = 0
     number = 0
@@ -85,7 +85,7 @@ def check() -> None:
 
 
 def note(kept: str, command: str | None = None) -> None:
-    """What `last_words` says if this process has to end from here on.
+    """Text of `last_words` if this process has to end from here on.
 
     Args:
         kept: what is on disk, as a clause: "results/ has 3 of 12 runs".
@@ -95,7 +95,7 @@ def note(kept: str, command: str | None = None) -> None:
 
 
 def kept() -> str:
-    """What was noted, with the command that goes on; empty if nothing was."""
+    """The note, with the command that goes on; empty without one."""
     return f"{_Watch.kept}; go on with: {_Watch.command or this_command()}" if _Watch.kept else ""
 
 

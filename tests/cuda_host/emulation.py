@@ -260,7 +260,7 @@ class Emulation:
         return request | {f"gate[{i}]": tensor for i, tensor in enumerate(gate)}
 
     def output(self, case: Case, arguments: Mapping[str, Any]) -> Tensor:
-        """What the public function returns."""
+        """The result of the public function."""
         if case.config.op == "polarity_embedding":
             return self.polarity_embedding(arguments)
         if case.config.op == "polarity_fusion":

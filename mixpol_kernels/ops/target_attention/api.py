@@ -67,8 +67,8 @@ def target_attention(
             Any strides. Or jagged: a nested tensor [B, *, D] of layout torch.jagged, or a TorchRec JaggedTensor.
         weights: one to three hidden layers [H_1, 4 D], [H_2, H_1], ..., then the output layer [1, H_last].
         biases: [H_1], ..., [1], one per weight.
-        activation: "relu", "prelu", "leaky_relu", "sigmoid", "silu", "tanh", "gelu" (exact), "dice":
-            x * (p + α (1 - p)) with p = σ(n(x)), n(x) = scale * x + shift (the same paper, equation 3), or "dice_row":
+        activation: of the hidden layers; `ActivationUnit` lists them. "dice" is
+            x * (p + α (1 - p)) with p = σ(n(x)), n(x) = scale * x + shift (the same paper, equation 3), and "dice_row"
             the same with n(x_j) = (x_j - m) / √(Σ_k ((x_k - m)² + ε_k)), m the mean over the H_i units of one token
             (torch-rechub's Dice, `basic/activation.py`, with ε = 1e-3 and one α for all units).
         slopes: for "prelu", one [H_i] tensor per hidden layer; for "dice", one [3, H_i]: α, scale and shift; for

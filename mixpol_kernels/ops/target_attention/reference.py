@@ -18,7 +18,7 @@ _PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def activate(h: Tensor, activation: str, slope: Tensor | None) -> Tensor:
-    """One of `autograd.ACTIVATIONS`, on [..., H].
+    """One of `unit.ACTIVATIONS`, on [..., H].
 
     `slope`: [H] for prelu; [3, H] for dice: alpha, scale and shift; [2, H] for dice_row: alpha and epsilon.
     """

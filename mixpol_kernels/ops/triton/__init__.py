@@ -1,1 +1,1 @@
-"""What the Triton kernels of several ops share."""
+"""Parts of the Triton kernels of several ops."""

@@ -88,7 +88,7 @@ def tuned_file(folder: Path, architecture: str, tuned: Path) -> Path:
 
 @functools.cache
 def configured(folder: Path, architecture: str) -> dict[str, Config]:
-    """What is launched: what is shipped, with what the folder MIXPOL_TRITON_CONFIGS has in its place.
+    """Launch configurations: those shipped, with what the folder MIXPOL_TRITON_CONFIGS has in its place.
 
     Raises:
         ValueError: the folder is not there, or a file in it has a name or value that no kernel has.

@@ -73,7 +73,7 @@ def cut(
 
 
 class Histories:
-    """What programs of a kernel are given: a user's history each, or a part of a long one.
+    """Assignment of histories to programs: a user's history each, or a part of a long one.
 
     Attributes:
         history: [..., D], rows of adjacent elements.

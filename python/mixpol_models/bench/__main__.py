@@ -44,8 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.hidden,
             options.activation,
             options.rounds,
-            options.seconds_per_rung,
-            options.rungs,
+            options.seconds_per_form,
+            options.implementations,
             progress=lambda line: console.print(line, style="dim", highlight=False),
             seed=options.seed,
         )
@@ -75,8 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--hidden", type=_integers, default=(64,), metavar="H,...", help="hidden units")
     parser.add_argument("--activation", default="relu", choices=("relu", "prelu", "sigmoid", "silu", "dice"))
     parser.add_argument("--rounds", type=int, default=15, metavar="N", help="at most (%(default)s)")
-    parser.add_argument("--seconds-per-rung", type=float, default=3.0, metavar="S", help="(%(default)s)")
-    parser.add_argument("--rungs", type=_names, metavar="NAME,...", help=f"of: {', '.join(IMPLEMENTATIONS)}")
+    parser.add_argument("--seconds-per-form", type=float, default=3.0, metavar="S", help="(%(default)s)")
+    parser.add_argument("--implementations", type=_names, metavar="NAME,...", help=f"of: {', '.join(IMPLEMENTATIONS)}")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="PATH", help="write machine facts and rows")
     parser.add_argument("--markdown", type=Path, metavar="PATH", help="write the table")
@@ -92,7 +92,9 @@ def _names(text: str) -> list[str]:
     names = [part.strip() for part in text.split(",")]
     unknown = [part for part in names if part not in IMPLEMENTATIONS]
     if unknown:
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is no rung; expected some of {', '.join(IMPLEMENTATIONS)}")
+        raise argparse.ArgumentTypeError(
+            f"{unknown[0]!r} is no implementation; expected some of {', '.join(IMPLEMENTATIONS)}"
+        )
     return names
 
 

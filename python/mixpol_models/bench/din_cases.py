@@ -69,9 +69,13 @@ def din_case(
         return partial(unit, target, history, padding)
 
     built = [
-        (rung, f"{rung.name}, {variant}" if variant else rung.name, rung.build(variant, attention))
-        for rung in (IMPLEMENTATIONS.values() if implementations is None else implementations)
-        for variant, unit in rung.variants.items()
+        (
+            implementation,
+            f"{implementation.name}, {variant}" if variant else implementation.name,
+            implementation.build(variant, attention),
+        )
+        for implementation in (IMPLEMENTATIONS.values() if implementations is None else implementations)
+        for variant, unit in implementation.variants.items()
         if not ((len(attention.norms) or normalize != "none") and getattr(unit, "skips_pads", False))
     ]
     return Case(
@@ -88,8 +92,8 @@ def din_case(
         {"history": padding.mask[..., None]} if len(attention.norms) else {},
         {
             name: exact_control(lambda x: masked_mean(x, padding.mask.double()), "history", history, upstream)
-            for rung, name, _ in built
-            if rung.control
+            for implementation, name, _ in built
+            if implementation.control
         },
     )
 

@@ -157,7 +157,7 @@ class Fused(Reference):
     def __init__(self, attention: TargetAttention) -> None:
         super().__init__(attention)
         if not library.loaded:
-            raise RuntimeError(f"the fused rung needs the compiled kernels (backend='cpu'): {library.reason}")
+            raise RuntimeError(f"the fused implementation needs the compiled kernels (backend='cpu'): {library.reason}")
 
 
 class MeanPool(Unit):
@@ -199,8 +199,8 @@ class Implementation:
 
 _REFACTORED = {"per target": PerTarget, "shared": SharedWeight, "packed": Packed}
 IMPLEMENTATIONS: dict[str, Implementation] = {
-    rung.name: rung
-    for rung in (
+    implementation.name: implementation
+    for implementation in (
         Implementation("concat", {"": Concat}),
         Implementation("concat+compile", {"": Concat}, compiled=True),
         Implementation("refactored", _REFACTORED),

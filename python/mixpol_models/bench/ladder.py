@@ -35,7 +35,7 @@ class LadderRow:
         length, batch, width: the shape; lengths are uniform in 1 ... `length`.
         hidden, activation: () and "" without an activation unit.
         tokens: kept tokens of the batch.
-        rung, variant: the implementation, and its variant with the smallest median of forward and backward.
+        implementation, variant: the implementation, and its variant with the smallest median of forward and backward.
         forward_ms, forward_min_ms: forward without gradients, as in serving.
         total_ms, total_min_ms: forward and backward, gradients of target, history and every parameter.
         saved_mib: kept for the backward pass beyond the inputs.
@@ -53,7 +53,7 @@ class LadderRow:
     hidden: tuple[int, ...]
     activation: str
     tokens: int
-    rung: str
+    implementation: str
     variant: str
     forward_ms: float
     forward_min_ms: float
@@ -144,7 +144,7 @@ def strongest(rows: Iterable[LadderRow], length: int) -> LadderRow:
     Raises:
         ValueError: none was measured.
     """
-    baselines = [row for row in rows if row.length == length and row.rung not in (FUSED, CONTROL)]
+    baselines = [row for row in rows if row.length == length and row.implementation not in (FUSED, CONTROL)]
     if not baselines:
         raise ValueError(f"no baseline was measured at length {length}")
     return min(baselines, key=lambda row: row.total_ms)
@@ -200,8 +200,10 @@ def measure(
     case.clear()
     forward_work, total_work = minimal_work(shape)
     rows = []
-    for rung in dict.fromkeys(map(implementation_of, names)):
-        name = min((n for n in names if implementation_of(n) == rung), key=lambda n: times.median((n, "total")))
+    for implementation in dict.fromkeys(map(implementation_of, names)):
+        name = min(
+            (n for n in names if implementation_of(n) == implementation), key=lambda n: times.median((n, "total"))
+        )
         figures: dict[str, Any] = {}
         for what in ("forward", "total"):
             key, base = (name, what), (FUSED, what)
@@ -217,7 +219,7 @@ def measure(
                 hidden=shape.hidden if shape.has_unit else (),
                 activation=shape.activation if shape.has_unit else "",
                 tokens=case.tokens,
-                rung=rung,
+                implementation=implementation,
                 variant=name.partition(", ")[2],
                 **figures,
                 saved_mib=memory[name][0],

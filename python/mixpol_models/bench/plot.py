@@ -33,7 +33,7 @@ def plot_ladder(rows: Sequence[LadderRow], path: str | Path, peaks: Peaks | None
     if peaks:
 
         def share(row: LadderRow) -> float:
-            return 0.0 if row.rung == CONTROL else 100 * peaks.share(row.total_work, row.total_ms)
+            return 0.0 if row.implementation == CONTROL else 100 * peaks.share(row.total_work, row.total_ms)
 
         panels.append((f"Share of {peaks.gflops:.0f} GFLOP/s and {peaks.gbytes:.0f} GB/s, %", share))
     figure, every = new_figure(7.0 * len(panels), 6.0, len(panels))
@@ -42,10 +42,10 @@ def plot_ladder(rows: Sequence[LadderRow], path: str | Path, peaks: Peaks | None
     save_figure(figure, path, caption(rows).partition("; medians")[0])
 
 
-def _color(rung: str) -> str:
-    if rung in (FUSED, CONTROL):
-        return _FUSED if rung == FUSED else _CONTROL
-    return (_REFACTORED if rung.startswith(REFACTORED) else _EAGER)[rung.endswith(COMPILED)]
+def _color(implementation: str) -> str:
+    if implementation in (FUSED, CONTROL):
+        return _FUSED if implementation == FUSED else _CONTROL
+    return (_REFACTORED if implementation.startswith(REFACTORED) else _EAGER)[implementation.endswith(COMPILED)]
 
 
 def _panel(axes: Any, rows: Sequence[LadderRow], value: Callable[[LadderRow], float], title: str) -> None:
@@ -53,20 +53,22 @@ def _panel(axes: Any, rows: Sequence[LadderRow], value: Callable[[LadderRow], fl
 
     ends = []
     lengths = sorted({row.length for row in rows})
-    for rung in dict.fromkeys(row.rung for row in rows):
-        points = sorted((row.length, value(row)) for row in rows if row.rung == rung and value(row) > 0)
+    for implementation in dict.fromkeys(row.implementation for row in rows):
+        points = sorted(
+            (row.length, value(row)) for row in rows if row.implementation == implementation and value(row) > 0
+        )
         if not points:
             continue
-        color = _color(rung)
+        color = _color(implementation)
         axes.plot(
             *zip(*points, strict=True),
             color=color,
             marker="o",
             markersize=5,
-            linewidth=3 if rung == "fused" else 1.8,
-            linestyle="--" if rung == CONTROL else "-",
+            linewidth=3 if implementation == "fused" else 1.8,
+            linestyle="--" if implementation == CONTROL else "-",
         )
-        ends.append((points[-1], rung, color))
+        ends.append((points[-1], implementation, color))
     axes.set(xscale="log", yscale="log", xlabel="padded length L", xticks=lengths)
     axes.set_xticks([], minor=True)
     axes.set_xticklabels([str(length) for length in lengths])
@@ -76,15 +78,15 @@ def _panel(axes: Any, rows: Sequence[LadderRow], value: Callable[[LadderRow], fl
     axes.grid(axis="y", alpha=0.25)
     low, high = (math.log(bound) for bound in axes.get_ylim())
     heights = _spread([(math.log(point[1]) - low) / (high - low) for point, _, _ in ends])
-    for ((length, last), rung, color), height in zip(ends, heights, strict=True):
+    for ((length, last), implementation, color), height in zip(ends, heights, strict=True):
         axes.annotate(
-            f"{rung}  {last:.3g}",
+            f"{implementation}  {last:.3g}",
             xy=(length, last),
             xytext=(1.03, height),
             textcoords="axes fraction",
             va="center",
             color=color,
-            fontweight="bold" if rung == "fused" else "normal",
+            fontweight="bold" if implementation == "fused" else "normal",
             annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": color, "alpha": 0.4, "shrinkA": 0, "shrinkB": 4},
         )

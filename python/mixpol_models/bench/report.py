@@ -15,7 +15,7 @@ from mixpol_models.bench.summary import caption, name, noise, sentences, summari
 
 
 def ladder_table(rows: Sequence[LadderRow]) -> Table:
-    """Every rung at every length, 80 columns wide, one section a length."""
+    """Every implementation at every length, 80 columns wide, one section a length."""
     table = _table(
         ["", "fwd\nms", "f+b\nms", "fwd\n×fused", "f+b\n×fused", "kept\nMiB", "peak\nMiB", "comp.\ns"],
         f"{caption(rows)}. ×fused: how many times the fused form's time; above 1, fused is faster.",
@@ -27,7 +27,7 @@ def ladder_table(rows: Sequence[LadderRow]) -> Table:
             table.add_section()
             table.add_row(f"L = {row.length}", style="bold")
             length = row.length
-        style = "bold green" if row.rung == "fused" else "dim" if row.rung == CONTROL else ""
+        style = "bold green" if row.implementation == "fused" else "dim" if row.implementation == CONTROL else ""
         numbers = (
             row.forward_ms,
             row.total_ms,
@@ -108,7 +108,7 @@ def ladder_markdown(rows: Sequence[LadderRow], peaks: Peaks | None = None) -> st
         ]
         if peaks:
             cells += _roofline(row, peaks)
-        lines.append(markdown_row([f"**{cell}**" for cell in cells] if row.rung == "fused" else cells))
+        lines.append(markdown_row([f"**{cell}**" for cell in cells] if row.implementation == "fused" else cells))
     said = [*sentences(rows), *filter(None, [noise(rows)])]
     if said:
         lines += ["", *(f"- {sentence}" for sentence in said)]
@@ -117,7 +117,7 @@ def ladder_markdown(rows: Sequence[LadderRow], peaks: Peaks | None = None) -> st
 
 def _roofline(row: LadderRow, peaks: Peaks) -> list[str]:
     rate = f"{1e-6 * row.tokens_per_s:.2f} M"
-    if row.rung == CONTROL:  # not the same function: it does not do the op's work
+    if row.implementation == CONTROL:  # not the same function: it does not do the op's work
         return [rate, "–", "–", "–"]
     share = peaks.share(row.total_work, row.total_ms)
     return [rate, number(row.gflops), number(row.gbytes), f"{100 * share:.0f} %"]

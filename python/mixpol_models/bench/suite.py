@@ -121,10 +121,10 @@ def summary_markdown(results: Results) -> str:
     """The summary table: a row per case and length."""
     lines = [markdown_row(_SUMMARY_COLUMNS), "|---|---:|---:|---:|---:|---:|"]
     for case, rows in results.by_case():
-        fused = {row.length: row for row in rows if row.rung == "fused"}
+        fused = {row.length: row for row in rows if row.implementation == "fused"}
         for head in summarize(rows):
             row = fused[head.length]
-            eager = next((r.saved_mib for r in rows if (r.length, r.rung) == (head.length, head.eager)), None)
+            eager = next((r.saved_mib for r in rows if (r.length, r.implementation) == (head.length, head.eager)), None)
             cells = (case, str(head.length), *map(number, (row.total_ms, head.total_eager, head.total_strongest)))
             lines.append(markdown_row([*cells, f"{number(row.saved_mib)} / {number(eager)}"]))
     return "\n".join(lines) + "\n"

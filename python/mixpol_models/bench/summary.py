@@ -42,15 +42,18 @@ def summarize(rows: Sequence[LadderRow]) -> list[Summary]:
     """One `Summary` a length, in the order of the rows, which are of one case."""
     found = []
     for length in dict.fromkeys(row.length for row in rows):
-        at = {row.rung: row for row in rows if row.length == length}
+        at = {row.implementation: row for row in rows if row.length == length}
         fused, floor = at.get(FUSED), at.get(CONTROL)
-        plain = [row for row in at.values() if row.rung not in (FUSED, CONTROL)]
-        eager = next((r for r in plain if not (r.rung.endswith(COMPILED) or r.rung.startswith(REFACTORED))), None)
+        plain = [row for row in at.values() if row.implementation not in (FUSED, CONTROL)]
+        eager = next(
+            (r for r in plain if not (r.implementation.endswith(COMPILED) or r.implementation.startswith(REFACTORED))),
+            None,
+        )
         best = strongest(rows, length) if plain else None
         found.append(
             Summary(
                 length=length,
-                eager=eager.rung if eager else "",
+                eager=eager.implementation if eager else "",
                 total_eager=eager and eager.total_ratio,
                 total_strongest=best and best.total_ratio,
                 strongest=name(best) if best else "",
@@ -83,7 +86,7 @@ def noise(rows: Sequence[LadderRow]) -> str:
     wide = [
         row
         for row in rows
-        if row.rung != CONTROL
+        if row.implementation != CONTROL
         and row.total_ratio_low
         and row.total_ratio_high
         and row.total_ratio_high > _NOISY * row.total_ratio_low
@@ -100,7 +103,7 @@ def noise(rows: Sequence[LadderRow]) -> str:
 
 def name(row: LadderRow) -> str:
     """Implementation and variant, as the tables write them."""
-    return f"{row.rung}, {row.variant}" if row.variant else row.rung
+    return f"{row.implementation}, {row.variant}" if row.variant else row.implementation
 
 
 def caption(rows: Sequence[LadderRow]) -> str:

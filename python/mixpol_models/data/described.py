@@ -175,7 +175,7 @@ def scan_described(path: str | Path) -> LogScan:
 
 
 def find_described(path: str | Path) -> tuple[LogDescription, list[Path]]:
-    """What the YAML file says, and the files that it names. Their rows are not read.
+    """Description of a log from a YAML file, with the files that it names. Their rows are not read.
 
     Raises:
         ValueError: the YAML file does not describe a log, or there are no such files.

@@ -169,7 +169,7 @@ def _extract(archive: Path, target: Path, part: Path, max_bytes: int, required: 
 
 
 class _Refused(ValueError):
-    """What an archive holds is not wanted, though it can be read."""
+    """An archive that can be read, but whose content is not wanted."""
 
 
 @contextmanager

@@ -20,7 +20,7 @@ _NAMES = ("train", "valid", "test")
 
 @dataclass(frozen=True)
 class Totals:
-    """What a split may ask of a whole log.
+    """Totals of a log that a split may ask for.
 
     Attributes:
         n_users: user ids are below it.

@@ -60,7 +60,7 @@ class _LogMeta(_Strict):
 
 
 class _Meta(_Strict):
-    """What `mixpol_store.json` holds; `checksums` are CRC-32 of the whole files, by array, and of `log`."""
+    """Content of `mixpol_store.json`; `checksums` are CRC-32 of the whole files, by array, and of `log`."""
 
     version: Literal[1, 2]
     events: int = _Count

@@ -1,4 +1,4 @@
-"""What a store costs: writes a large synthetic log, builds its store in a process of its own, measures it.
+"""Cost of a store: writes a large synthetic log, builds its store in a process of its own, measures it.
 
     python -m mixpol_models.data.stream_check --events 100_000_000 --folder DIR
 

@@ -62,7 +62,7 @@ def _on_disk(wish: str, origin: str) -> str:
 
 
 def _places(wish: str) -> list[Path]:
-    """What a wish may mean: the path, or that of NAME:PATH."""
+    """Paths that `data` may mean: itself, or that of NAME:PATH."""
     return [Path(text).expanduser() for text in (wish, wish.partition(":")[2]) if text]
 
 

@@ -37,7 +37,7 @@ def check_processes(config: TrainConfig, processes: int) -> None:
 
 
 def trainer_options(config: TrainConfig, processes: int) -> dict[str, Any]:
-    """What the Trainer is told beside its other options."""
+    """Trainer options of a run in several processes."""
     if processes == 1:
         return {"devices": 1}
     on_cpu = config.accelerator == "cpu" or not torch.cuda.is_available()

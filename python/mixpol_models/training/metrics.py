@@ -13,7 +13,7 @@ from torchmetrics.functional.classification import binary_auroc
 
 @dataclass(frozen=True)
 class Metrics:
-    """What a model scores on one example set.
+    """Metrics of a model on one example set.
 
     Attributes:
         auc: chance that a positive is ranked above a negative; a tie counts half. NaN with one class only.

@@ -1,4 +1,4 @@
-"""What a run shows while it trains."""
+"""Progress of a training run, on a terminal or line by line."""
 
 from __future__ import annotations
 

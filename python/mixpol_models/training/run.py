@@ -49,7 +49,7 @@ _OF_A_RUN = (BEST, LAST, CONFIG, METRICS)
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What came out of a run.
+    """Result of a training run.
 
     Attributes:
         config: of the run.

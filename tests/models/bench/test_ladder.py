@@ -55,20 +55,22 @@ class WrongWhenServing(Concat):
 
 
 def test_rows(rows: list[LadderRow]) -> None:
-    rungs = ["concat", "refactored", "mean pool"]
-    assert [(row.length, row.rung) for row in rows] == [(length, rung) for length in (3, 7) for rung in rungs]
+    implementations = ["concat", "refactored", "mean pool"]
+    assert [(row.length, row.implementation) for row in rows] == [
+        (length, implementation) for length in (3, 7) for implementation in implementations
+    ]
     for row in rows:
         assert 0 < row.forward_min_ms <= row.forward_ms
         assert 0 < row.total_min_ms <= row.total_ms
-        assert row.variant in IMPLEMENTATIONS[row.rung].variants
+        assert row.variant in IMPLEMENTATIONS[row.implementation].variants
         assert (row.compile_s, row.rounds, row.threads) == (0, 3, 1)
-        assert row.total_ratio is None, "there is no fused rung to compare with"
+        assert row.total_ratio is None, "there is no fused implementation to compare with"
 
 
 def test_only_concat_keeps_four_widths(rows: list[LadderRow]) -> None:
     """By hand: concat keeps [B, L, 4 D] for the first layer, and less than twice that in all."""
     for length in (3, 7):
-        kept = {row.rung: row.saved_mib * 2**20 for row in rows if row.length == length}
+        kept = {row.implementation: row.saved_mib * 2**20 for row in rows if row.length == length}
         wide = 6 * length * 4 * 8 * 4
         assert kept["mean pool"] < kept["refactored"]
         assert wide < kept["concat"] < 2 * wide
@@ -76,7 +78,7 @@ def test_only_concat_keeps_four_widths(rows: list[LadderRow]) -> None:
 
 def test_strongest(rows: list[LadderRow]) -> None:
     fast, *slow = (replace(row, total_ms=ms) for row, ms in zip(rows, (3.0, 4.0, 1.0), strict=False))
-    assert strongest([fast, *slow], 3).rung == fast.rung, "the control is no baseline"
+    assert strongest([fast, *slow], 3).implementation == fast.implementation, "the control is no baseline"
     with pytest.raises(ValueError, match="length 11"):
         strongest(rows, 11)
 
@@ -108,7 +110,7 @@ def test_compiled_rungs(monkeypatch: pytest.MonkeyPatch, tiny: dict[str, Any]) -
 def test_fused_rung(tiny: dict[str, Any]) -> None:
     for row in run_ladder(**tiny, implementations=["concat", "fused"]):
         assert row.total_ratio_low <= row.total_ratio <= row.total_ratio_high
-        if row.rung == "fused":
+        if row.implementation == "fused":
             assert row.total_ratio == row.forward_ratio == 1
             # 12 bytes a token, and the pooled vector with one number a user
             assert row.saved_mib * 2**20 <= 12 * 6 * row.length + 4 * 6 * (8 + 1)

@@ -30,18 +30,18 @@ def ladder(rows: list[LadderRow]) -> list[LadderRow]:
     """A full ladder of made-up times: concat 8 ms a step, then 7, 6, 5, 2 (fused) and 1."""
     made = []
     for length in (50, 200):
-        for rung, total in zip(IMPLEMENTATIONS.values(), (8.0, 7.0, 6.0, 5.0, 2.0, 1.0), strict=True):
+        for implementation, total in zip(IMPLEMENTATIONS.values(), (8.0, 7.0, 6.0, 5.0, 2.0, 1.0), strict=True):
             ratio = {"total_ratio": total / 2, "total_ratio_low": total / 2, "total_ratio_high": total / 2}
             ratio |= {"forward_ratio": total / 4}
             made.append(
                 replace(
                     rows[0],
                     length=length,
-                    rung=rung.name,
-                    variant="per target" if "per target" in rung.variants else "",
+                    implementation=implementation.name,
+                    variant="per target" if "per target" in implementation.variants else "",
                     total_ms=total,
                     saved_mib=total * 3,
-                    compile_s=9.0 * rung.compiled,
+                    compile_s=9.0 * implementation.compiled,
                     **ratio,
                 )
             )
@@ -107,7 +107,7 @@ def test_machine_facts_name_no_host_and_no_folder() -> None:
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "rows.json"
     shape = ["--lengths=3,5", "--batch=4", "--width=8", "--hidden=4"]
-    effort = ["--rounds=3", "--seconds-per-rung=0.01", "--rungs=concat,refactored"]
+    effort = ["--rounds=3", "--seconds-per-form=0.01", "--implementations=concat,refactored"]
     assert main([*shape, *effort, f"--json={path}"]) == 0
     document = json.loads(path.read_text())
     assert [row["length"] for row in document["rows"]] == [3, 3, 5, 5]

@@ -49,7 +49,7 @@ def test_synthetic(tmp_path: Path) -> None:
         assert numbers["step"]
     else:
         assert files == ALWAYS
-        assert "No layer times: the fused rung needs the compiled kernels" in text
+        assert "No layer times: the fused implementation needs the compiled kernels" in text
     assert {"cpu", "torch", "threads"} <= numbers["machine"].keys()
 
 

@@ -74,7 +74,7 @@ def forward_kernel(
 
 @triton.jit
 def kept_numbers(stats, row, real):
-    """What the forward kept of rows: the shift and the denominator of `weights_of`."""
+    """Shift and denominator of `weights_of`, kept by the forward for each row."""
     shift = tl.load(stats + row * 2, mask=real, other=0.0)
     shift = tl.where(shift == -float("inf"), 0.0, shift)
     return shift, tl.load(stats + row * 2 + 1, mask=real, other=1.0)

@@ -121,7 +121,7 @@ class _Call:
         return self.histories.room(self.groups * self.rows, width)
 
     def constants(self, direction: str) -> dict[str, Any]:
-        """What the kernel is compiled for, and how it is launched."""
+        """Compile-time constants and launch options of the kernel."""
         element, config = support.chosen(self.queries, direction)
         return {
             "W": self.width,

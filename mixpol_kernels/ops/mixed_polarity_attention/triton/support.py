@@ -1,4 +1,4 @@
-"""What the Triton kernels can take; imports no triton."""
+"""Refusals of the Triton kernels; imports no triton."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ class _Call:
         return self.shape[-1], user, strides[-2] // self.align, self.tokens.shape[0], rows[0], rows[1]
 
     def constants(self) -> dict[str, Any]:
-        """What both kernels are compiled for."""
+        """Compile-time constants of both kernels."""
         offsets, lengths, mask = self.layout
         return {
             "D": self.width,

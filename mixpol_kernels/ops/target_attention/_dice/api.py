@@ -20,7 +20,7 @@ from mixpol_kernels.ops.unit import BLOCKS, NORMALIZERS, ActivationUnit, check_t
 
 
 class Attended(NamedTuple):
-    """What `dice_attention` found.
+    """Result of `dice_attention`.
 
     Attributes:
         pooled: shaped like the target.

@@ -18,7 +18,7 @@ from mixpol_kernels.ops.unit import BLOCKS, ActivationUnit, check_dropout, check
 
 
 class Statistics(NamedTuple):
-    """What `unit_statistics` found.
+    """Result of `unit_statistics`.
 
     Attributes:
         mean: [H], of each unit.

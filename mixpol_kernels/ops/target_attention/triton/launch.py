@@ -190,7 +190,7 @@ class _Call:
         return self.candidates, history.shape[-2], user, history.stride(-2) // self.align
 
     def constants(self) -> dict[str, Any]:
-        """What both kernels are compiled for."""
+        """Compile-time constants of both kernels."""
         return {
             **sizes(self.width, self.units),
             "ACT": self.activation,

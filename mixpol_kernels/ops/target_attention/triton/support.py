@@ -1,4 +1,4 @@
-"""What the Triton kernels can take, and which configuration they take it with; imports no triton."""
+"""Refusals of the Triton kernels, and their launch configurations; imports no triton."""
 
 from __future__ import annotations
 
