@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mixpol_kernels.ops.unit import BLOCKS
+from mixpol_kernels.ops.unit import BLOCKS, NORMALIZERS, PUBLIC_ACTIVATIONS
 from mixpol_kernels.testing.inputs import Config
 from mixpol_kernels.testing.layouts import LAYOUTS
 
@@ -26,8 +26,8 @@ _COMMON: dict[str, Sequence[Any]] = {
 _UNIT: dict[str, Sequence[Any]] = {
     "units": UNITS,
     "deeper": DEEPER,
-    "activation": ("relu", "prelu", "leaky_relu", "sigmoid", "silu", "tanh", "gelu", "dice", "dice_row"),
-    "normalize": ("none", "softmax", "sigmoid"),
+    "activation": PUBLIC_ACTIVATIONS,
+    "normalize": NORMALIZERS,
     "scale": (1.0, 0.3),
     "dropout": (0.0, 0.3),
     "blocks": (BLOCKS, ("x", "t*x", "t"), ("t", "x", "t*x", "t-x")),

@@ -17,7 +17,6 @@ from mixpol_kernels.testing.layouts import Placement, place
 from mixpol_kernels.testing.oracle import kink_distance
 
 OPS = ("polarity_embedding", "polarity_fusion", "target_attention", "mixed_polarity_attention")
-SEED = -(2**40) + 12345  # of dropout
 # A rectifier's gradient jumps at 0: no hidden unit may come so close that rounding decides its side.
 _KINK_MARGIN = 32 * torch.finfo(torch.float32).eps
 _JITTER = 2.0**-14
@@ -37,7 +36,7 @@ class Config:
         candidates: M for a target [B, M, D] where the op takes one; None for [B, D].
         id_dtype: of item ids and polarities; index_dtype: of offsets and lengths.
         items, n_polarity: rows of the tables.
-        dropout: of hidden units; with a seed that is the same in every call.
+        dropout: of hidden units; seed: of their dropout, the same in every call.
         gate_inputs: "product" or "full", for "tapf".
         n_extra: rows of the extra table; 0 for none.
     """
@@ -55,6 +54,7 @@ class Config:
     normalize: str = "none"
     scale: float = 1.0
     dropout: float = 0.0
+    seed: int = -(2**40) + 12345
     blocks: tuple[str, ...] = BLOCKS
     id_dtype: torch.dtype = torch.int64
     index_dtype: torch.dtype = torch.int64
@@ -170,9 +170,8 @@ class Case:
         if config.has_unit:
             arguments |= {p: leaves(p) for p in ("weights", "biases", "slopes")}
             arguments |= {
-                key: getattr(config, key) for key in ("activation", "normalize", "scale", "blocks", "dropout")
+                key: getattr(config, key) for key in ("activation", "normalize", "scale", "blocks", "dropout", "seed")
             }
-            arguments["seed"] = SEED
         return arguments
 
     def call(self, arguments: dict[str, Any], backend: str = "auto", **more: Any) -> Any:

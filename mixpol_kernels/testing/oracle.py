@@ -122,15 +122,13 @@ def _scores(case: Case, floats: dict[str, Tensor], x: Tensor, target: Tensor, ro
             slope = floats[f"slopes[{i}]"] if case.config.activation == "prelu" else 0.0
             h = h.clamp(min=0) + slope * h.clamp(max=0)
         if case.config.dropout:
-            h = h * _dropout(case.config.dropout, row, i, *h.shape)
+            h = h * _dropout(case.config.dropout, case.config.seed, row, i, *h.shape)
     return (h @ floats[f"weights[{layers}]"].T + floats[f"biases[{layers}]"])[:, 0], closest
 
 
-def _dropout(p: float, row: int, layer: int, tokens: int, units: int) -> Tensor:
+def _dropout(p: float, seed: int, row: int, layer: int, tokens: int, units: int) -> Tensor:
     """Factors 0 or 1 / (1 - p), [tokens, units], by the rules of csrc/math/dropout.h."""
-    from mixpol_kernels.testing.inputs import SEED
-
-    call = _mix(_mix(SEED ^ 0x9E3779B9) ^ (SEED >> 32))
+    call = _mix(_mix(seed ^ 0x9E3779B9) ^ (seed >> 32))
     keys = [_mix(_mix(_mix(call ^ row) ^ position) ^ layer) for position in range(tokens)]
     bits = [[_mix(key + unit * 0x9E3779B9) >> 8 for unit in range(units)] for key in keys]
     dropped = [[value < int(p * 2**24) for value in line] for line in bits]

@@ -10,6 +10,7 @@ import torch
 
 import mixpol_kernels
 from mixpol_kernels.nn import TargetAttention
+from mixpol_kernels.ops.unit import PUBLIC_ACTIVATIONS
 
 
 def test_state_dict() -> None:
@@ -55,9 +56,7 @@ def test_slopes_start_at_a_quarter() -> None:
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
-@pytest.mark.parametrize(
-    "activation", ["relu", "prelu", "leaky_relu", "sigmoid", "silu", "tanh", "gelu", "dice", "dice_row"]
-)
+@pytest.mark.parametrize("activation", PUBLIC_ACTIVATIONS)
 @pytest.mark.parametrize("hidden", [[8], [8, 5], [8, 5, 3]])
 def test_is_the_function(hidden: list[int], activation: str, backend: str) -> None:
     layer = TargetAttention(6, hidden, activation, "softmax", backend).eval()

@@ -15,12 +15,12 @@ from typing import Any
 import dot_cases
 import statistics_cases
 import torch
-from recorder import Recorder
 from torch import Tensor
 
 import mixpol_kernels
 from mixpol_kernels.ops.target_attention._dice.api import dice_attention
 from mixpol_kernels.testing.inputs import Config, make
+from mixpol_kernels.testing.recorder import Recorder
 
 Call = tuple[Any, list[Any]]
 COUNTS = (3, 0, 5)

@@ -30,7 +30,7 @@ VARIANTS = [
     Config(gate_inputs="full", n_extra=3, layout="mask_left", candidates=2),
     Config(fusion="bias", n_extra=3, counts=(0, 0)),
 ]
-# tests/ops/dice_attention, dot_target_attention, interleave, unit_statistics
+# tests/ops/dot_target_attention, interleave, target_attention/_dice, target_attention/_statistics
 CHECKED_IN_THEIR_FOLDER = {
     "dot_attention_fwd",
     "dot_attention_bwd",

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 from dot_cases import Case, Config, formula, make
-from recorder import Recorder
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import mixpol_kernels
 from mixpol_kernels.testing import budget
 from mixpol_kernels.testing.layouts import LAYOUTS
+from mixpol_kernels.testing.recorder import Recorder
 
 # Both sides of every tile: tokens by 4 and 48, rows by 6 and 24, columns by 16.
 COUNTS = (5, 0, 37, 64, 1, 130, 16, 47, 48, 49, 2, 97)

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 from dot_cases import Case, Config, make
-from recorder import Recorder
 from torch._dynamo.testing import CompileCounterWithBackend
 from views import transposed, with_gaps
 
 import mixpol_kernels
 from mixpol_kernels.ops.dot_target_attention.api import projecting_is_less
 from mixpol_kernels.testing import budget
+from mixpol_kernels.testing.recorder import Recorder
 
 # Tokens around chunks of 48, candidates around parts of 24.
 COUNTS = (5, 0, 37, 64, 1, 130, 16, 47, 48, 49, 2, 97)

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 from dot_cases import Config, make
-from recorder import Recorder
 from torch import Tensor
 from views import transposed, with_gaps
+
+from mixpol_kernels.testing.recorder import Recorder
 
 OP = "mixpol::dot_attention_infer"
 COUNTS = (5, 0, 37, 64, 1, 130, 16, 47, 48, 49, 2, 97)

@@ -65,7 +65,7 @@ def test_the_mask_is_as_documented(op: str, backend: str, generator: torch.Gener
     _, weights = case.call(case.arguments(case.place(generator)), backend, return_weights=True)
     for start, user, count in ((0, 0, 40), (40, 2, 7)):
         for m in range(2):
-            factors = _dropout(0.4, user * 2 + m, 0, count, 1)[:, 0]
+            factors = _dropout(0.4, case.config.seed, user * 2 + m, 0, count, 1)[:, 0]
             torch.testing.assert_close(weights[start : start + count, m].double(), 50 * factors + 0.25)
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from mixpol_kernels.ops.target_attention._statistics.api import unit_statistics
 from mixpol_kernels.ops.target_attention._statistics.autograd import FORWARD
+from mixpol_kernels.ops.unit import PUBLIC_ACTIVATIONS
 
 DRAWS = 4  # one draw of a few sums that cancel says little of the error
-ACTIVATIONS = ("relu", "prelu", "leaky_relu", "sigmoid", "silu", "tanh", "gelu", "dice", "dice_row")
 
 
 def inputs(
@@ -61,7 +61,7 @@ def leaves(arguments: dict[str, Any], dtype: torch.dtype) -> tuple[dict[str, Any
 
 @pytest.mark.parametrize("candidates", [None, 3])
 @pytest.mark.parametrize("pads", [None, 0, 9])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", PUBLIC_ACTIVATIONS)
 @pytest.mark.parametrize("hidden", [(8,), (36, 20), (5, 18, 3)])
 def test_values_and_gradients(
     hidden: tuple[int, ...], activation: str, pads: int | None, candidates: int | None, generator: torch.Generator

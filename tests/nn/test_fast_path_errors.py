@@ -79,7 +79,7 @@ def test_what_the_dispatcher_has_no_kernel_for_goes_the_long_way(
 TRACED = """
 import torch, warnings
 warnings.simplefilter("ignore")
-from test_direct_errors import LAYERS, problem
+from test_fast_path_errors import LAYERS, problem
 for name in LAYERS:
     layer, inputs = problem(name, torch.Generator().manual_seed(0))
     for grad in (False, True):
