@@ -171,7 +171,7 @@ def digest(op: str) -> str:
     else:
         folder = FOLDERS[op].parent
         paths = [folder.parent.parent / "triton" / "shared.py", *sorted(folder.glob("activations.py"))]
-        paths += [folder.parent.parent / "triton" / "parts.py"] if op != "polarity_fusion" else []
+        paths += [folder.parent.parent / "triton" / ("ids.py" if op == "polarity_fusion" else "parts.py")]
         paths += [folder / "kernels.py", *sorted(folder.glob("configs/*.json"))]
     sha = hashlib.sha256(repr(SMALL if op == "small" else VARIANTS[op]).encode())
     for path in paths:

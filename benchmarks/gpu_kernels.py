@@ -156,7 +156,7 @@ def _fusion(job: Job) -> tuple[Any, dict[str, Any], dict[str, str]]:
     constants: dict[str, Any] = {"D": job.width, "BD": devices.block(job.width), "GATE": gate, "LAYOUT": layout}
     constants |= {"EXTRA": extra == 1, "ITEMS": extra == 2} | ({} if extra == 2 else {"items": None})
     constants |= {} if extra == 1 else {"extra_ids": None, "extra_table": None}
-    types = {"items": "*i64", "polarity": "*i64", "extra_ids": "*i64"}
+    types = dict.fromkeys(("items", "polarity", "extra_ids", "reports"), "*i64")
     types |= dict.fromkeys(("table_rows", "polarities", "extras"), "i32")
     types |= {"grad_tokens": "*fp32"} if extra == 2 else {}
     if job.direction == "forward":

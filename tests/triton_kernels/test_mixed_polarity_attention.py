@@ -190,6 +190,8 @@ def test_an_overrun_is_found(generator: torch.Generator, monkeypatch: pytest.Mon
     right = launch._Call.sizes
     monkeypatch.setattr(launch, "check_range", lambda *_: None)
     case.call(arguments, "triton")  # clamped
+    with pytest.raises(RuntimeError, match="item_ids of an earlier call"):
+        mixpol_kernels.check_device_errors()
     monkeypatch.setattr(launch._Call, "sizes", lambda self: (*right(self)[:3], 13, *right(self)[4:]))
     with pytest.raises(InterpreterError, match="out of bounds"):
         case.call(arguments, "triton")

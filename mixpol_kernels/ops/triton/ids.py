@@ -16,3 +16,10 @@ def table_row(ids, at, keep, rows, reports, ARGUMENT: tl.constexpr):  # type: ig
     bad = keep & ((row < 0) | (row >= rows))
     tl.store(reports + at * 0, at.to(tl.int64) * 8 + ARGUMENT, mask=bad)  # of several one is seen, whole
     return tl.minimum(tl.maximum(row, 0), rows - 1)
+
+
+@triton.jit
+def table_row_again(ids, at, keep, rows):  # type: ignore[no-untyped-def]
+    """The same rows in a backward, whose forward has reported."""
+    row = tl.load(ids + at, mask=keep, other=0).to(tl.int64)
+    return tl.minimum(tl.maximum(row, 0), rows - 1)
