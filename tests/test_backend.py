@@ -251,8 +251,7 @@ def test_cuda_of_the_other_ops(gpu: Gpu, generator: torch.Generator) -> None:
     with FakeTensorMode():
         target, history = torch.empty(2, 8, device="cuda"), torch.empty(2, 5, 8, device="cuda")
         assert explain(mixpol_kernels.dot_target_attention, target, history).backend == "triton"
-        found = explain(mixpol_kernels.dot_target_attention, target, history, top_k=3)
-        assert (found.backend, list(found.rejected)) == ("reference", ["triton"])
+        assert explain(mixpol_kernels.dot_target_attention, target, history, top_k=3).backend == "triton"
         with pytest.raises(ValueError, match="dot_target_attention has no compiled CUDA kernels yet"):
             mixpol_kernels.dot_target_attention(target, history, backend="cuda")
 

@@ -18,6 +18,7 @@ ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
 # "half": bfloat16 and float16; "float32" with IEEE products; "tf32x3": float32 in three TensorFloat32 products.
 ELEMENTS = ("half", "float32", "tf32x3")
 DIRECTIONS = ("forward", "backward")
+UNKNOWN = "it takes AMD gfx942, or NVIDIA GPUs of compute capability 8.0 and newer"
 TUNED = "MIXPOL_TRITON_CONFIGS"  # names the folder of configurations that go before the shipped ones
 
 
@@ -160,4 +161,4 @@ def architecture(index: int) -> str:
 @constant
 def refusal(index: int) -> str:
     """Why no Triton kernel runs on a GPU; empty if they do."""
-    return "" if architecture(index) else "it takes AMD gfx942, or NVIDIA GPUs of compute capability 8.0 and newer"
+    return "" if architecture(index) else UNKNOWN

@@ -33,8 +33,8 @@ def forward(a: Arguments) -> Tensor:
         with torch.cuda.device_of(a.target):
             kernels.forward_kernel[(a.target.shape[0],)](
                 call.target, call.tokens, call.items, call.polarity, call.polarity_table, call.sign, *call.gate,
-                call.extra_ids, call.extra_table, *call.layout, fused, reports.word(), *call.sizes(), **call.constants(),
-                **_launch(config),
+                call.extra_ids, call.extra_table, *call.layout, fused, reports.word(), *call.sizes(),
+                **call.constants(), **_launch(config),
             )  # fmt: skip
     return fused
 
