@@ -101,7 +101,16 @@ def shipped_jobs(architecture: str, op: str = "target_attention") -> Iterator[Jo
         width, _, units = shape.partition(":")
         for variant in VARIANTS[op]:
             many = tuple(map(int, units.split("x"))) if units else ()
-            yield Job(architecture, direction, element, int(width), many, variant, config, op)
+            job = Job(architecture, direction, element, int(width), many, variant, config, op)
+            if not special(job):
+                yield job
+            elif job.width == dot.WIDTHS[0] and (element != "tf32x3" or not variant.startswith("top_k")):
+                yield dataclasses.replace(job, config=dot.SPECIAL[direction][element])
+
+
+def special(job: Job) -> bool:
+    """Whether the op launches the variant with one configuration for all."""
+    return job.op == "dot_target_attention" and VARIANTS[job.op][job.variant][0] >= 2
 
 
 def failures(job: Job, found: dict[str, Any]) -> list[str]:
@@ -171,7 +180,7 @@ def digest(op: str) -> str:
     else:
         folder = FOLDERS[op].parent
         paths = [folder.parent.parent / "triton" / "shared.py", *sorted(folder.glob("activations.py"))]
-        paths += [folder.parent.parent / "triton" / "parts.py"] if op != "polarity_fusion" else []
+        paths += [folder.parent.parent / "triton" / ("ids.py" if op == "polarity_fusion" else "parts.py")]
         paths += [folder / "kernels.py", *sorted(folder.glob("configs/*.json"))]
     sha = hashlib.sha256(repr(SMALL if op == "small" else VARIANTS[op]).encode())
     for path in paths:
@@ -205,6 +214,7 @@ def search(architecture: str, op: str) -> None:
         chosen[name] = None
         for config in dict.fromkeys(tries):
             jobs = [Job(architecture, direction, element, *shape, v, config, op) for v in reversed(VARIANTS[op])]
+            jobs = [job for job in jobs if not special(job)]
             bad = next(filter(None, (failures(job, found) for job, found in run(jobs))), [])
             print(architecture, name, dataclasses.astuple(config), "; ".join(bad) or "passes", flush=True)
             if not bad:

@@ -15,14 +15,17 @@ from mixpol_kernels.ops.triton import devices
 
 MATRIX = {"sm_80": r"mma\.sync", "sm_90": r"wgmma|mma\.sync", "sm_100": r"tcgen05\.mma|mma\.sync", "gfx942": r"v_mfma"}
 # As the kernels number them, (activation, normalize, layout), (gate, 1 an extra table + 2 ids, layout) or
-# (0 or 1 the second kernel: weights, Σ w · dw; several blocks of rows; layout): what models use most, and the most
-# demanding. Layouts 4 and 6: parts of long histories, jagged and with a mask.
+# (0, 1 the second kernel: weights, Σ w · dw, 2 with top_k, 3 rows of three times the columns; several blocks of rows;
+# layout): what models use most, and the most demanding. Layouts 4 and 6: parts of long histories, jagged and with a
+# mask.
 PARTS = 4
 VARIANTS: dict[str, dict[str, tuple[int, int, int]]] = {
     "dot_target_attention": {
         "one block, jagged": (0, 0, 0),
         "blocks, mask": (0, 1, 2),
         "blocks, parts, mask": (0, 1, 6),
+        "wide rows, blocks, parts, mask": (3, 1, 6),
+        "top_k, blocks, mask": (2, 1, 2),
         "second kernel, blocks, parts, mask": (1, 1, 6),
     },
     "target_attention": {
@@ -156,7 +159,7 @@ def _fusion(job: Job) -> tuple[Any, dict[str, Any], dict[str, str]]:
     constants: dict[str, Any] = {"D": job.width, "BD": devices.block(job.width), "GATE": gate, "LAYOUT": layout}
     constants |= {"EXTRA": extra == 1, "ITEMS": extra == 2} | ({} if extra == 2 else {"items": None})
     constants |= {} if extra == 1 else {"extra_ids": None, "extra_table": None}
-    types = {"items": "*i64", "polarity": "*i64", "extra_ids": "*i64"}
+    types = dict.fromkeys(("items", "polarity", "extra_ids", "reports"), "*i64")
     types |= dict.fromkeys(("table_rows", "polarities", "extras"), "i32")
     types |= {"grad_tokens": "*fp32"} if extra == 2 else {}
     if job.direction == "forward":
@@ -169,10 +172,12 @@ def _dot(job: Job) -> tuple[Any, dict[str, Any], dict[str, str]]:
     """Kernel, constants and argument types of `dot_target_attention`."""
     from mixpol_kernels.ops.dot_target_attention.triton import kernels
 
-    second, blocks, layout = VARIANTS[job.op][job.variant]
-    constants: dict[str, Any] = {"W": job.width, "BW": devices.block(job.width), "ROWS": dot.ROWS, "LAYOUT": layout}
-    constants |= {"ADD": bool(blocks)} | ({} if blocks else {"groups": 1})  # Triton compiles for the integer 1
-    types = {"groups": "i32", "rows": "i32", "stats": "*fp32", "means": "*fp32"}
+    kind, blocks, layout = VARIANTS[job.op][job.variant]
+    second, width = kind == 1, 3 * job.width if kind == 3 else job.width
+    constants: dict[str, Any] = {"W": width, "BW": devices.block(job.width), "ROWS": dot.ROWS, "LAYOUT": layout}
+    constants |= {"ADD": bool(blocks), "TOP": kind == 2}
+    constants |= {} if blocks else {"groups": 1}  # Triton compiles for the integer 1
+    types = {"groups": "i32", "rows": "i32", "top_k": "i32", "stats": "*fp32", "means": "*fp32"}
     types |= {"grad_history": "*fp32"} if blocks else {}
     if layout < PARTS:
         constants["means"] = None

@@ -11,6 +11,7 @@ from mixpol_kernels.ops.mixed_polarity_attention.api import mixed_polarity_atten
 from mixpol_kernels.ops.polarity_embedding.api import polarity_embedding
 from mixpol_kernels.ops.polarity_fusion.api import polarity_fusion
 from mixpol_kernels.ops.target_attention.api import target_attention
+from mixpol_kernels.ops.triton.reports import check_device_errors
 from mixpol_kernels.ops.unit import ActivationUnit
 
 __version__ = "0.1.0"
@@ -22,6 +23,7 @@ __all__ = [
     "History",
     "Interleaved",
     "__version__",
+    "check_device_errors",
     "dot_target_attention",
     "explain",
     "interleave",

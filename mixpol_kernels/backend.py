@@ -34,8 +34,8 @@ class Kernels(NamedTuple):
 
 # Who runs what, beside the reference, which runs all. `choose`, `info`, the drop-ins and the documentation read it.
 KERNELS: dict[str, dict[str, Kernels]] = {
-    "interleave": {"cpu": Kernels(TIME_TYPES, False), "cuda": Kernels(TIME_TYPES, False)},
-    "polarity_embedding": {"cpu": Kernels(), "cuda": Kernels()},
+    "interleave": dict.fromkeys(("cpu", "cuda", "triton"), Kernels(TIME_TYPES, False)),
+    "polarity_embedding": {"cpu": Kernels(), "cuda": Kernels(), "triton": Kernels(STORED)},
     "polarity_fusion": {"cpu": Kernels(), "cuda": Kernels(backward=False), "triton": Kernels(STORED)},
     "target_attention": {"cpu": Kernels(STORED), "cuda": Kernels(backward=False), "triton": Kernels(STORED)},
     "dot_target_attention": {"cpu": Kernels(), "triton": Kernels(STORED)},

@@ -13,6 +13,7 @@ import torch
 import mixpol_kernels
 from mixpol_kernels.backend import KERNELS
 from mixpol_kernels.library import INTERPRETING, ISA_LEVELS, library
+from mixpol_kernels.ops.triton import devices
 
 PUBLIC_OPS = [op for op in KERNELS if op in mixpol_kernels.__all__]
 WITH_TRITON = ", ".join(op for op in PUBLIC_OPS if "triton" in KERNELS[op])
@@ -68,7 +69,9 @@ def coverage() -> str:
 def _gpu() -> str:
     if not torch.cuda.is_available():
         return "none found by torch"
-    return f"{torch.cuda.get_device_name()}; {WITH_TRITON} in Triton, the other ops run the PyTorch reference"
+    if reason := devices.refusal(torch.cuda.current_device()):
+        return f"{torch.cuda.get_device_name()}; the PyTorch reference runs every op: of kernels in Triton, {reason}"
+    return f"{torch.cuda.get_device_name()}; in Triton: {WITH_TRITON}"
 
 
 def _triton() -> str:

@@ -15,7 +15,8 @@ from triton.runtime.errors import InterpreterError
 import mixpol_kernels
 from mixpol_kernels import explain
 from mixpol_kernels.ops.dot_target_attention.autograd import BACKWARD, FORWARD, TRITON_STATS
-from mixpol_kernels.ops.dot_target_attention.triton import launch
+from mixpol_kernels.ops.dot_target_attention.triton import configs, launch
+from mixpol_kernels.ops.triton import parts
 from mixpol_kernels.testing import budget
 from mixpol_kernels.testing.layouts import LAYOUTS
 from mixpol_kernels.testing.recorder import Recorder
@@ -250,14 +251,10 @@ def test_shapes_on_a_gpu_that_is_not_here() -> None:
 
 
 def test_refusals(generator: torch.Generator) -> None:
-    for change, pattern in (
-        ({"width": 130}, r"rows 1 to 128 wide \(D, or D / num_heads without projections\), .*, and got 130"),
-        ({"width": 260, "attention": None}, "and got 130"),
-        ({"top_k": 3}, "it has no top_k and got 3; use backend='reference'"),
-    ):
-        case = make(replace(BASE, **change), generator)
-        with pytest.raises(ValueError, match=f"backend='triton' was requested, but .*{pattern}"):
-            case.call(case.arguments(case.place(generator)), "triton")
+    empty = {"target": torch.zeros(2, 0), "history": torch.zeros(2, 3, 0)}
+    empty |= dict.fromkeys(("w_q", "w_k", "w_v"), torch.zeros(4, 0))
+    with pytest.raises(ValueError, match="backend='triton' was requested, but it takes rows of at least one column"):
+        mixpol_kernels.dot_target_attention(**empty, backend="triton")  # type: ignore[arg-type]
     case = make(BASE, generator)
     arguments = case.arguments(case.place(generator))
     queries, history = torch.randn(4, 1, 2, 8), arguments["history"]
@@ -283,6 +280,99 @@ def test_an_overrun_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         BACKWARD.triton(pooled, stats, queries, history, None, None, None, False, 0)
 
 
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs that hold 16 columns, so that wider rows are shared by several."""
+    monkeypatch.setattr(configs, "WIDTHS", (16,))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"width": 40, "attention": 12, "counts": (19, 0, 3)},
+        {"width": 36, "heads": 2, "attention": None, "layout": "mask_holes", "candidates": 2},
+        {"width": 17, "heads": 1, "attention": None, "candidates": 17, "counts": (3, 18), "layout": "lengths"},
+    ],
+)
+def test_rows_wider_than_a_program(change: dict[str, Any], narrow: None, generator: torch.Generator) -> None:
+    case = make(replace(BASE, **change), generator)
+    check(case, generator)
+    where = case.place(generator)
+    arguments = case.arguments(where)
+    found, truth = (case.call(arguments, backend, return_weights=True) for backend in ("triton", "reference"))
+    torch.testing.assert_close(found, truth, rtol=1e-4, atol=1e-5)
+
+
+def test_wide_rows_in_parts(narrow: None, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "PART", 16)
+    check(make(replace(BASE, width=20, heads=1, attention=None, counts=(33, 0, 5)), generator), generator)
+
+
+TOP: dict[str, dict[str, Any]] = {
+    "best one": {"top_k": 1, "counts": (3, 0, 18, 1)},
+    "tiles": {"top_k": 5, "counts": (35, 0, 4, 17), "heads": 1},
+    "as many": {"top_k": 17, "counts": (17, 18, 3)},
+    "more than any": {"top_k": 2**40, "counts": (4, 18)},
+    "heads, no projections": {"top_k": 3, "attention": None, "layout": "lengths", "counts": (18, 0, 2)},
+    "mask": {"top_k": 4, "layout": "mask_holes", "counts": (19, 0), "heads": 1, "candidates": 2},
+    "blocks": {"top_k": 2, "heads": 1, "candidates": 17, "attention": None, "counts": (18,)},
+    "huge scores": {"top_k": 3, "counts": (20, 2), "spread": 300.0, "attention": None},
+}
+
+
+@pytest.mark.parametrize("form", TOP)
+def test_top_k(form: str, generator: torch.Generator) -> None:
+    case = make(replace(BASE, **TOP[form]), generator)
+    check(case, generator)
+    where = case.place(generator)
+    found, truth = (case.call(case.arguments(where), name, return_weights=True)[1] for name in ("triton", "reference"))
+    assert torch.equal(found != 0, truth != 0) or form == "huge scores"
+    torch.testing.assert_close(found, truth, rtol=1e-4, atol=1e-6)
+
+
+def test_top_k_of_wide_rows(narrow: None, generator: torch.Generator) -> None:
+    check(make(replace(BASE, width=20, heads=1, attention=None, counts=(18, 2), top_k=3), generator), generator)
+
+
+def test_top_k_of_a_long_history(generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is not cut: the best tokens are those of all parts."""
+    monkeypatch.setattr(parts, "PART", 16)
+    check(make(replace(BASE, heads=1, attention=None, counts=(40, 3), top_k=4), generator), generator)
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 5, 8])
+def test_ties(top_k: int) -> None:
+    """Of equal scores the earlier tokens, over tiles, zeros of either sign and scores below zero."""
+    scores = torch.tensor([2.0, -0.0, 0.0, 2.0, -1.0, 0.0, -0.0, 2.0, -1.0, *[-3.0] * 10, 0.0, 2.0, -1.0])
+    history = torch.stack([scores, torch.arange(len(scores)).float()], 1)[None].requires_grad_()
+    target = torch.tensor([[1.0, 0.0]])
+    found = []
+    for backend in ("triton", "reference"):
+        out, weights = mixpol_kernels.dot_target_attention(
+            target, history, scale=1.0, top_k=top_k, return_weights=True, backend=backend
+        )
+        found.append((out, weights, torch.autograd.grad(out.sum(), history)[0]))
+    assert found[0][1].count_nonzero() == top_k
+    assert torch.equal(found[0][1] != 0, found[1][1] != 0)
+    for ours, plain in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_top_k_of_low_precision(dtype: torch.dtype, generator: torch.Generator) -> None:
+    """Scores of whole numbers, which every dtype holds."""
+    history = torch.randperm(24, generator=generator)[:, None].to(dtype).expand(24, 8)[None].requires_grad_()
+    target = torch.full((1, 8), 0.0625, dtype=dtype)
+    found = []
+    for backend in ("triton", "reference"):
+        out, weights = mixpol_kernels.dot_target_attention(
+            target, history, scale=1.0, top_k=4, return_weights=True, backend=backend
+        )
+        found.append((weights, torch.autograd.grad(out.sum(), history)[0]))
+    assert torch.equal(found[0][0] != 0, found[1][0] != 0)
+    torch.testing.assert_close(found[0], found[1], rtol=0.02, atol=0.1)
+
+
 @pytest.mark.parametrize("draw", range(3))
 def test_fresh_options(draw: int, generator: torch.Generator, source: random.Random) -> None:
     heads = source.choice([1, 2, 3])
@@ -294,5 +384,6 @@ def test_fresh_options(draw: int, generator: torch.Generator, source: random.Ran
         attention=source.choice([None, 4 * heads, 10 * heads]),
         candidates=source.choice([None, 1, 3, 20]),
         scale=source.choice([None, 0.3]),
+        top_k=source.choice([None, None, 2, 20]),
     )
     check(make(config, generator), generator)

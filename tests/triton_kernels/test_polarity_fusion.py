@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from mixpol_kernels import explain, polarity_fusion
+from mixpol_kernels import check_device_errors, explain, polarity_fusion
 from mixpol_kernels.ops.polarity_fusion.autograd import BACKWARD, FORWARD
+from mixpol_kernels.ops.polarity_fusion.triton import launch
 from mixpol_kernels.testing import budget
 from mixpol_kernels.testing.inputs import Case, Config, make
 from mixpol_kernels.testing.layouts import LAYOUTS
@@ -140,3 +141,25 @@ def test_refusals(generator: torch.Generator) -> None:
     assert explain(polarity_fusion, **arguments, backend="triton").backend == "triton"
     for op in (FORWARD.triton, BACKWARD.triton):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), "CUDA")
+
+
+@pytest.mark.parametrize(("name", "bad", "last"), [("polarity", 2**33 + 1, 1), ("extra_ids", -5, 2)])
+def test_a_bad_id_is_clamped_and_named_later(
+    name: str, bad: int, last: int, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where nothing looks at ids before: not wrapped to 32 bits, in either direction."""
+    monkeypatch.setattr(launch, "check_range", lambda *_: None)
+    case = make(replace(BASE, counts=(3, 9), n_extra=3), generator)
+    arguments = case.arguments(case.place(generator), requires_grad=True)
+    clamped = {**arguments, name: arguments[name].clone()}
+    arguments[name][5], clamped[name][5] = bad, max(0, min(bad, last))
+    found: list[torch.Tensor] = []
+    expected: list[torch.Tensor] = []
+    for call, grads in ((arguments, found), (clamped, expected)):
+        out = case.call(call, "triton")
+        if call is arguments:
+            with pytest.raises(RuntimeError, match=f"{name} of an earlier call .* position 5 of"):
+                check_device_errors()
+        grads += [out, *torch.autograd.grad(out, [call[n] for n in ("tokens", "polarity_table", "extra_table")], out)]
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    check_device_errors()

@@ -78,8 +78,8 @@ def dot_target_attention(
         mask: [B, L]; nonzero positions are kept, on any side.
         return_weights: also return the attention weights, without gradient.
         backend: "auto", "cpu" (compiled, float32), "triton" (on a GPU; float32, bfloat16 and float16, summed in
-            float32, rows of up to 128 columns, no `top_k`; products of float32 are as in `target_attention`, and so is
-            what becomes of offsets and lengths out of range) or "reference" (plain PyTorch).
+            float32; with `top_k` a long history is one program's; products of float32 are as in `target_attention`, and
+            so is what becomes of offsets and lengths out of range) or "reference" (plain PyTorch).
 
     Returns:
         out, [B, O] or [B, M, O], in the dtype of `target`; an empty history gives zeros. With `return_weights` also
@@ -121,7 +121,7 @@ def dot_target_attention(
         target,
         saved,
         (target, history, w_q, w_k, w_v, w_o),
-        triton=lambda: support.refusal(target, row, top_k),
+        triton=lambda: support.refusal(target, row),
     )
     if chosen == "reference":
         user, keep = where.assignment(target.device)

@@ -12,7 +12,9 @@ from mixpol_kernels import backend as backends
 from mixpol_kernels.backend import TIME_TYPES
 from mixpol_kernels.checks import checked
 from mixpol_kernels.history import check_offsets
+from mixpol_kernels.library import INTERPRETING
 from mixpol_kernels.ops.interleave import autograd, reference
+from mixpol_kernels.ops.interleave.triton import support
 
 _INDEX_TYPES = (torch.int32, torch.int64)
 _MOST = 2**63 - 1
@@ -108,9 +110,11 @@ def interleave(
         budget: most events a user keeps, at least 0. Default: all events.
         negative_share: share of the budget that is kept for negatives, in [0, 1]; needs a budget. Default:
             the newest events of either polarity.
-        backend: "auto", "cpu" (compiled: one linear merge a user, users shared out to threads), "cuda" (compiled, for
-            tensors on a GPU) or "reference" (plain PyTorch: two stable sorts). All give the same. Under `torch.compile`
-            the reference does not check the values of times and offsets.
+        backend: "auto", "cpu" (compiled: one linear merge a user, users shared out to threads), "triton" or "cuda" (for
+            tensors on a GPU: a binary search an event) or "reference" (plain PyTorch: two stable sorts). All give the
+            same. On a GPU a budget makes the call wait for the device once, for the number of events. "triton" tells
+            of wrong times and offsets later (`check_device_errors`), and under `torch.compile` the reference does not
+            check them.
 
     Returns:
         `Interleaved`: source [N] int64, polarity [N] uint8, offsets [B + 1] int64. N is P + Q without a
@@ -130,16 +134,16 @@ def interleave(
     """
     _check_lists(positive_times, positive_offsets, negative_times, negative_offsets)
     n_negative = _quota(budget, negative_share)
-    chosen = backends.choose("interleave", backend, positive_times)
+    chosen = backends.choose("interleave", backend, positive_times, triton=lambda: support.refusal(positive_times))
     positive_at, negative_at = positive_offsets.long().contiguous(), negative_offsets.long().contiguous()
     arguments = (positive_times.detach(), positive_at, negative_times.detach(), negative_at, budget, n_negative)
-    if chosen == "reference":
-        if not torch.compiler.is_compiling():
-            _check_values("positive", positive_times, positive_at)
-            _check_values("negative", negative_times, negative_at)
-        merged = reference.interleave(*arguments)
-    else:
-        merged = autograd.FORWARD.compiled(*arguments)
+    # On a GPU a check would wait for the device: the Triton kernels report what is wrong instead.
+    checks = chosen == "reference" or (chosen == "triton" and INTERPRETING and positive_times.is_cpu)
+    if checks and not torch.compiler.is_compiling():
+        _check_values("positive", positive_times, positive_at)
+        _check_values("negative", negative_times, negative_at)
+    run = reference.interleave if chosen == "reference" else autograd.FORWARD.of(chosen)
+    merged: tuple[Tensor, Tensor, Tensor] = run(*arguments)
     return Interleaved(*merged, positive_times.shape[0], negative_times.shape[0])
 
 

@@ -22,4 +22,5 @@ FORWARD = declare(
     "interleave(Tensor positive_times, Tensor positive_offsets, Tensor negative_times, Tensor negative_offsets, "
     "SymInt? budget, SymInt? n_negative) -> (Tensor source, Tensor polarity, Tensor offsets)",
     _shapes,
+    triton="interleave.triton.launch:forward",
 )

@@ -10,6 +10,7 @@ from mixpol_kernels.checks import check_extra, check_float, check_ids, check_sha
 from mixpol_kernels.history import Layout, accepts_jagged, layout
 from mixpol_kernels.ops.polarity_embedding import reference
 from mixpol_kernels.ops.polarity_embedding.autograd import PolarityEmbedding
+from mixpol_kernels.ops.polarity_embedding.triton import support
 
 
 @accepts_jagged("item_ids", "polarity", "extra_ids", returns_tokens=True)
@@ -49,8 +50,9 @@ def polarity_embedding(
         lengths: [B] int32 or int64, for padded ids; the first lengths[b] positions are kept.
         mask: [B, L], for padded ids; nonzero positions are kept, on any side.
         sparse: give `item_table` a sparse gradient with sorted, unique ids instead of a dense one.
-        backend: "auto", "cpu" or, on a GPU, "cuda" (compiled, float32), or "reference" (plain PyTorch, sparse gradient
-            not coalesced).
+        backend: "auto", "cpu" (compiled, float32), "triton" (on a GPU; float32, bfloat16 and float16, summed in
+            float32; bad ids are clamped there, and the error comes later: `check_device_errors`), "cuda" (compiled,
+            float32) or "reference" (plain PyTorch, sparse gradient not coalesced).
 
     Returns:
         tokens [N, D] or [B, L, D], dtype of `item_table`; pads are zeros. Nested for nested ids.
@@ -83,6 +85,7 @@ def polarity_embedding(
         backend,
         item_table,
         inputs=(item_table, polarity_table, extra_table),
+        triton=lambda: support.refusal(item_table, polarity_table, extra_table),
     )
     if chosen == "reference":
         where.check(
@@ -94,7 +97,7 @@ def polarity_embedding(
         )  # fmt: skip
         return tokens.reshape(*item_ids.shape, item_table.shape[1])
     out: Tensor = PolarityEmbedding.apply(
-        item_ids, polarity, item_table, polarity_table, extra_ids, extra_table,
+        chosen, item_ids, polarity, item_table, polarity_table, extra_ids, extra_table,
         where.offsets, where.lengths, where.mask, sparse,
     )  # fmt: skip
     return out

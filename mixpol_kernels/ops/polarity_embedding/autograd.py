@@ -17,15 +17,17 @@ FORWARD = declare(
     "polarity_embedding_fwd(Tensor item_ids, Tensor polarity, Tensor item_table, Tensor polarity_table,"
     f" Tensor? extra_ids, Tensor? extra_table, {LAYOUT}) -> Tensor",
     lambda a: a.item_table.new_empty(*a.item_ids.shape, a.item_table.shape[1]),
+    triton="polarity_embedding.triton.launch:forward",
 )
 
 
 class PolarityEmbedding(torch.autograd.Function):
-    """The compiled op. Saves its ids only."""
+    """The fused op. Saves its ids only."""
 
     @staticmethod
     def forward(
         ctx: Any,
+        backend: str,
         item_ids: Tensor,
         polarity: Tensor,
         item_table: Tensor,
@@ -40,7 +42,8 @@ class PolarityEmbedding(torch.autograd.Function):
         ctx.save_for_backward(item_ids, polarity, extra_ids, offsets, lengths, mask)
         extras = 0 if extra_table is None else extra_table.shape[0]
         ctx.config = (item_table.shape[0], polarity_table.shape[0], extras, sparse)
-        tokens: Tensor = FORWARD.compiled(
+        ctx.backend, ctx.dtype = backend, item_table.dtype
+        tokens: Tensor = FORWARD.of(backend)(
             item_ids, polarity, item_table, polarity_table, extra_ids, extra_table, *canonical(offsets, lengths, mask)
         )
         return tokens
@@ -50,14 +53,19 @@ class PolarityEmbedding(torch.autograd.Function):
     def backward(ctx: Any, saved: Sequence[Any], grad_tokens: Tensor) -> tuple[Tensor | None, ...]:
         item_ids, polarity, extra_ids, offsets, lengths, mask = saved
         items, polarities, extras, sparse = ctx.config
-        _, _, item_grad, polarity_grad, _, extra_grad = ctx.needs_input_grad[:6]
+        _, _, _, item_grad, polarity_grad, _, extra_grad = ctx.needs_input_grad[:7]
         where = canonical(offsets, lengths, mask)
+
+        def of(ids: Tensor, rows: int, sparse: bool = False) -> Tensor:
+            return table_grad(ids, grad_tokens, *where, rows, sparse, ctx.dtype, ctx.backend)
+
         return (
             None,
             None,
-            table_grad(item_ids, grad_tokens, *where, items, sparse) if item_grad else None,
-            table_grad(polarity, grad_tokens, *where, polarities, False) if polarity_grad else None,
             None,
-            table_grad(extra_ids, grad_tokens, *where, extras, False) if extra_grad else None,
+            of(item_ids, items, sparse) if item_grad else None,
+            of(polarity, polarities) if polarity_grad else None,
+            None,
+            of(extra_ids, extras) if extra_grad else None,
             *[None] * 4,
         )

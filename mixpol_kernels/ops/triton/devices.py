@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixpol_kernels.library import INTERPRETING
+from mixpol_kernels.library import INTERPRETING, constant
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
 # "half": bfloat16 and float16; "float32" with IEEE products; "tf32x3": float32 in three TensorFloat32 products.
 ELEMENTS = ("half", "float32", "tf32x3")
 DIRECTIONS = ("forward", "backward")
+UNKNOWN = "it takes AMD gfx942, or NVIDIA GPUs of compute capability 8.0 and newer"
 TUNED = "MIXPOL_TRITON_CONFIGS"  # names the folder of configurations that go before the shipped ones
 
 
@@ -155,3 +156,9 @@ def architecture(index: int) -> str:
     number = 10 * properties.major + properties.minor
     known = [int(name.removeprefix("sm_")) for name in ARCHITECTURES if name.startswith("sm_")]
     return max((f"sm_{n}" for n in known if n <= number), key=lambda name: int(name[3:]), default="")
+
+
+@constant
+def refusal(index: int) -> str:
+    """Why no Triton kernel runs on a GPU; empty if they do."""
+    return "" if architecture(index) else UNKNOWN

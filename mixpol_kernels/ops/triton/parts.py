@@ -80,18 +80,24 @@ class Histories:
         layout: offsets, lengths and mask of the kernels.
         number: LAYOUT.
         items: programs, by user.
-        parts: None where each user has one.
+        parts: None where each user has one, as asked for by `whole`.
         skips_pads: whether pads of outputs of a row a token are left as they are.
     """
 
     def __init__(
-        self, users: int, history: Tensor, offsets: Tensor | None, lengths: Tensor | None, mask: Tensor | None
+        self,
+        users: int,
+        history: Tensor,
+        offsets: Tensor | None,
+        lengths: Tensor | None,
+        mask: Tensor | None,
+        whole: bool = False,
     ) -> None:
         self.history = history if history.stride(-1) == 1 or history.shape[-1] == 1 else history.contiguous()
         self.layout = (offsets, lengths, mask)
         self.number = next((i for i, given in enumerate(self.layout) if given is not None), 3)
         self.items = users
-        self.parts = cut(users, history.shape[-2], offsets, lengths, history.device)
+        self.parts = None if whole else cut(users, history.shape[-2], offsets, lengths, history.device)
         self.skips_pads = self.parts is not None and lengths is not None
         if self.parts:  # LAYOUT: jagged, whose pads nobody looks at, or with a mask
             self.history = self.history.reshape(-1, history.shape[-1])

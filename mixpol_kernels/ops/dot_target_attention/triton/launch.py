@@ -30,17 +30,18 @@ def forward(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     attention = call.histories.per_token(shape, queries.dtype)
     if pooled.numel():
         histories, parts = call.histories, call.histories.parts
-        grid = (histories.items * call.groups * triton.cdiv(call.rows, configs.ROWS),)
+        blocks = histories.items * call.groups * triton.cdiv(call.rows, configs.ROWS)
         constants = call.constants("forward")
         with torch.cuda.device_of(queries):
             inputs = (histories.spread(queries), histories.history, *histories.layout)
             to, numbers = (call.room(call.width), call.room(2)) if parts else (pooled, stats)
+            grid = (blocks * call.spread(constants),)
             kernels.forward_kernel[grid](*inputs, to, numbers, *call.sizes(), **constants)
             if parts:
                 parts.combine(to, pooled, numbers, stats)
             if save_attention:
                 numbers = histories.spread(stats)
-                kernels.weights_kernel[grid](*inputs, numbers, attention, *call.sizes(), **constants)
+                kernels.weights_kernel[(blocks,)](*inputs, numbers, attention, *call.sizes(), **constants)
     elif attention.numel():
         attention.zero_()
     return pooled, stats, attention
@@ -73,12 +74,12 @@ def backward(a: Arguments) -> tuple[Tensor, Tensor]:
             if parts:
                 to, terms, means = call.room(call.width), call.room(1), stats.new_empty(queries.shape[:-1])
                 kernels.mean_kernel[(histories.items * call.groups * triton.cdiv(call.rows, configs.ROWS),)](
-                    *inputs, terms, *call.sizes()[:2], call.sizes()[-1],
-                    **{name: value for name, value in constants.items() if name != "PARTS"},
+                    *inputs, terms, *call.sizes()[:2], call.sizes()[4],
+                    **{name: value for name, value in constants.items() if name not in ("PARTS", "TOP")},
                 )  # fmt: skip
                 parts.combine(terms, means)
                 means = histories.spread(means)
-            kernels.backward_kernel[(histories.items * call.groups,)](
+            kernels.backward_kernel[(histories.items * call.groups * call.spread(constants),)](
                 *inputs, means, to, grad_history, *call.sizes(), ADD=several, **constants
             )
             if parts:
@@ -94,7 +95,7 @@ class _Call:
     def __init__(self, a: Arguments) -> None:
         queries: Tensor = a.queries
         history: Tensor = a.history
-        refusal = support.refusal(queries, queries.shape[-1], a.top_k)
+        refusal = support.refusal(queries, queries.shape[-1])
         if refusal:
             raise ValueError(f"dot_target_attention: the Triton kernels cannot run: {refusal}")
         batch, candidates, heads, self.width = queries.shape
@@ -107,14 +108,20 @@ class _Call:
         if INTERPRETING:  # on a GPU a check would wait for the device: the kernels clamp instead
             Layout(batch, tuple(history.shape[:-1]), a.offsets, a.lengths, a.mask).check_values()
         self.queries = queries
-        self.histories = Histories(batch, history, a.offsets, a.lengths, a.mask)
+        self.top_k = min(a.top_k, 2**31 - 1)
+        # The best tokens are those of the whole history.
+        self.histories = Histories(batch, history, a.offsets, a.lengths, a.mask, whole=self.top_k > 0)
         self.align = devices.alignment(self.histories.history)
 
-    def sizes(self) -> tuple[int, int, int, int, int]:
-        """groups, rows, length, user_units, row_units of the kernels."""
+    def sizes(self) -> tuple[int, int, int, int, int, int]:
+        """groups, rows, length, user_units, row_units, top_k of the kernels."""
         history = self.histories.history
         user = history.stride(0) // self.align if history.dim() == 3 else 0
-        return self.groups, self.rows, history.shape[-2], user, history.stride(-2) // self.align
+        return self.groups, self.rows, history.shape[-2], user, history.stride(-2) // self.align, self.top_k
+
+    def spread(self, constants: dict[str, Any]) -> int:
+        """Programs that share the columns of a row."""
+        return -(-self.width // int(constants["BW"]))
 
     def room(self, width: int) -> Tensor:
         """For what each part leaves of its rows."""
@@ -122,13 +129,14 @@ class _Call:
 
     def constants(self, direction: str) -> dict[str, Any]:
         """Compile-time constants and launch options of the kernel."""
-        element, config = support.chosen(self.queries, direction)
+        element, columns, config = support.chosen(self.queries, direction, self.top_k)
         return {
             "W": self.width,
-            "BW": devices.block(self.width),
+            "BW": min(devices.block(self.width), columns),
             "ROWS": configs.ROWS,
             "LAYOUT": self.histories.number,
             "PARTS": self.histories.parts is not None,
+            "TOP": self.top_k > 0,
             "ALIGN": self.align,
             "PRECISION": "tf32x3" if element == "tf32x3" else "ieee",
             "TILE": config.tile,

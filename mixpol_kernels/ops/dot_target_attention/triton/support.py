@@ -10,21 +10,12 @@ from mixpol_kernels.ops.dot_target_attention.triton import configs
 from mixpol_kernels.ops.triton import devices
 
 
-def refusal(target: Tensor, width: int, top_k: int | None) -> str:
+def refusal(target: Tensor, width: int) -> str:
     """Why the kernels cannot take query rows of this width on the target's device; empty if they can."""
-    if top_k:
-        return f"it has no top_k and got {top_k}; use backend='reference'"
     widths = _served(target.dtype, target.device.index or 0)
-    if widths is None:
-        return "it takes AMD gfx942, or NVIDIA GPUs of compute capability 8.0 and newer"
-    if width < 1 or not any(width <= wide for wide in widths):
-        most = max(widths, default=0)
-        got = "" if torch.compiler.is_compiling() else f", and got {width}"  # a symbol while compiling
-        return (
-            f"it takes rows 1 to {most} wide (D, or D / num_heads without projections), what fits on chip{got}; "
-            "use backend='reference'"
-        )
-    return ""
+    if not widths:
+        return str(devices.UNKNOWN)
+    return "" if width else "it takes rows of at least one column; use backend='reference'"
 
 
 @constant
@@ -36,12 +27,16 @@ def _served(dtype: torch.dtype, index: int) -> tuple[int, ...] | None:
     return tuple(sorted(set(found)))
 
 
-def chosen(queries: Tensor, direction: str) -> tuple[str, devices.Config]:
-    """The element of `devices.ELEMENTS` to compute with and the configuration, for rows that were not refused."""
+def chosen(queries: Tensor, direction: str, top_k: int) -> tuple[str, int, devices.Config]:
+    """The element of `devices.ELEMENTS` to compute with, the columns of a program and its configuration."""
     device, width = devices.architecture(queries.device.index or 0), queries.shape[-1]
-    for element in devices.elements(queries.dtype):
-        for wide in configs.served(device, element):
-            if width <= wide:
-                name = configs.key(direction, element, wide)
-                return element, devices.launched(configs.FOLDER, device, name)
-    raise AssertionError("sizes that were refused")
+    elements = devices.elements(queries.dtype)
+    for element in elements[-1:] if top_k else elements:
+        served = configs.served(device, element)
+        for wide in served:
+            if width <= wide and not top_k:
+                return element, wide, devices.launched(configs.FOLDER, device, configs.key(direction, element, wide))
+        if served:
+            special = configs.SPECIAL[direction][element]
+            return element, served[0], devices.INTERPRETED if device == devices.INTERPRETER else special
+    raise AssertionError("a device that was refused")

@@ -2,7 +2,7 @@
 
 One program per user in the forward; in the backward a fixed number of programs that take users in turn, each with a
 slab of sums. G(t) = W_xᵀ + diag(t) W_pᵀ [D, D] on chip, c(t) = W_q t + b_g, for the gate inputs [x ; t ; x t], of which
-"product" has the last only. Ids outside their tables are clamped: a kernel cannot raise.
+"product" has the last only. Ids outside their tables are clamped and reported: a kernel cannot raise.
 
 GATE: -1 nothing is added, 0 no gate ("bias"), 1 product, 2 full. EXTRA: whether there is an extra table. ITEMS: tokens
 are rows of a table [table_rows, D] by the ids in `items`. LAYOUT: see `shared`.
@@ -13,23 +13,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from mixpol_kernels.ops.triton.ids import table_row, table_row_again
 from mixpol_kernels.ops.triton.shared import add_to, extent, kept_tokens, sigmoid, vector
-
-
-@triton.jit
-def rows_of(ids, first, l, keep, rows):
-    """Rows of a table for a tile of tokens, 0 at pads."""
-    row = tl.load(ids + first + l, mask=keep, other=0).to(tl.int32)
-    return tl.minimum(tl.maximum(row, 0), rows - 1)
-
-
-@triton.jit
-def token_rows(base, items, first, l, keep, row_stride, table_rows, ITEMS: tl.constexpr):
-    """Pointers to the rows of a tile of tokens."""
-    row = l
-    if ITEMS:
-        row = rows_of(items, first, l, keep, table_rows).to(tl.int64)
-    return base + row * row_stride
 
 
 @triton.jit
@@ -59,7 +44,7 @@ def pull(weight, t, k, j, D: tl.constexpr):
 @triton.jit
 def forward_kernel(
     target, tokens, items, polarity, polarity_table, sign, gate_weight, gate_bias, target_weight, extra_ids,
-    extra_table, offsets, lengths, mask, fused, length, user_units, row_units, table_rows, polarities, extras,
+    extra_table, offsets, lengths, mask, fused, reports, length, user_units, row_units, table_rows, polarities, extras,
     D: tl.constexpr, BD: tl.constexpr, GATE: tl.constexpr, EXTRA: tl.constexpr, ITEMS: tl.constexpr,
     LAYOUT: tl.constexpr,
     ALIGN: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr,
@@ -84,18 +69,20 @@ def forward_kernel(
         l = (l0 + tile).to(tl.int64)
         keep = kept_tokens(mask, first, l, kept, LAYOUT)
         inside = keep[:, None] & (d < D)[None, :]
-        at = token_rows(base, items, first, l, keep, row_stride, table_rows, ITEMS)
-        x = tl.load(at[:, None] + d[None, :], mask=inside, other=0.0)
+        token = l
+        if ITEMS:
+            token = table_row(items, first + l, keep, table_rows, reports, 1)
+        x = tl.load(base + token[:, None] * row_stride + d[None, :], mask=inside, other=0.0)
         y = x.to(tl.float32)
         if GATE >= 0:
-            row = rows_of(polarity, first, l, keep, polarities)
+            row = table_row(polarity, first + l, keep, polarities, reports, 2)
             y += tl.load(polarity_table + row[:, None] * D + d[None, :], mask=inside, other=0.0).to(tl.float32)
         if GATE > 0:
             gate = sigmoid(tl.dot(x, g, input_precision=PRECISION) + c[None, :])
             s = tl.load(sign + row, mask=keep, other=0.0).to(tl.float32)
             y += s[:, None] * gate * v[None, :]
         if EXTRA:
-            other = rows_of(extra_ids, first, l, keep, extras)
+            other = table_row(extra_ids, first + l, keep, extras, reports, 3)
             y += tl.load(extra_table + other[:, None] * D + d[None, :], mask=inside, other=0.0).to(tl.float32)
         y = tl.where(keep[:, None], y, 0.0)
         inside = (l < positions)[:, None] & (d < D)[None, :]
@@ -150,17 +137,19 @@ def backward_kernel(
             keep = kept_tokens(mask, first, l, kept, LAYOUT)
             inside = keep[:, None] & (d < D)[None, :]
             dy = tl.load(upstream + l[:, None] * D + d[None, :], mask=inside, other=0.0)
-            row = rows_of(polarity, first, l, keep, polarities)
+            row = table_row_again(polarity, first + l, keep, polarities)
             chosen = ((row[None, :] == r[:, None]) & keep[None, :]).to(tl.float32).to(element)
             by_polarity = tl.dot(chosen, dy, by_polarity, input_precision="ieee")
             if EXTRA:
-                other = rows_of(extra_ids, first, l, keep, extras)
+                other = table_row_again(extra_ids, first + l, keep, extras)
                 chosen = ((other[None, :] == r[:, None]) & keep[None, :]).to(tl.float32).to(element)
                 by_extra = tl.dot(chosen, dy, by_extra, input_precision="ieee")
             dx = dy.to(tl.float32)
             if GATE > 0:
-                at = token_rows(base, items, first, l, keep, row_stride, table_rows, ITEMS)
-                x = tl.load(at[:, None] + d[None, :], mask=inside, other=0.0)
+                token = l
+                if ITEMS:
+                    token = table_row_again(items, first + l, keep, table_rows)
+                x = tl.load(base + token[:, None] * row_stride + d[None, :], mask=inside, other=0.0)
                 gate = sigmoid(tl.dot(x, g, input_precision=PRECISION) + c[None, :])
                 s = tl.load(sign + row, mask=keep, other=0.0).to(tl.float32)
                 signed = s[:, None] * dx

@@ -14,7 +14,7 @@ from mixpol_kernels.library import INTERPRETING
 from mixpol_kernels.ops.polarity_fusion.triton import configs, kernels, support
 from mixpol_kernels.ops.registry import Arguments
 from mixpol_kernels.ops.target_attention.reference import masked
-from mixpol_kernels.ops.triton import devices, shared
+from mixpol_kernels.ops.triton import devices, reports, shared
 
 # Programs of the backward, each with a slab of sums. A fixed number: bits depend on the inputs, not on the machine.
 PROGRAMS = 4 if INTERPRETING else 528
@@ -33,8 +33,8 @@ def forward(a: Arguments) -> Tensor:
         with torch.cuda.device_of(a.target):
             kernels.forward_kernel[(a.target.shape[0],)](
                 call.target, call.tokens, call.items, call.polarity, call.polarity_table, call.sign, *call.gate,
-                call.extra_ids, call.extra_table, *call.layout, fused, *call.sizes(), **call.constants(),
-                **_launch(config),
+                call.extra_ids, call.extra_table, *call.layout, fused, reports.word(), *call.sizes(),
+                **call.constants(), **_launch(config),
             )  # fmt: skip
     return fused
 
@@ -109,6 +109,7 @@ class _Call:
         refusal = support.refusal(a.target, a.polarity_table, a.extra_table)
         if refusal:
             raise ValueError(f"polarity_fusion: the Triton kernels cannot run: {refusal}")
+        reports.raise_reported()
         self.width = a.target.shape[-1]
         self.shape = tuple(tokens.shape[:-1] if items is None else items.shape)
         if INTERPRETING:  # on a GPU a check would wait for the device: the kernels clamp instead

@@ -1,0 +1,1 @@
+"""`interleave` on a GPU, in Triton."""

@@ -1,0 +1,1 @@
+"""`polarity_embedding` on a GPU, in Triton."""
