@@ -143,6 +143,12 @@ def elements(dtype: torch.dtype) -> tuple[str, ...]:
     return ("float32",) if exact else ("tf32x3", "float32")
 
 
+def float32_products() -> str:
+    """Which products stand for float32's, in words; empty for IEEE."""
+    split = "tf32x3" in elements(torch.float32)
+    return "by three TensorFloat32 products each where the sizes are configured for it, else IEEE" if split else ""
+
+
 @functools.cache
 def architecture(index: int) -> str:
     """The files of configurations for a GPU: its own or those of the closest older one; empty if there is none."""
