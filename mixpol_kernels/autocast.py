@@ -31,7 +31,9 @@ def active(device: str) -> bool:
 
 
 @constant
-def computed_in(op: str, requested: str, device: str, masters: bool = False) -> tuple[torch.dtype, str]:
+def computed_in(
+    op: str, requested: str, device: str, masters: bool = False, low: torch.dtype | None = None
+) -> tuple[torch.dtype, str]:
     """The dtype in which an op computes under the autocast of a type of device, and why.
 
     Args:
@@ -39,8 +41,9 @@ def computed_in(op: str, requested: str, device: str, masters: bool = False) -> 
         requested: the backend, "auto" or by name.
         device: "cpu", "cuda", ...
         masters: whether a table of another dtype would have its rows rounded as they are read.
+        low: the autocast dtype; that of now by default.
     """
-    low = torch.get_autocast_dtype(device)
+    low = torch.get_autocast_dtype(device) if low is None else low
     name = _name(low)
     if low not in LOW:
         return torch.float32, f"autocast is to {name}"

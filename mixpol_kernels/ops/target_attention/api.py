@@ -91,11 +91,11 @@ def target_attention(
         return_weights: also return the attention weights; they have a gradient too.
         backend: "auto", "cpu" (compiled; float32, or bfloat16 and float16 computed in float32; with AVX512-BF16 the
             operands of bfloat16's products are rounded to it, sums are float32), "triton" (on a GPU, the same dtypes;
-            products of bfloat16 and float16 operands are summed in float32, those of float32 are IEEE or,
-            after `torch.set_float32_matmul_precision("high")`, may be split into three TensorFloat32 products), "cuda"
-            (compiled, forward only, float32; "auto" takes it where nothing needs a gradient) or "reference" (plain
-            PyTorch). On a GPU offsets and lengths are not checked, which would wait for the device,
-            but clamped to the history: nothing out of bounds is read.
+            products of bfloat16 and float16 operands are summed in float32, those of float32 are IEEE or split into
+            three TensorFloat32 products, which keep float32's error budget), "cuda" (compiled, forward only, float32;
+            "auto" takes it where nothing needs a gradient) or "reference" (plain PyTorch). On a GPU offsets
+            and lengths are not checked, which would wait for the device, but clamped to the history: nothing out of
+            bounds is read.
 
     Returns:
         pooled with the shape and dtype of `target`; an empty history gives zeros. With `return_weights`
