@@ -59,6 +59,8 @@ class Explanation:
         reason: why it was chosen.
         rejected: reason for each implementation that would not run, by name.
         saved_bytes: bytes kept between forward and backward beyond the inputs; None if not known.
+        products: what the kernels multiply and in what they sum; empty for the reference, which PyTorch decides.
+        autocast: under `torch.autocast`, its dtype, the one computed in and why; else empty.
     """
 
     op: str
@@ -66,16 +68,22 @@ class Explanation:
     reason: str
     rejected: dict[str, str] = field(default_factory=dict)
     saved_bytes: int | None = None
+    products: str = ""
+    autocast: str = ""
 
     def __str__(self) -> str:
         lines = [f"{self.op}: {self.backend} ({self.reason})"]
         lines += [f"  not {name}: {why}" for name, why in self.rejected.items()]
+        if self.products:
+            lines.append(f"  multiplies {self.products}")
+        if self.autocast:
+            lines.append(f"  autocast {self.autocast}")
         if self.saved_bytes is not None:
             lines.append(f"  keeps {self.saved_bytes} bytes between forward and backward beyond the inputs")
         return "\n".join(lines)
 
 
-class _Explaining(Exception):
+class Explaining(Exception):
     """Carries the choice out of an op that is being explained, before anything runs."""
 
     def __init__(self, explanation: Explanation) -> None:
@@ -83,6 +91,11 @@ class _Explaining(Exception):
 
 
 _explaining: set[int] = set()  # threads that are explaining, not running
+
+
+def explains() -> bool:
+    """Whether this thread explains a call: it chooses, and computes nothing."""
+    return bool(_explaining) and threading.get_ident() in _explaining
 
 
 def refusal(op: str, backend: str, like: Tensor, gradient: bool = False) -> str:
@@ -185,6 +198,7 @@ def choose(
     like: Tensor,
     saved_bytes: Callable[[str], int] = lambda _: 0,
     inputs: Iterable[Tensor | None] = (),
+    products: Callable[[], str] = lambda: "",
     **sizes: Callable[[], str],
 ) -> str:
     """Picks the implementation of `op` for these inputs.
@@ -195,6 +209,7 @@ def choose(
         like: one of the inputs; the others have its device, and the floating-point ones its dtype.
         saved_bytes: what the kernels of "cpu" or "triton" keep for backward, for `explain`.
         inputs: those that the result depends on differentiably.
+        products: by which products the Triton kernels multiply float32, for `explain`; empty for IEEE.
         **sizes: by backend, why its kernels cannot take the sizes and options of this call; empty if they can.
 
     Raises:
@@ -209,7 +224,7 @@ def choose(
         # The common case, without what the others need: this runs in every call.
         chosen, reason = "cpu", "asked for by name" if requested != "auto" else "the first that can take the inputs"
     else:
-        names = ORDER.get(like.device.type, ("cpu",)) if requested == "auto" else (requested,)
+        names = candidates(requested, like.device.type)
         gradient = needs_grad(*inputs)
         for fused in names:
             if requested == "auto" and fused == "cuda" and fused not in KERNELS[op]:
@@ -222,9 +237,9 @@ def choose(
             rejected[fused] = why_not
         chosen = "reference" if names[-1] in rejected else fused
         reason = "asked for by name" if requested != "auto" else "the first that can take the inputs"
-    if _explaining and threading.get_ident() in _explaining:
+    if explains():
         kept = saved_bytes(chosen) if chosen in ("cpu", "triton") else None
-        raise _Explaining(Explanation(op, chosen, reason, rejected, kept))
+        raise Explaining(Explanation(op, chosen, reason, rejected, kept, _products(op, chosen, like.dtype, products)))
     if chosen != "reference":
         if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
             kernels = "Triton" if chosen == "triton" else "compiled"
@@ -239,6 +254,28 @@ def choose(
     return chosen
 
 
+def candidates(requested: str, device: str) -> tuple[str, ...]:
+    """The backends that a request stands for on a type of device, in the order in which they are tried.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    requested = _asked_for(requested)
+    return ORDER.get(device, ("cpu",)) if requested == "auto" else (requested,)
+
+
+def _products(op: str, backend: str, dtype: torch.dtype, of_triton: Callable[[], str]) -> str:
+    """What the kernels of a backend multiply, in words."""
+    if backend == "reference" or op in ("interleave", "polarity_embedding"):
+        return ""
+    name = str(dtype).removeprefix("torch.")
+    if dtype != torch.float32:
+        if backend == "cpu" and not (dtype == torch.bfloat16 and library.isa() == "avx512_bf16"):
+            return f"{name} operands as float32"
+        return f"{name} operands, summed in float32"
+    return f"float32 operands, {(of_triton() if backend == 'triton' else '') or 'IEEE'}"
+
+
 def plain_form(op: str, requested: str, reason: str) -> None:
     """Notes that a module computes `op` by calling its inner modules in PyTorch, since it cannot read their parameters.
 
@@ -251,10 +288,10 @@ def plain_form(op: str, requested: str, reason: str) -> None:
             f"{op}: backend={requested!r} was requested, but {reason}, and a kernel reads parameters where this has to "
             "be called; use backend='auto', which calls it in plain PyTorch"
         )
-    if _explaining and threading.get_ident() in _explaining:
+    if explains():
         chosen = f"plain PyTorch that calls the modules, since {reason}"
         rejected = {"cpu": f"it reads parameters, and {reason}"}
-        raise _Explaining(Explanation(op, "reference", chosen, rejected))
+        raise Explaining(Explanation(op, "reference", chosen, rejected))
     if not torch.compiler.is_compiling():
         _say_once(f"{op}: using plain PyTorch, which calls the modules, since {reason}")
 
@@ -301,7 +338,7 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
     _explaining.add(threading.get_ident())
     try:
         function(*args, **kwargs)
-    except _Explaining as found:
+    except Explaining as found:
         return found.explanation
     finally:
         _explaining.discard(threading.get_ident())

@@ -11,6 +11,7 @@ import sys
 import torch
 
 import mixpol_kernels
+from mixpol_kernels import autocast
 from mixpol_kernels.backend import KERNELS
 from mixpol_kernels.library import INTERPRETING, ISA_LEVELS, library
 from mixpol_kernels.ops.triton import devices
@@ -42,6 +43,7 @@ def report() -> str:
     lines.append(f"  gpu         {_gpu()}")
     lines.append(f"  triton      {_triton()}")
     lines.append("  reference   ready (plain PyTorch, any device and float dtype)")
+    lines.append(f"  autocast    {_autocast()}")
     lines += [f"  waiting     {_waiting()}", f"  pages       {_pages()}"]
     lines += ["kernels", *(f"  {line}" for line in coverage().splitlines())]
     lines.append("environment")
@@ -81,6 +83,15 @@ def _triton() -> str:
     if INTERPRETING:
         return f"{version}; TRITON_INTERPRET=1: backend='triton' interprets its kernels on the CPU, for tests"
     return f"{version}, kernels for {WITH_TRITON}" + ("" if torch.cuda.is_available() else "; not used without a GPU")
+
+
+def _autocast() -> str:
+    """In which dtype attention computes under it; `explain` says it of one call."""
+    words = []
+    for device, dtype in (("cpu", torch.bfloat16), ("cuda", torch.bfloat16)):
+        found, why = autocast.computed_in("target_attention", "auto", device, low=dtype)
+        words.append(f"{device}: {str(found).removeprefix('torch.')}, since {why}")
+    return f"to bfloat16, attention computes on {'; on '.join(words)}"
 
 
 def _waiting() -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mixpol_kernels.autocast import rounded
 from mixpol_kernels.checks import check_float, check_range, looked_up
 from mixpol_kernels.history import Layout, layout
 from mixpol_kernels.ops.dot_target_attention import reference as dot_reference
@@ -40,10 +41,10 @@ def target_attention(
     scores = _scores(unit, with_candidates(target), tokens, user, pads).to(tokens.dtype) * unit.scale
     rows = tokens[:, None, :].expand(-1, scores.shape[1], -1)
     pooled, weights = pool(scores, rows, user, None, target.shape[0], unit.normalize)
-    pooled = pooled.view(target.shape)
+    pooled = rounded(pooled.view(target.shape))
     if not return_weights:
         return pooled
-    weights = _spread(weights, kept, place)
+    weights = rounded(_spread(weights, kept, place))
     return pooled, weights[..., 0] if target.dim() == 2 else weights
 
 

@@ -5,8 +5,8 @@ The leaves stay on the CPU: autograd brings their gradients back, so that whatev
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mixpol_kernels.ops.triton import devices
 from mixpol_kernels.testing import budget
 from mixpol_kernels.testing.layouts import Placement
 
@@ -46,17 +47,6 @@ def moved(case: Any) -> Any:
     return Moved(**vars(case))
 
 
-@contextmanager
-def precision(name: str) -> Iterator[None]:
-    """`torch.set_float32_matmul_precision`, inside."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(name)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
 @dataclass(frozen=True)
 class Judged:
     """A case as `budget.over_budget` wants it.
@@ -64,7 +54,7 @@ class Judged:
     Attributes:
         case: on the CPU.
         gradients: whether to compare them too.
-        split: float32 products of the Triton kernels in three of TensorFloat32; the reference's stay exact.
+        split: float32 products of the Triton kernels in three of TensorFloat32, else IEEE.
     """
 
     case: Any
@@ -77,7 +67,7 @@ class Judged:
 
     def run(self, backend: str, where: Placement, dtype: torch.dtype) -> dict[str, Tensor]:
         case = moved(self.case)
-        with precision("high" if self.split and backend == "triton" else "highest"):
+        with nullcontext() if self.split else devices.ieee():
             if self.gradients:
                 found: dict[str, Tensor] = case.run(backend, where, dtype)
                 return found

@@ -224,7 +224,7 @@ def test_what_else_is_asked_for_goes_first(
         assert mixpol_kernels.explain(layer, target, history).backend == "cpu"
         assert layer(target, history, return_weights=True)[1].shape == (USERS, LENGTH)
         with torch.autocast("cpu", torch.bfloat16):
-            assert layer(target.bfloat16(), history).dtype == torch.float32
+            assert layer(target.bfloat16(), history).dtype == torch.bfloat16
         with pytest.raises(RuntimeError, match=r"no rules for torch\.vmap"):
             torch.vmap(lambda x: layer(target, x))(history.expand(2, -1, -1, -1))
         compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mixpol_kernels import backend as backends
-from mixpol_kernels.autocast import in_float32
+from mixpol_kernels.autocast import under_autocast
 from mixpol_kernels.checks import check_float, checked
 from mixpol_kernels.history import Layout, accepts_jagged, layout
 from mixpol_kernels.ops.dot_target_attention import reference
@@ -23,12 +23,13 @@ from mixpol_kernels.ops.dot_target_attention.autograd import (
 )
 from mixpol_kernels.ops.dot_target_attention.triton import support
 from mixpol_kernels.ops.target_attention.reference import masked
+from mixpol_kernels.ops.triton import devices
 from mixpol_kernels.ops.unit import check_target, with_candidates
 
 
 @accepts_jagged("history")
 @checked
-@in_float32
+@under_autocast()
 def dot_target_attention(
     target: Tensor,
     history: Tensor,
@@ -60,6 +61,9 @@ def dot_target_attention(
     history that projected tokens cost less (see `projecting_is_less`) does the compiled form project them, a user at a
     time, and again in the backward. Without gradients one compiled op does it all; else what the projections add around
     the fused op are ordinary matrix products of PyTorch: whether their last bits depend on the batch is up to its BLAS.
+
+    Under `torch.autocast` the op takes its dtype on a GPU, where kernels multiply in it, and float32 on a CPU: inputs
+    are cast, and the result has the autocast dtype, as `nn.Linear`'s.
 
     Args:
         target: [B, D], or [B, M, D] when M candidates share each user's history.
@@ -121,6 +125,7 @@ def dot_target_attention(
         target,
         saved,
         (target, history, w_q, w_k, w_v, w_o),
+        devices.float32_products,
         triton=lambda: support.refusal(target, row),
     )
     if chosen == "reference":

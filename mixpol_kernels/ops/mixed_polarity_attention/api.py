@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mixpol_kernels import backend as backends
-from mixpol_kernels.autocast import in_float32
+from mixpol_kernels.autocast import Master, under_autocast
 from mixpol_kernels.checks import check_float, check_ids, checked
 from mixpol_kernels.history import History, accepts_jagged, layout
 from mixpol_kernels.ops.fusion import FusionParameters
 from mixpol_kernels.ops.mixed_polarity_attention import reference
-from mixpol_kernels.ops.mixed_polarity_attention.autograd import FORWARD, MixedPolarityAttention, by_place
+from mixpol_kernels.ops.mixed_polarity_attention.autograd import FORWARD, MixedPolarityAttention, as_read, by_place
 from mixpol_kernels.ops.mixed_polarity_attention.flat import accepts_flat
 from mixpol_kernels.ops.polarity_fusion.triton import support as fusion_support
 from mixpol_kernels.ops.target_attention.triton import support as unit_support
+from mixpol_kernels.ops.triton import devices
 from mixpol_kernels.ops.unit import (
     ActivationUnit,
     attention_result,
@@ -29,7 +32,7 @@ from mixpol_kernels.ops.unit import (
 @accepts_flat
 @accepts_jagged("history", "polarity", "extra_ids")
 @checked
-@in_float32
+@under_autocast(masters="item_table")
 def mixed_polarity_attention(
     target: Tensor,
     history: History | Tensor,
@@ -50,7 +53,10 @@ def mixed_polarity_attention(
     formulas and the sources. No token-sized tensor is written by the compiled forward; on a GPU the Triton kernels
     write the fused tokens once a direction, and keep none between them.
 
-    Under `torch.autocast` the op runs in float32: inputs of a lower precision are cast.
+    Under `torch.autocast` the op takes its dtype where a kernel multiplies in it (on a GPU; bfloat16 on a CPU with
+    AVX512-BF16), else float32: inputs are cast, and the result has the autocast dtype, as `nn.Linear`'s. An item table
+    is never copied whole: on a GPU its rows are rounded as they are looked up; on a CPU a call with a float32 table
+    stays in float32.
 
     Args:
         target: [B, D], or [B, M, D] when M candidates share each user's history.
@@ -99,7 +105,9 @@ def mixed_polarity_attention(
     """
     check_target(target)
     rows, offsets, lengths, mask = history if isinstance(history, History) else History(history)
-    item_ids, item_table = _check_look_up(target, rows, item_table, sparse)
+    master = isinstance(item_table, Master)  # under autocast: its rows are rounded to the target's dtype
+    item_table = item_table.table if isinstance(item_table, Master) else item_table
+    item_ids, item_table = _check_look_up(target, rows, item_table, sparse, master)
     given, unit = unit, unit.canonical(target.shape[-1])
     unit.check(target)
     dropout, given_seed, seed = unit.dropout, seed, check_dropout(unit.dropout, seed)
@@ -125,13 +133,18 @@ def mixed_polarity_attention(
         target,
         saved,
         inputs,
+        devices.float32_products,
         triton=lambda: fusion_support.refusal(target, table, extra_table) or unit_support.refusal(target),
         cuda=lambda: unit.cuda_refusal(target),
     )
     if dropout and seed is None:
         seed = draw_seed()
     act, norm, _ = unit.codes
+    if master and (chosen == "reference" or target.is_cpu):  # rounded rows are read by their places, which are right
+        where.check(item_ids=(item_ids, item_table))
     if chosen == "reference":
+        if master:
+            item_ids, item_table = None, _looked_up(item_ids, item_table, where.keep(), sparse).to(target.dtype)
         ids, items = by_place(item_ids, item_table)
         user, keep = where.assignment(
             target.device, item_ids=(ids, items), polarity=(polarity, table), extra_ids=(extra_ids, extra_table)
@@ -140,7 +153,8 @@ def mixed_polarity_attention(
             with_candidates(target), ids.reshape(-1), None if polarity is None else polarity.reshape(-1),
             user, keep, items, table, signs, (gate[0], gate[1], gate[2]) if gate else None,
             None if extra_ids is None else extra_ids.reshape(-1), extra_table,
-            unit.weights, unit.biases, unit.slopes, unit.activation, unit.normalize, sparse, dropout, seed,
+            unit.weights, unit.biases, unit.slopes, unit.activation, unit.normalize, sparse and not master, dropout,
+            seed,
         )  # fmt: skip
         pooled, attention = pooled.view(target.shape), attention.reshape(*where.token_shape, candidates)
     elif gradient:
@@ -151,7 +165,7 @@ def mixed_polarity_attention(
             where.offsets, where.lengths, where.mask, seed, *gate, *unit.parameters,
         )  # fmt: skip
     else:
-        ids, items = by_place(item_ids, item_table)
+        ids, items = as_read(item_ids, item_table, target.dtype)
         pooled, attention, _ = FORWARD.of(chosen)(
             target, ids, polarity, items, table, signs, gate or None, extra_ids, extra_table, *where.canonical(),
             unit.weights, unit.biases, unit.slopes or None, act, norm, dropout, seed, return_weights, False,
@@ -159,15 +173,26 @@ def mixed_polarity_attention(
     return attention_result(pooled, attention, target, return_weights)
 
 
+def _looked_up(ids: Tensor | None, table: Tensor, keep: Tensor | None, sparse: bool) -> Tensor:
+    """Rows [..., D] of a table by PyTorch; any row at pads."""
+    assert ids is not None
+    ids = ids.long()
+    ids = ids if keep is None else torch.where(keep.view(ids.shape), ids, 0)
+    return F.embedding(ids, table, sparse=sparse)
+
+
 def _check_look_up(
-    target: Tensor, rows: Tensor, item_table: Tensor | None, sparse: bool
+    target: Tensor, rows: Tensor, item_table: Tensor | None, sparse: bool, master: bool
 ) -> tuple[Tensor | None, Tensor]:
     """Validates ids and table, or rows without one; ids and table, or None and the rows."""
     width = target.shape[-1]
     if not rows.is_floating_point():
         if item_table is None:
             raise ValueError("item_table was None; expected the table of the ids, or a history of looked-up rows")
-        check_float(target, "target", item_table=item_table)
+        if master:  # of any dtype
+            check_float(item_table, "item_table")
+        else:
+            check_float(target, "target", item_table=item_table)
         check_ids("item_ids", rows, target.device)
         if item_table.dim() != 2 or item_table.shape[1] != width:
             raise ValueError(f"item_table has shape {list(item_table.shape)}; expected [V, {width}]")

@@ -57,10 +57,22 @@ def by_place(item_ids: Tensor | None, item_table: Tensor) -> tuple[Tensor, Tenso
     return torch.arange(math.prod(shape), device=item_table.device).view(shape), item_table.flatten(0, -2)
 
 
+def as_read(item_ids: Tensor | None, item_table: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """`by_place`; a table of another dtype is not copied whole: its rows are looked up, and rounded.
+
+    Ids outside the table are clamped, as in the Triton kernels.
+    """
+    if item_ids is None or item_table.dtype == dtype:
+        return by_place(item_ids, item_table)
+    rows = item_table[item_ids.reshape(-1).long().clamp(0, max(item_table.shape[0] - 1, 0))].to(dtype)
+    return torch.arange(rows.shape[0], device=rows.device).view(item_ids.shape), rows
+
+
 class MixedPolarityAttention(torch.autograd.Function):
     """The fused op. Saves its inputs, the attention weights, and bits where they pay; recomputes the rest.
 
-    Without ids the table holds the rows of the tokens: `by_place`.
+    Without ids the table holds the rows of the tokens: `by_place`. Rows of a table of another dtype than the target's
+    are rounded to it, in either direction anew: only the ids are kept.
     """
 
     @staticmethod
@@ -87,7 +99,7 @@ class MixedPolarityAttention(torch.autograd.Function):
         `parameters`: the gate, `layers` weights, `layers` biases, then slopes.
         """
         backend, activation, normalize, dropout, layers, gates, _, save_bits, with_attention = config
-        ids, table = by_place(item_ids, item_table)
+        ids, table = as_read(item_ids, item_table, target.dtype)
         pooled, attention, bits = FORWARD.of(backend)(
             target, ids, polarity, table, polarity_table, sign, list(parameters[:gates]), extra_ids, extra_table,
             *canonical(offsets, lengths, mask), *split_parameters(parameters[gates:], layers),
@@ -110,7 +122,7 @@ class MixedPolarityAttention(torch.autograd.Function):
         target, item_ids, polarity, item_table, polarity_table, sign, extra_ids, extra_table, *rest = saved
         offsets, lengths, mask, seed, attention, bits, *parameters = rest
         backend, activation, normalize, dropout, layers, gates, sparse, _, with_attention = ctx.config
-        ids, table = by_place(item_ids, item_table)
+        ids, table = as_read(item_ids, item_table, target.dtype)
         where = canonical(offsets, lengths, mask)
         grad_target, grad_tokens, grad_table, grad_extra, grad_gate, grads = BACKWARD.of(backend)(
             grad_pooled, grad_attention if with_attention else None, attention, bits,
@@ -119,6 +131,7 @@ class MixedPolarityAttention(torch.autograd.Function):
         )  # fmt: skip
         grad_items = None
         if ctx.needs_input_grad[4]:
+            ids, table = by_place(item_ids, item_table)
             grad_items = table_grad(ids, grad_tokens, *where, table.shape[0], sparse, table.dtype, backend)
             grad_items = grad_items if item_ids is not None else grad_items.view(item_table.shape)
         grad_polarity = grad_table if polarity_table is not None else None

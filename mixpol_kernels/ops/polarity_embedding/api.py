@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from mixpol_kernels import backend as backends
-from mixpol_kernels.autocast import in_float32
+from mixpol_kernels.autocast import under_autocast
 from mixpol_kernels.checks import check_extra, check_float, check_ids, check_shape, checked
 from mixpol_kernels.history import Layout, accepts_jagged, layout
 from mixpol_kernels.ops.polarity_embedding import reference
@@ -15,7 +15,7 @@ from mixpol_kernels.ops.polarity_embedding.triton import support
 
 @accepts_jagged("item_ids", "polarity", "extra_ids", returns_tokens=True)
 @checked
-@in_float32
+@under_autocast(products=False)
 def polarity_embedding(
     item_ids: Tensor,
     polarity: Tensor,
@@ -36,7 +36,7 @@ def polarity_embedding(
     bias is that of "Beyond Positive Signals" (arXiv 2606.15252). The gradients of the tables are summed
     over sorted segments in order of position: the same bits for any number of threads.
 
-    Under `torch.autocast` the op runs in float32: inputs of a lower precision are cast.
+    Under `torch.autocast`, which leaves look-ups alone, the op runs in float32: tables of a lower precision are cast.
 
     Args:
         item_ids: [N] jagged or [B, L] padded, any integer dtype. Ids at pads are not read. Or a nested tensor [B, *] of

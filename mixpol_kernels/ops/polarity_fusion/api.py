@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from mixpol_kernels import backend as backends
-from mixpol_kernels.autocast import in_float32
+from mixpol_kernels.autocast import under_autocast
 from mixpol_kernels.checks import check_float, checked
 from mixpol_kernels.history import accepts_jagged, layout
 from mixpol_kernels.ops.fusion import FusionParameters
@@ -18,7 +18,7 @@ from mixpol_kernels.ops.polarity_fusion.triton import support
 
 @accepts_jagged("tokens", "polarity", "extra_ids", returns_tokens=True)
 @checked
-@in_float32
+@under_autocast(products=False)
 def polarity_fusion(
     target: Tensor,
     tokens: Tensor,
@@ -51,7 +51,8 @@ def polarity_fusion(
     then a signed residual that moves positives towards the target and negatives away. The compiled [D, 3 D] form
     adds the blocks of W_g that meet x, so an infinite token can give 0 or 1 where the concatenated form gives NaN.
 
-    Under `torch.autocast` the op runs in float32: inputs of a lower precision are cast.
+    Under `torch.autocast` the op takes its dtype on a GPU, where kernels multiply in it, and float32 on a CPU: inputs
+    are cast, and the result has the dtype computed in.
 
     Args:
         target: [B, D].

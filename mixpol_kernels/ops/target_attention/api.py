@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from mixpol_kernels import backend as backends
-from mixpol_kernels.autocast import in_float32
+from mixpol_kernels.autocast import under_autocast
 from mixpol_kernels.checks import check_float, checked
 from mixpol_kernels.history import accepts_jagged, layout
 from mixpol_kernels.ops.target_attention import reference
 from mixpol_kernels.ops.target_attention.autograd import FORWARD, TargetAttention
 from mixpol_kernels.ops.target_attention.triton import support
+from mixpol_kernels.ops.triton import devices
 from mixpol_kernels.ops.unit import (
     BLOCKS,
     ActivationUnit,
@@ -27,7 +28,7 @@ from mixpol_kernels.ops.unit import (
 
 @accepts_jagged("history")
 @checked
-@in_float32
+@under_autocast()
 def target_attention(
     target: Tensor,
     history: Tensor,
@@ -59,7 +60,8 @@ def target_attention(
     4D-wide input: W_1 [t ; x ; t - x ; t * x] + b_1 = x · G(t) + c(t). It adds the blocks of W_1 that meet the same
     input, so an infinite entry of W_1 can give NaN where the concatenated form stays infinite.
 
-    Under `torch.autocast` the op runs in float32: inputs of a lower precision are cast.
+    Under `torch.autocast` the op takes its dtype where a kernel multiplies in it (on a GPU; bfloat16 on a CPU with
+    AVX512-BF16), else float32: inputs are cast, and the result has the autocast dtype, as `nn.Linear`'s.
 
     Args:
         target: [B, D], or [B, M, D] when M candidates share each user's history.
@@ -89,11 +91,11 @@ def target_attention(
         return_weights: also return the attention weights; they have a gradient too.
         backend: "auto", "cpu" (compiled; float32, or bfloat16 and float16 computed in float32; with AVX512-BF16 the
             operands of bfloat16's products are rounded to it, sums are float32), "triton" (on a GPU, the same dtypes;
-            products of bfloat16 and float16 operands are summed in float32, those of float32 are IEEE or,
-            after `torch.set_float32_matmul_precision("high")`, may be split into three TensorFloat32 products), "cuda"
-            (compiled, forward only, float32; "auto" takes it where nothing needs a gradient) or "reference" (plain
-            PyTorch). On a GPU offsets and lengths are not checked, which would wait for the device,
-            but clamped to the history: nothing out of bounds is read.
+            products of bfloat16 and float16 operands are summed in float32, those of float32 are IEEE or split into
+            three TensorFloat32 products, which keep float32's error budget), "cuda" (compiled, forward only, float32;
+            "auto" takes it where nothing needs a gradient) or "reference" (plain PyTorch). On a GPU offsets
+            and lengths are not checked, which would wait for the device, but clamped to the history: nothing out of
+            bounds is read.
 
     Returns:
         pooled with the shape and dtype of `target`; an empty history gives zeros. With `return_weights`
@@ -136,6 +138,7 @@ def target_attention(
         target,
         saved,
         inputs,
+        devices.float32_products,
         triton=lambda: support.refusal(target),
         cuda=lambda: unit.cuda_refusal(target),
     )

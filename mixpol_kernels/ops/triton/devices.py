@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
 ELEMENTS = ("half", "float32", "tf32x3")
 DIRECTIONS = ("forward", "backward")
 UNKNOWN = "it takes AMD gfx942, or NVIDIA GPUs of compute capability 8.0 and newer"
+_only_ieee = False
 TUNED = "MIXPOL_TRITON_CONFIGS"  # names the folder of configurations that go before the shipped ones
 
 
@@ -136,12 +139,29 @@ def served_widths(folder: Path, widths: tuple[int, ...], architecture: str, elem
 def elements(dtype: torch.dtype) -> tuple[str, ...]:
     """Which of ELEMENTS may stand for a dtype, the preferred one first.
 
-    float32 follows `torch.set_float32_matmul_precision`: "highest" asks for IEEE products, the others allow to split.
+    float32 takes three TensorFloat32 products at any `torch.set_float32_matmul_precision`: they keep float32's error
+    budget (tests/triton_kernels/test_tensorfloat32.py). AMD's matrix units multiply float32 itself.
     """
     if dtype != torch.float32:
         return ("half",)
-    exact = torch.version.hip is not None or torch.get_float32_matmul_precision() == "highest"
-    return ("float32",) if exact else ("tf32x3", "float32")
+    return ("float32",) if torch.version.hip is not None or _only_ieee else ("tf32x3", "float32")
+
+
+@contextmanager
+def ieee() -> Iterator[None]:
+    """Within, float32 takes IEEE products, to tune and to test them."""
+    global _only_ieee
+    before, _only_ieee = _only_ieee, True
+    try:
+        yield
+    finally:
+        _only_ieee = before
+
+
+def float32_products() -> str:
+    """Which products stand for float32's, in words; empty for IEEE."""
+    split = "tf32x3" in elements(torch.float32)
+    return "by three TensorFloat32 products each where the sizes are configured for it, else IEEE" if split else ""
 
 
 @functools.cache

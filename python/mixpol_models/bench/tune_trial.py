@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,6 @@ from mixpol_models.bench.kernel_time import kernel_seconds, seconds_of
 from mixpol_models.files import write_atomically
 
 FOLDERS = {"target_attention": attention.FOLDER, "polarity_fusion": fusion.FOLDER, "dot_target_attention": dot.FOLDER}
-_PRECISION = {"half": "high", "tf32x3": "high", "float32": "highest"}
 
 
 @dataclass(frozen=True)
@@ -142,14 +141,8 @@ class Trial:
         inputs, upstream = list(leaves.values()), torch.ones_like(output)
         return partial(torch.autograd.grad, output, inputs, upstream, retain_graph=True)
 
-    @contextmanager
-    def _precision(self) -> Iterator[None]:
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision(_PRECISION[self.entry.element])
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(before)
+    def _precision(self) -> AbstractContextManager[None]:
+        return devices.ieee() if self.entry.element == "float32" else nullcontext()
 
 
 def _problem(entry: Entry, size: Size) -> Problem:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mixpol_kernels import backend as backends
-from mixpol_kernels.autocast import in_float32
+from mixpol_kernels.autocast import under_autocast
 from mixpol_kernels.checks import check_choice, check_float, check_shape, checked
 from mixpol_kernels.history import accepts_jagged, layout
 from mixpol_kernels.ops.target_attention._dice import reference
@@ -40,7 +40,7 @@ class Attended(NamedTuple):
 
 @accepts_jagged("history")
 @checked
-@in_float32
+@under_autocast()
 def dice_attention(
     target: Tensor,
     history: Tensor,

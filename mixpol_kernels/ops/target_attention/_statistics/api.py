@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mixpol_kernels import backend as backends
-from mixpol_kernels.autocast import in_float32
+from mixpol_kernels.autocast import under_autocast
 from mixpol_kernels.checks import check_float, checked
 from mixpol_kernels.history import Layout, accepts_jagged, layout
 from mixpol_kernels.ops.target_attention._statistics import reference
@@ -34,7 +34,7 @@ class Statistics(NamedTuple):
 
 @accepts_jagged("history")
 @checked
-@in_float32
+@under_autocast(products=False)
 def unit_statistics(
     target: Tensor,
     history: Tensor,
