@@ -21,8 +21,7 @@ import torch
 
 from mixpol_models import stopping
 from mixpol_models.__main__ import main
-from mixpol_models.data import store as data_store
-from mixpol_models.data import synthetic_log
+from mixpol_models.data import store_build, synthetic_log
 from mixpol_models.experiments.grid import ResultStore, outcome, pool
 from mixpol_models.pnfrec import comparison
 from mixpol_models.pnfrec.store import Store
@@ -49,6 +48,8 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], 
     log = synthetic_log(n_users=60, n_items=30, n_groups=3, mean_length=10.0)
     monkeypatch.setattr("mixpol_models.data.synthetic.synthetic_log", lambda: log)
     monkeypatch.chdir(tmp_path)
+    for name in ("GOMP_SPINCOUNT", "THP_MEM_ALLOC_ENABLE"):  # else the first command of a process says that it is late
+        monkeypatch.setenv(name, "1")
 
     def call(*arguments: str) -> tuple[int, str]:
         for number in before:
@@ -208,7 +209,7 @@ def test_stopped_while_data_are_prepared(command: Command, monkeypatch: pytest.M
     )
     arguments = ["data", "prepare", "log.yaml", "store"]
     with monkeypatch.context() as patch:
-        kill_at(patch, data_store._Build, "_write", lambda *_: True, signal.SIGINT)
+        kill_at(patch, store_build.Build, "_write", lambda *_: True, signal.SIGINT)
         status, line = command(*arguments)
     assert (status, line) == (
         130,

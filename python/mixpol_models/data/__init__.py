@@ -13,7 +13,8 @@ Modules:
     splits               by days, time, users or each user's tail
     sources              the log of a run: by name, or recognised by its files
     download, cache      KuaiRand-Pure into the user's cache; nothing else is downloaded
-    store, stream_check  logs larger than memory: built piece by piece on disk, mapped; and what that costs
+    store, store_build, store_format, stream_check
+                         logs larger than memory: built piece by piece on disk, mapped; and what that costs
     locks                one writer a folder, and nothing left behind
     sequence, histories  what an impression may see
     examples, batches    what the model gets

@@ -70,7 +70,7 @@ def test_a_changed_value_in_range(store: Path):
 
 
 def test_every_slice_is_checked(store: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("mixpol_models.data.store._SLICE", 7)
+    monkeypatch.setattr("mixpol_models.data.store_format.SLICE", 7)
     without_checksums(store)
     whole = open_store(store).frame
     for name, place, value in VALUES:
@@ -155,7 +155,7 @@ def test_a_place_that_will_not_do_is_refused_before_the_build(
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").touch()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("mixpol_models.data.store._Build.run", lambda self: pytest.fail("the build has begun"))
+    monkeypatch.setattr("mixpol_models.data.store_build.Build.run", lambda self: pytest.fail("the build has begun"))
     for check in (check_place, lambda folder: write_store(scan(), folder)):
         with pytest.raises(OSError, match=r": (take|delete|give|make)"):
             check(place)
@@ -174,7 +174,9 @@ def test_two_builds_of_one_store(tmp_path: Path):
 def test_a_build_after_an_interrupted_one_gives_the_same_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     expected = {file.name: file.read_bytes() for file in write_store(scan(), tmp_path / "expected").iterdir()}
     with monkeypatch.context() as patched:
-        patched.setattr("mixpol_models.data.store._Npy.close", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(
+            "mixpol_models.data.store_build.NpyWriter.close", lambda self: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         with pytest.raises(KeyboardInterrupt):
             write_store(scan(), tmp_path / "store")
     assert [path.name for path in tmp_path.iterdir()] == ["expected"]
