@@ -228,7 +228,7 @@ def report() -> int:
         f"Written by `python benchmarks/gpu_staged.py` with Triton {triton.__version__}, without a GPU: facts about",
         "machine code, no timings. Each row is the most that any of the units takes, in registers a thread and bytes",
         f"of shared memory. D : units {_named(UNITS)}; on sm_90 also {_named(MORE)}.",
-        f"Gate: at most {SPILLED} bytes spilled, {SMALLEST} bytes of shared memory (NVIDIA) and {SHARED['gfx942']} (gfx942).",
+        f"Gate: at most {SPILLED} bytes spilled, and of shared memory {SMALLEST}, on gfx942 {SHARED['gfx942']}.",
         "",
         f"- Sources: `{digest()}`",
         "",
