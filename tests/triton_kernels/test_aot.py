@@ -118,7 +118,7 @@ def test_staged_kernels_pass_their_gate() -> None:
     assert {facts["kernel"] for facts in found} >= {"layer_kernel", "across_backward_kernel", "merge_statistics"}
     for facts in found:
         assert not gpu_staged.failures("sm_90", facts), facts
-    assert gpu_staged.failures("sm_90", {"spills": 8, "shared": 1024})
+    assert gpu_staged.failures("sm_90", {"spills": 24, "shared": 1024})
     assert gpu_staged.failures("sm_90", {"spills": 0, "shared": 120_000})
 
 

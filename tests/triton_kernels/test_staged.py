@@ -96,7 +96,7 @@ def test_parts_of_long_histories(generator: torch.Generator, monkeypatch: pytest
 def test_chunks_do_not_show(generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows and candidates a few at a time: what is of a user has the same bits, and parameters stay in their budget."""
     config = replace(BASE, layout="mask_holes", candidates=2, normalize="softmax", activation="dice_row")
-    case = make(replace(config, counts=(7, 40)), generator)
+    case = make(replace(config, counts=(7, 70)), generator)
     where = case.place(generator)
     expected = case.run("triton", where)
     monkeypatch.setattr(staged, "MOST_ROWS", 64)
