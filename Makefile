@@ -10,7 +10,7 @@ PIP := $(BIN)/pip --disable-pip-version-check install --quiet --no-compile --con
 # Real logs beside the checkout, when there are any; MIXPOL_DATA overrides.
 export MIXPOL_DATA ?= $(wildcard ../shared/data)
 
-.PHONY: help setup demo test test-fresh test-asan test-mutants test-gpu test-abi test-cuda-link gpu-compile cuda-compile instructions bench docs wheel lint format schemas clean
+.PHONY: help setup demo test test-fresh test-asan test-mutants test-gpu test-abi test-cuda-link gpu-compile gpu-replay cuda-compile instructions bench docs wheel lint format schemas clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/'
 
@@ -82,6 +82,18 @@ test-abi: $(VENV)/.built ## the compiled wheel under other releases of torch (TO
 gpu-compile: $(VENV)/.built ## compile the Triton kernels for every GPU they ship for, write benchmarks/GPU_COMPILE.md and GPU_STAGED.md
 	$(BIN)/python benchmarks/gpu_compile.py
 	$(BIN)/python benchmarks/gpu_staged.py
+
+# Beside the pinned Triton the one of an older torch, in a folder of its own: they make different machine code.
+OLDER_TRITON ?= 3.6.0
+build/triton-$(OLDER_TRITON): $(VENV)/.tests
+	$(BIN)/pip --disable-pip-version-check install --quiet --no-compile --no-deps --target $@ triton==$(OLDER_TRITON)
+
+REPLAY := PYTHONPATH=benchmarks $(BIN)/python -m gpu_replay
+gpu-replay: $(VENV)/.tests build/triton-$(OLDER_TRITON) ## what the Triton kernels would cost on an H200, gated (ARGS="--write", "--tune ...")
+	failed=; $(REPLAY) $(ARGS) || failed=1; \
+	$(REPLAY) --triton build/triton-$(OLDER_TRITON) $(ARGS) || failed=1; \
+	test -z "$(ARGS)" || exit $${failed:-0}; \
+	$(REPLAY) --calibrate || failed=1; exit $${failed:-0}
 
 CUDA_TORCH ?= 2.14.1
 test-cuda-link: $(VENV)/.built ## the CUDA kernels against a CUDA build of torch, without a GPU (CUDA_TORCH="..."; gigabytes)
