@@ -6,75 +6,26 @@ import io
 import json
 import os
 import resource
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from click.testing import Result
 from rich.console import Console
 from rich.progress import Progress
+from run_folders import PLANTED, RUN, Command, contents, copy
 from typer.testing import CliRunner
 
-from mixpol_models import cli, files, stopping
+from mixpol_models import cli, files
 from mixpol_models.backbones import BACKBONES, build_backbone
-from mixpol_models.data import synthetic_log
 from mixpol_models.experiments.grid import ExperimentConfig, run_experiment
-from mixpol_models.experiments.grid.runner import read_experiment
 from mixpol_models.progress import TimeLeft
 from mixpol_models.training import train
-from mixpol_models.training.checkpoints import load_model, read_checkpoint
 from mixpol_models.training.config import TrainConfig, load_config
-
-RUN = ["train", "--data", "synthetic", "--epochs", "1", "--batch-size", "64", "--budget", "5"]
-PLANTED: dict[str, Any] = {
-    "name": "tiny",
-    "planted": {"n_users": 30, "length": 10},
-    "grid": {"seed": [0]},
-    "train": {"budget": 4, "epochs": 1, "batch_size": 128, "embedding_dim": 4, "attention_units": [4]},
-    "resamples": 20,
-    "strata_resamples": 20,
-}
-Command = Callable[..., Result]
-
-
-@pytest.fixture(scope="module")
-def log() -> Any:
-    return synthetic_log(n_users=60, n_items=30, n_groups=3, mean_length=10.0)
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, log: Any) -> Command:
-    """Runs `mixpol` in this process, in a folder of the test."""
-    monkeypatch.setattr("mixpol_models.data.synthetic.synthetic_log", lambda: log)
-    monkeypatch.chdir(tmp_path)
-    for name in ("kept", "command"):
-        monkeypatch.setattr(stopping._Watch, name, "")
-
-    def call(*arguments: str, status: int = 0) -> Result:
-        # Wide, so that no message is wrapped.
-        done = CliRunner(env={"COLUMNS": "400", "NO_COLOR": "1", "TERM": "dumb"}).invoke(cli.app, list(arguments))
-        assert done.exit_code == status, (done.output, done.exception)
-        return done
-
-    return call
-
-
-@pytest.fixture(scope="module")
-def trained(log: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of two epochs: copy it to write to it."""
-    folder = tmp_path_factory.mktemp("trained") / "run"
-    train(TrainConfig(epochs=2, batch_size=64, budget=5, output=str(folder)), log=log, callbacks=[])
-    return folder
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def test_a_run_takes_no_folder_that_another_one_has(command: Command) -> None:
@@ -332,104 +283,6 @@ def test_files_are_replaced_whole(tmp_path: Path) -> None:
     assert [path.name for path in target.parent.iterdir()] == ["a.json"]
 
 
-def copy(run: Path, folder: Path) -> Path:
-    return Path(shutil.copytree(run, folder / "copy"))
-
-
-def _without(name: str) -> Callable[[dict[str, Any]], Any]:
-    return lambda checkpoint: {key: value for key, value in checkpoint.items() if key != name}
-
-
-def _changed(name: str, value: Any) -> Callable[[dict[str, Any]], Any]:
-    return lambda checkpoint: checkpoint | {name: value}
-
-
-def _settings(**changes: Any) -> Callable[[dict[str, Any]], Any]:
-    def change(checkpoint: dict[str, Any]) -> Any:
-        given = checkpoint["hyper_parameters"]
-        return checkpoint | {"hyper_parameters": given | {"config": given["config"] | changes}}
-
-    return change
-
-
-def _shapes(checkpoint: dict[str, Any]) -> Any:
-    state = checkpoint["state_dict"]
-    return checkpoint | {"state_dict": {name: value[..., :1].clone() for name, value in state.items()}}
-
-
-def _moments(checkpoint: dict[str, Any]) -> Any:
-    (state,) = checkpoint["optimizer_states"]
-    moments = {index: one | {"exp_avg": torch.zeros(7)} for index, one in state["state"].items()}
-    return checkpoint | {"optimizer_states": [state | {"state": moments}]}
-
-
-# Of each: whether it has weights that can still be read.
-DAMAGED: dict[str, tuple[bool, Callable[[dict[str, Any]], Any]]] = {
-    **{name: (False, _without(name)) for name in ("state_dict", "hyper_parameters", "epoch")},
-    **{f"{name} of a list": (False, _changed(name, [])) for name in ("state_dict", "hyper_parameters", "epoch")},
-    **{name: (True, _without(name)) for name in ("optimizer_states", "loops", "callbacks", "global_step")},
-    "no optimizer": (True, _changed("optimizer_states", [])),
-    "two optimizers": (True, _changed("optimizer_states", [{}, {}])),
-    "empty loops": (True, _changed("loops", {})),
-    "no weights": (False, _changed("state_dict", {})),
-    "other shapes": (False, _shapes),
-    "other moments": (True, _moments),
-    "other widths": (False, _settings(embedding_dim=3)),
-    "another class": (False, _settings(backbone="transformer", options={})),
-    "unknown settings": (False, _settings(wings=2)),
-    "a list": (False, lambda checkpoint: [1, 2]),
-    "a tensor": (False, lambda checkpoint: torch.zeros(2)),
-}
-
-
-@pytest.mark.parametrize("name", DAMAGED)
-def test_a_misshapen_checkpoint_is_told_in_words(log: Any, trained: Path, tmp_path: Path, name: str) -> None:
-    readable, damage = DAMAGED[name]
-    folder = copy(trained, tmp_path)
-    file = folder / "last.ckpt"
-    torch.save(damage(read_checkpoint(file)), file)
-    before = contents(folder)
-    if not readable:
-        with pytest.raises(ValueError, match="is not readable as a checkpoint of `mixpol train`"):
-            load_model(file)
-    with pytest.raises(ValueError, match=r"last.ckpt is not readable|last.ckpt cannot be gone on from|resume is"):
-        train(TrainConfig(epochs=3, batch_size=64, budget=5), log=log, resume=folder, callbacks=[])
-    assert contents(folder)[str(file)] == before[str(file)]
-
-
-@pytest.mark.parametrize("keep", [0.0, 0.3, 0.99])
-def test_a_truncated_checkpoint_is_told_in_words(command: Command, trained: Path, tmp_path: Path, keep: float) -> None:
-    folder = copy(trained, tmp_path)
-    whole = (folder / "last.ckpt").read_bytes()
-    (folder / "last.ckpt").write_bytes(whole[: int(keep * len(whole))])
-    said = command("train", "--resume", "copy", "--epochs", "3", status=2).output
-    assert "not readable as a checkpoint" in said
-    assert len([line for line in said.strip().splitlines() if not line.startswith("data: ")]) == 1
-
-
-def test_settings_that_are_not_readable_are_told(command: Command, trained: Path, tmp_path: Path) -> None:
-    folder = copy(trained, tmp_path)
-    for content in (b"", b"- 1\n", b"\xff\xfe\x00", b"epochs: [1\n"):
-        (folder / "config.yaml").write_bytes(content)
-        assert "config.yaml" in command("train", "--resume", "copy", status=2).output
-
-
-@pytest.mark.parametrize("content", ["", "name: tiny\n", "- 1\n", "a: [1\n", "fingerprint: x\nwings: 2\n", "\x00"])
-def test_a_damaged_experiment_is_told_in_words(tmp_path: Path, content: str) -> None:
-    (tmp_path / "experiment.yaml").write_text(content)
-    with pytest.raises(ValueError, match=r"experiment.yaml is not readable as the experiment of a store"):
-        read_experiment(tmp_path)
-
-
-def test_an_experiment_is_kept_whole(tmp_path: Path) -> None:
-    config, console = ExperimentConfig(**PLANTED), Console(file=io.StringIO())
-    run_experiment(config, tmp_path, workers=0, console=console)
-    before = (tmp_path / "experiment.yaml").read_text()
-    with small_disk(100), pytest.raises(OSError, match="too large"):
-        run_experiment(config, tmp_path, workers=0, console=console)
-    assert (tmp_path / "experiment.yaml").read_text() == before
-
-
 def test_an_experiment_tells_a_line_a_run(command: Command) -> None:
     Path("tiny.yaml").write_text(json.dumps(PLANTED | {"grid": {"seed": [0, 1]}}))
     lines = command("experiment", "run", "tiny.yaml", "--workers", "0").output.splitlines()
@@ -524,3 +377,12 @@ def test_outputs_are_looked_at_by_writing(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("tempfile.mkstemp", refuse)
     with pytest.raises(ValueError, match=r"cannot be written to \(Read-only file system\): give another path"):
         files.check_output_folder(tmp_path / "new")
+
+
+def test_an_experiment_is_kept_whole(tmp_path: Path) -> None:
+    config, console = ExperimentConfig(**PLANTED), Console(file=io.StringIO())
+    run_experiment(config, tmp_path, workers=0, console=console)
+    before = (tmp_path / "experiment.yaml").read_text()
+    with small_disk(100), pytest.raises(OSError, match="too large"):
+        run_experiment(config, tmp_path, workers=0, console=console)
+    assert (tmp_path / "experiment.yaml").read_text() == before

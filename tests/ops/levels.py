@@ -17,8 +17,9 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parent / "dot_target_attention"))
 
 import dot_cases
+import dot_variants
 import test_bfloat16_products as products
-import test_dot_target_attention as dot
+import test_dot_values as dot
 import test_low_precision as low
 import torch
 from views import VIEWS
@@ -46,7 +47,7 @@ def of_any_level() -> Iterator[Check]:
                 lambda _, w=width, d=dtype: low.test_every_finite_value_is_converted_exactly(w, d),
             )
         yield f"nearest even {dtype}", lambda g, d=dtype: low.test_rounds_to_nearest_even(d, g)
-    for name, config in dot.VARIANTS.items():
+    for name, config in dot_variants.VARIANTS.items():
         yield f"dot budget {name}", lambda g, c=config: dot.test_budget(dot_cases.make(c, g), g)
     for top_k, layout in ((1, "jagged"), (4, "mask_holes"), (50, "jagged"), (100, "mask_holes")):
         yield f"dot ties {top_k}", lambda g, k=top_k, form=layout: dot.test_ties(k, form, "cpu", g)
