@@ -48,6 +48,9 @@ inline std::ostream& operator<<(std::ostream& out, const Name& name) {
     return name.entry < 0 ? out : out << "[" << name.entry << "]";
 }
 
+// "[3, 4]".
+std::string shape_text(const Tensor& tensor);
+
 // Why a tensor's values cannot be read; empty if they can: it is there, on the CPU, and its storage holds all
 // of them (that of sharded parameters is released between steps). csrc/register.cpp asks it of every
 // argument.

@@ -34,7 +34,7 @@ CPU = (
     ),
     Fault(
         "the running softmax does not rescale the total of earlier chunks",
-        "csrc/cpu/kernels/attention.cpp",
+        "csrc/cpu/kernels/softmax.h",
         "total *= factor;",
         "total *= 1.0f;",
         BUDGET,
@@ -137,7 +137,7 @@ CPU = (
     ),
     Fault(
         "a layer below is dropped out by the mask of the layer above",
-        "csrc/cpu/kernels/activation_unit.h",
+        "csrc/cpu/kernels/activation_unit_backward.h",
         "drop(unit.dropout, s.keys, i - 1, n, below, signal, out)",
         "drop(unit.dropout, s.keys, i, n, below, signal, out)",
         BUDGET,

@@ -1,7 +1,7 @@
 // Mean and variance of the activation unit's last given pre-activation over all tokens of a range of users,
 // and their backward. Padded positions count as zero tokens: those of one target all have the same value, so
 // that one row with a weight stands in for them.
-#include "cpu/kernels/activation_unit.h"
+#include "cpu/kernels/activation_unit_backward.h"
 #include "cpu/kernels/level.h"
 
 namespace mixpol::cpu::MIXPOL_ISA {

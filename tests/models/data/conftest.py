@@ -1,17 +1,13 @@
 """Small logs, a KuaiRand-Pure of a few rows in the official CSV form, and the real data where they are."""
 
-import os
 from pathlib import Path
 
 import pytest
-from data_helpers import CSV_HEADER, csv_row
+from data_helpers import CSV_HEADER, REAL_DATA, csv_row
 
 from mixpol_models.data import SourceUnavailable
 from mixpol_models.data.kuairand import PARQUET
 from mixpol_models.data.movielens import fetch_inter
-
-REPOSITORY = Path(__file__).parents[3]
-REAL_DATA = Path(os.environ.get("MIXPOL_DATA") or REPOSITORY.parent / "shared" / "data")
 
 
 @pytest.fixture(autouse=True)

@@ -1,11 +1,15 @@
 """Small logs by hand, and what is in them."""
 
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 import polars as pl
 
 from mixpol_models.data import ExampleSet, InteractionLog
 
+REPOSITORY = Path(__file__).parents[3]
+REAL_DATA = Path(os.environ.get("MIXPOL_DATA") or REPOSITORY.parent / "shared" / "data")
 Event = tuple[int, int, int, int]
 CSV_HEADER = (
     "user_id,video_id,date,hourmin,time_ms,is_click,is_like,is_follow,is_comment,is_forward,is_hate,long_view,"

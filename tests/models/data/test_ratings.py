@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from conftest import REAL_DATA
+from data_helpers import REAL_DATA
 
 from mixpol_models.data import DateSplit, SequenceConfig, TailSplit, build_examples, load_ratings, resolve
 from mixpol_models.data.ratings import ORDERED
