@@ -126,7 +126,7 @@ def mixed_polarity_attention(
         saved,
         inputs,
         triton=lambda: (
-            fusion_support.refusal(target, table, extra_table)
+            fusion_support.refusal(target, table, extra_table, bool(gate))
             or unit_support.refusal(target, unit.weights, unit.activation, dropout)
         ),
         cuda=lambda: unit.cuda_refusal(target),

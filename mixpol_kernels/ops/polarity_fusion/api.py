@@ -104,7 +104,7 @@ def polarity_fusion(
         target,
         lambda backend: signs.nbytes if backend == "cpu" and parameters.makes_signs and fusion != "none" else 0,
         inputs,
-        triton=lambda: "" if fusion == "none" else support.refusal(target, polarity_table, extra_table),
+        triton=lambda: "" if fusion == "none" else support.refusal(target, polarity_table, extra_table, bool(gate)),
         cuda=lambda: "" if fusion == "none" else backends.beyond_chip(target.shape[-1]),
     )
     if polarity is None or polarity_table is None or fusion == "none":

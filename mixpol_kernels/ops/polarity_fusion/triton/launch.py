@@ -29,7 +29,7 @@ def forward(a: Arguments) -> Tensor:
     call = _Call(a)
     fused: Tensor = a.tokens.new_empty((*call.shape, call.width))
     if fused.numel():
-        launched = _launch(*support.chosen(a.target, "forward"))
+        launched = _launch(*support.chosen(a.target, "forward", call.kind > 0))
         with torch.cuda.device_of(a.target):
             kernels.forward_kernel[(a.target.shape[0],)](
                 call.target, call.tokens, call.items, call.polarity, call.polarity_table, call.sign, *call.gate,
@@ -64,7 +64,7 @@ def backward(a: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]
         programs = min(PROGRAMS, target.shape[0])
         stride = -(-columns // 16) * 16
         slabs = target.new_zeros((programs, stride), dtype=torch.float32)
-        launched = _launch(*support.chosen(target, "backward"))
+        launched = _launch(*support.chosen(target, "backward", call.kind > 0))
         constants = call.constants() | {"EXTRA": a.extra_table is not None and len(a.extra_table) <= configs.ROWS}
         with torch.cuda.device_of(target):
             kernels.backward_kernel[(programs,)](
@@ -111,7 +111,7 @@ class _Call:
     def __init__(self, a: Arguments) -> None:
         tokens, items, gate = a.tokens, _items(a), a.gate or ()
         polarity, extra_ids = a.polarity, a.extra_ids
-        refusal = support.refusal(a.target, a.polarity_table, a.extra_table)
+        refusal = support.refusal(a.target, a.polarity_table, a.extra_table, bool(gate))
         if refusal:
             raise ValueError(f"polarity_fusion: the Triton kernels cannot run: {refusal}")
         reports.raise_reported()

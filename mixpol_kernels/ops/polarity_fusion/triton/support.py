@@ -10,14 +10,15 @@ from mixpol_kernels.ops.polarity_fusion.triton import configs
 from mixpol_kernels.ops.triton import devices
 
 
-def refusal(target: Tensor, polarity_table: Tensor | None, extra_table: Tensor | None) -> str:
+def refusal(target: Tensor, polarity_table: Tensor | None, extra_table: Tensor | None, gate: bool) -> str:
     """Why the kernels cannot take these sizes on the target's device; empty if they can."""
     widths = _served(target.dtype, target.device.index or 0)
     if widths is None:
         return str(devices.UNKNOWN)
-    width = target.shape[-1]
-    if not any(width <= wide for wide in widths) or width < 1:
-        return f"it takes D from 1 to {max(widths, default=0)}, what fits on chip; use backend='reference'"
+    most = max(widths, default=0) if gate else configs.WIDEST_WITHOUT_GATE
+    if not 1 <= target.shape[-1] <= most:
+        gated = " with a gate" if gate else ""
+        return f"it takes D from 1 to {most}{gated}, what fits on chip; use backend='reference'"
     for name, table in (("polarity_table", polarity_table), ("extra_table", extra_table)):
         if table is not None and not table.shape[0]:
             return f"it takes tables of at least one row, and {name} has none; use backend='reference'"
@@ -33,7 +34,7 @@ def _served(dtype: torch.dtype, index: int) -> tuple[int, ...] | None:
     return tuple(sorted(set(found)))
 
 
-def chosen(target: Tensor, direction: str) -> tuple[str, devices.Config]:
+def chosen(target: Tensor, direction: str, gate: bool) -> tuple[str, devices.Config]:
     """The element of `devices.ELEMENTS` to compute with and the configuration, for sizes that were not refused."""
     device = devices.architecture(target.device.index or 0)
     for element in devices.elements(target.dtype):
@@ -42,4 +43,6 @@ def chosen(target: Tensor, direction: str) -> tuple[str, devices.Config]:
             known = device == devices.INTERPRETER or name in devices.configured(configs.FOLDER, device)
             if target.shape[-1] <= wide and known:  # of split products the forward alone, where the backward has none
                 return element, devices.launched(configs.FOLDER, device, name)
+    if not gate:
+        return devices.elements(target.dtype)[-1], configs.WITHOUT_GATE
     raise AssertionError("sizes that were refused")
