@@ -66,15 +66,15 @@ Shape = tuple[int, tuple[int, ...]]
 
 
 def elements(architecture: str, op: str) -> tuple[str, ...]:
-    """Precision of float32 products: split but on AMD, whose matrix units take IEEE float32, and in the fusion."""
-    split = architecture != "gfx942" and op != "polarity_fusion"
-    return tuple(element for element in devices.ELEMENTS if split or element != "tf32x3")
+    """Precision of float32 products: split but on AMD, whose matrix units take IEEE float32."""
+    return tuple(element for element in devices.ELEMENTS if architecture != "gfx942" or element != "tf32x3")
 
 
 def small_jobs(architecture: str) -> Iterator[Job]:
     """The kernels in SMALL."""
     for name in SMALL:
-        yield Job(architecture, "either", "half", 64, (), name, devices.Config(tile=64, warps=4, stages=1), "small")
+        config = devices.Config(tile=64, warps=1 if name.startswith("sum_runs") else 4, stages=1)
+        yield Job(architecture, "either", "half", 64, (), name, config, "small")
 
 
 def shapes(op: str) -> list[Shape]:
@@ -176,7 +176,9 @@ def digest(op: str) -> str:
     """Of everything that the op's rows of the table depend on."""
     if op == "small":
         shared, unit = Path(devices.__file__).parent, FOLDERS["target_attention"].parent
-        paths = [shared / "shared.py", shared / "parts.py", unit / "kernels.py"]
+        paths = [shared / f"{name}.py" for name in ("shared", "parts", "table_grad", "ids")]
+        folders = [shared.parent / op / "triton" for op in ("polarity_embedding", "interleave")]
+        paths += [folder / "kernels.py" for folder in (*folders, unit)]
     else:
         folder = FOLDERS[op].parent
         paths = [folder.parent.parent / "triton" / "shared.py", *sorted(folder.glob("activations.py"))]

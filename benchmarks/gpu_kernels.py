@@ -40,7 +40,20 @@ VARIANTS: dict[str, dict[str, tuple[int, int, int]]] = {
     },
 }
 # Kernels without matrix products or configurations of their own, and the layout of each.
-SMALL = {"sum_slabs": 0, "combine_kernel": 0, "combine_kernel, softmax": 0, "rescale_kernel": 6, "mean_kernel": 6}
+SMALL = {
+    "sum_slabs": 0,
+    "combine_kernel": 0,
+    "combine_kernel, softmax": 0,
+    "rescale_kernel": 6,
+    "mean_kernel": 6,
+    "sum_runs": 0,
+    "sum_runs, left": 0,
+    "sum_few": 0,
+    "look-up": 1,
+    "check_kernel": 0,
+    "plan_kernel": 0,
+    "merge_kernel": 0,
+}
 # Not in the table, but compiled by the tests: M candidates, with a gradient of the weights and rows 16 elements apart.
 CANDIDATES_OF_ONE_HISTORY = "prelu, sigmoid, lengths, candidates"
 
@@ -194,6 +207,8 @@ def _small(job: Job) -> tuple[Any, dict[str, Any], dict[str, str]]:
     from mixpol_kernels.ops.triton import parts, shared
 
     name, _, softmax = job.variant.partition(", ")
+    if name in ("sum_runs", "sum_few", "look-up", "check_kernel", "plan_kernel", "merge_kernel"):
+        return _of_ids(job)
     kernel = kernels.mean_kernel if name == "mean_kernel" else getattr(parts if hasattr(parts, name) else shared, name)
     constants: dict[str, Any] = {"LAYOUT": SMALL[job.variant], "D": 64, "BD": 64, "WEIGHTS": True}
     constants |= {"W": 64, "BW": 64, "SOFTMAX": bool(softmax)}
@@ -202,3 +217,27 @@ def _small(job: Job) -> tuple[Any, dict[str, Any], dict[str, str]]:
     floats = ("attention", "grad_attention", "stats", "merged", "means", "totals", "slabs", "sums")
     types = dict.fromkeys(floats, "*fp32") | dict.fromkeys(("first", "users"), "*i64")
     return kernel, constants, types | dict.fromkeys(("candidates", "rows", "columns", "stride"), "i32")
+
+
+def _of_ids(job: Job) -> tuple[Any, dict[str, Any], dict[str, str]]:
+    """Kernel, constants and argument types of table gradients, look-ups and merges."""
+    from mixpol_kernels.ops.interleave.triton import kernels as merge
+    from mixpol_kernels.ops.polarity_embedding.triton import kernels as embedding
+    from mixpol_kernels.ops.triton import table_grad
+
+    left = job.variant.endswith("left")
+    kernel = {
+        "sum_runs": table_grad.sum_runs, "sum_few": table_grad.sum_few, "look-up": embedding.forward_kernel,
+        "check_kernel": merge.check_kernel, "plan_kernel": merge.plan_kernel, "merge_kernel": merge.merge_kernel,
+    }[job.variant.partition(", ")[0]]  # fmt: skip
+    constants: dict[str, Any] = {"LAYOUT": SMALL[job.variant], "D": 64, "BD": 64, "SORTED": not left, "EXTRA": True}
+    constants |= {"RUN": table_grad.RUN, "ARGUMENT": 4, "LIMITED": True, "SHARE": False}
+    constants |= {"order": None} if left else {}
+    types = dict.fromkeys(("table_rows", "stride", "items", "polarities", "extras", *merge.INTEGERS), "i32")
+    types |= dict.fromkeys(("item_units", "polarity_units", "extra_units"), "i32")
+    types |= dict.fromkeys(("keys", "left_keys"), "*i32") | dict.fromkeys(("sums", "left", "slabs"), "*fp32")
+    types |= dict.fromkeys(("item_ids", "polarity", "extra_ids", "order", "reports", "at", "taken", "counts"), "*i64")
+    types |= dict.fromkeys(("source", "times", "positive_at", "negative_at"), "*i64")
+    types |= dict.fromkeys(("positive_times", "negative_times"), "*i64")
+    types |= {"rows": "*fp32"} if left else {}
+    return kernel, constants, types

@@ -141,7 +141,17 @@ def _no_cuda(like: Tensor) -> str:
         return f"the compiled CUDA kernels are not there: {library.cuda_reason}"
     if like.device.type != "cuda":
         return f"it takes tensors on a GPU and got them on {like.device}; move the inputs with .cuda()"
-    return ""
+    reason: str = _older_than_built(like.device.index or 0)
+    return reason
+
+
+@constant
+def _older_than_built(index: int) -> str:
+    """Why a GPU has no image in the compiled CUDA kernels, which would be an error at the launch only."""
+    if not torch.cuda.is_available():  # tensors without memory, of a GPU that is elsewhere
+        return ""
+    major, minor = torch.cuda.get_device_capability(index)
+    return "" if major >= 8 else f"it takes GPUs of compute capability 8.0 and newer, and got {major}.{minor}"
 
 
 def _no_triton(like: Tensor) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -243,6 +244,39 @@ def test_cuda_by_name(case: Case, gpu: Gpu, generator: torch.Generator) -> None:
     gpu.built("not built; that needs a CUDA build of torch")
     with pytest.raises(ValueError, match="the compiled CUDA kernels are not there: not built; that needs a CUDA build"):
         gpu.explain(case, generator, backend="cuda")
+
+
+@pytest.mark.parametrize("capability", [(7, 0), (7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)])
+def test_older_gpus(capability: tuple[int, int], gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Below 8.0 all fall back, in words; every other takes the files of the closest older one that has some."""
+    from mixpol_kernels.ops.triton import devices
+
+    monkeypatch.undo()
+    monkeypatch.setattr(devices, "INTERPRETING", False)
+    monkeypatch.setattr(backends.library, "cuda_reason", "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    properties = SimpleNamespace(major=capability[0], minor=capability[1])
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    monkeypatch.setitem(backends._NOT_THERE, "triton", lambda like: "")
+    devices.architecture.cache_clear()
+    with FakeTensorMode():
+        times, at = torch.empty(9, device="cuda"), torch.empty(3, dtype=torch.int64, device="cuda")
+        table = torch.empty(9, 4, device="cuda", requires_grad=True)
+        row, history = torch.empty(2, 8, device="cuda"), torch.empty(2, 5, 8, device="cuda")
+        calls = (
+            (mixpol_kernels.interleave, (times, at, times, at), {}),
+            (mixpol_kernels.polarity_embedding, (at, at, table, table), {}),
+            (mixpol_kernels.dot_target_attention, (row, history), {"top_k": 2}),
+        )
+        found = [explain(op, *args, **more) for op, args, more in calls]
+    devices.architecture.cache_clear()
+    if capability < (8, 0):
+        assert [f.backend for f in found] == ["reference"] * 3
+        assert all("8.0 and newer" in why for f in found for why in f.rejected.values())
+        assert "and got 7." in found[0].rejected["cuda"]
+    else:
+        assert [f.backend for f in found] == ["cuda", "cuda", "triton"]
 
 
 def test_cuda_of_the_other_ops(gpu: Gpu, generator: torch.Generator) -> None:

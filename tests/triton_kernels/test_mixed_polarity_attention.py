@@ -163,10 +163,7 @@ def test_shapes_on_a_gpu_that_is_not_here(generator: torch.Generator) -> None:
 
 
 def test_refusals(generator: torch.Generator) -> None:
-    for change, pattern in (
-        ({"width": 65}, "it takes D from 1 to 64"),
-        ({"n_polarity": 17}, "it takes 1 to 16 rows of polarity_table"),
-    ):
+    for change, pattern in (({"width": 65}, "it takes D from 1 to 64"),):
         case = make(replace(BASE, **change), generator)
         with pytest.raises(ValueError, match=f"backend='triton' was requested, but {pattern}"):
             case.call(case.arguments(case.place(generator)), "triton")
@@ -193,3 +190,27 @@ def test_an_overrun_is_found(generator: torch.Generator, monkeypatch: pytest.Mon
     monkeypatch.setattr(launch._Call, "sizes", lambda self: (*right(self)[:3], 13, *right(self)[4:]))
     with pytest.raises(InterpreterError, match="out of bounds"):
         case.call(arguments, "triton")
+
+
+@pytest.mark.parametrize("layout", ["jagged", "lengths", "mask_holes"])
+def test_candidates_share_a_launch(layout: str, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same bits of users as in a launch each, and as two at a time."""
+    from mixpol_kernels.ops.mixed_polarity_attention.triton import launch
+
+    config = replace(BASE, candidates=3, layout=layout, counts=(9, 0, 3), width=4, hidden=(3,), normalize="softmax")
+    case = make(config, generator)
+    where = case.place(generator)
+    together = case.run("triton", where)
+    tokens = int(torch.tensor(where.shape).prod())
+    for most, passes in ((0, 3), (2 * tokens * 4 * 4, 2)):
+        monkeypatch.setattr(launch, "MOST", most)
+        counted: list[int] = []
+        of = launch._Pass
+        monkeypatch.setattr(launch, "_Pass", lambda a, at, of=of, to=counted: to.append(1) or of(a, at))
+        apart = case.run("triton", where)
+        monkeypatch.setattr(launch, "_Pass", of)
+        assert len(counted) == 2 * passes
+        for name, tensor in together.items():
+            if name in ("out", "grad target"):
+                assert torch.equal(apart[name], tensor)
+            torch.testing.assert_close(apart[name], tensor, rtol=1e-4, atol=1e-5)

@@ -24,6 +24,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "product": {},
     "product, extra": {"n_extra": 3, "n_polarity": 5},
     "full": {"gate_inputs": "full", "n_polarity": 1},
+    "many rows": {"n_extra": 30, "n_polarity": 20},
 }
 
 
@@ -55,6 +56,7 @@ EDGES: dict[str, dict[str, Any]] = {
     # Not two or three tokens: they may add up exactly in plain PyTorch's order only, which would leave no budget.
     "one wide": {"width": 1, "counts": (7, 11)},
     "odd": {"width": 23, "counts": (9, 20)},
+    "wide, no gate": {"width": 70, "counts": (3, 18), "fusion": "bias"},
     "largest": {"width": 64, "counts": (18,)},
     "small ids": {"id_dtype": torch.uint8, "index_dtype": torch.int32},
 }
@@ -126,9 +128,8 @@ def test_compile(generator: torch.Generator) -> None:
 
 def test_refusals(generator: torch.Generator) -> None:
     for change, pattern in (
-        ({"width": 65}, "it takes D from 1 to 64"),
-        ({"n_polarity": 17}, "it takes 1 to 16 rows of polarity_table"),
-        ({"n_extra": 17}, "it takes 1 to 16 rows of extra_table"),
+        ({"width": 65}, "it takes D from 1 to 64 with a gate"),
+        ({"width": 1025, "fusion": "bias"}, "it takes D from 1 to 1024, "),
     ):
         case = make(replace(BASE, **change), generator)
         with pytest.raises(ValueError, match=pattern):

@@ -134,7 +134,7 @@ def mixed_polarity_attention(
         saved,
         inputs,
         devices.float32_products,
-        triton=lambda: fusion_support.refusal(target, table, extra_table) or unit_support.refusal(target),
+        triton=lambda: fusion_support.refusal(target, table, extra_table, bool(gate)) or unit_support.refusal(target),
         cuda=lambda: unit.cuda_refusal(target),
     )
     if dropout and seed is None:

@@ -70,9 +70,10 @@ def polarity_fusion(
         offsets: [B + 1] int32 or int64; user b owns tokens offsets[b] ... offsets[b + 1] - 1.
         lengths: [B] int32 or int64; the first lengths[b] positions are kept.
         mask: [B, L]; nonzero positions are kept, on any side.
-        backend: "auto", "cpu" (compiled, float32), "triton" (on a GPU; float32, bfloat16 and float16, tables of at most
-            16 rows; ids, offsets and lengths are clamped there, not checked), "cuda" (compiled, forward only, float32)
-            or "reference" (plain PyTorch).
+        backend: "auto", "cpu" (compiled, float32), "triton" (on a GPU; float32, bfloat16 and float16; products of
+            float32 are as in `target_attention`; offsets and lengths are clamped there, not checked, and a bad id is an
+            error later: `check_device_errors`), "cuda" (compiled, forward only, float32) or "reference" (plain
+            PyTorch).
 
     Returns:
         The fused tokens, with the shape and dtype of `tokens`, nested if they are; pads are zeros (with "none",
@@ -104,7 +105,7 @@ def polarity_fusion(
         target,
         lambda backend: signs.nbytes if backend == "cpu" and parameters.makes_signs and fusion != "none" else 0,
         inputs,
-        triton=lambda: "" if fusion == "none" else support.refusal(target, polarity_table, extra_table),
+        triton=lambda: "" if fusion == "none" else support.refusal(target, polarity_table, extra_table, bool(gate)),
         cuda=lambda: "" if fusion == "none" else backends.beyond_chip(target.shape[-1]),
     )
     if polarity is None or polarity_table is None or fusion == "none":

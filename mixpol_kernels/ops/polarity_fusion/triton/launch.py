@@ -14,7 +14,7 @@ from mixpol_kernels.library import INTERPRETING
 from mixpol_kernels.ops.polarity_fusion.triton import configs, kernels, support
 from mixpol_kernels.ops.registry import Arguments
 from mixpol_kernels.ops.target_attention.reference import masked
-from mixpol_kernels.ops.triton import devices, reports, shared
+from mixpol_kernels.ops.triton import devices, reports, shared, table_grad
 
 # Programs of the backward, each with a slab of sums. A fixed number: bits depend on the inputs, not on the machine.
 PROGRAMS = 4 if INTERPRETING else 528
@@ -29,12 +29,12 @@ def forward(a: Arguments) -> Tensor:
     call = _Call(a)
     fused: Tensor = a.tokens.new_empty((*call.shape, call.width))
     if fused.numel():
-        config = support.chosen(a.target, "forward")
+        launched = _launch(*support.chosen(a.target, "forward", call.kind > 0))
         with torch.cuda.device_of(a.target):
             kernels.forward_kernel[(a.target.shape[0],)](
                 call.target, call.tokens, call.items, call.polarity, call.polarity_table, call.sign, *call.gate,
                 call.extra_ids, call.extra_table, *call.layout, fused, reports.word(), *call.sizes(),
-                **call.constants(), **_launch(config),
+                **call.constants(), **launched,
             )  # fmt: skip
     return fused
 
@@ -64,12 +64,13 @@ def backward(a: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]
         programs = min(PROGRAMS, target.shape[0])
         stride = -(-columns // 16) * 16
         slabs = target.new_zeros((programs, stride), dtype=torch.float32)
-        config = support.chosen(target, "backward")
+        launched = _launch(*support.chosen(target, "backward", call.kind > 0))
+        constants = call.constants() | {"EXTRA": a.extra_table is not None and len(a.extra_table) <= configs.ROWS}
         with torch.cuda.device_of(target):
             kernels.backward_kernel[(programs,)](
                 grad_fused.contiguous(), call.target, call.tokens, call.items, call.polarity, call.sign, *call.gate,
                 call.extra_ids, *call.layout, grad_target, grad_tokens, slabs, target.shape[0], *call.sizes(), stride,
-                **call.constants(), ROWS=configs.ROWS, **_launch(config),
+                **constants, ROWS=configs.ROWS, **launched,
             )  # fmt: skip
             shared.sum_slabs[(triton.cdiv(columns, 64),)](
                 slabs, sums, programs, columns, stride, ROWS=16, COLUMNS=64, num_warps=4
@@ -77,9 +78,12 @@ def backward(a: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]
     found = dict(zip(parts, sums.split(list(parts.values())), strict=True))
     width = call.width
 
-    def rows(name: str, table: Tensor | None) -> Tensor:
+    def rows(name: str, ids: Tensor, table: Tensor | None) -> Tensor:
         if table is None:
             return target.new_empty((0,))
+        if len(table) > configs.ROWS:  # the kernels' products with one-hot rows have no room for them
+            summed = table_grad.dense(a.but(ids=ids, grad_tokens=grad_fused, table_rows=len(table)))
+            return summed.to(table.dtype)
         grad: Tensor = found[name].view(configs.ROWS, width)[: table.shape[0]].to(table.dtype, copy=True)
         return grad
 
@@ -89,7 +93,8 @@ def backward(a: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]
         grads = [torch.cat(blocks, 1), found["bias"], found["pull"].view(width, width)]
         grads = [grad.to(p.dtype, copy=True) for grad, p in zip(grads, a.gate, strict=True)]
     grad_target = masked(grad_target, occupied)
-    return grad_target, grad_tokens, rows("polarity", a.polarity_table), rows("extra", a.extra_table), grads
+    tables = rows("polarity", a.polarity, a.polarity_table), rows("extra", a.extra_ids, a.extra_table)
+    return grad_target, grad_tokens, *tables, grads
 
 
 def slab_sizes(width: int, kind: int) -> dict[str, int]:
@@ -106,7 +111,7 @@ class _Call:
     def __init__(self, a: Arguments) -> None:
         tokens, items, gate = a.tokens, _items(a), a.gate or ()
         polarity, extra_ids = a.polarity, a.extra_ids
-        refusal = support.refusal(a.target, a.polarity_table, a.extra_table)
+        refusal = support.refusal(a.target, a.polarity_table, a.extra_table, bool(gate))
         if refusal:
             raise ValueError(f"polarity_fusion: the Triton kernels cannot run: {refusal}")
         reports.raise_reported()
@@ -150,7 +155,6 @@ class _Call:
             "ITEMS": self.items is not None,
             "LAYOUT": 0 if offsets is not None else 1 if lengths is not None else 2 if mask is not None else 3,
             "ALIGN": self.align,
-            "PRECISION": "ieee",
         }
 
 
@@ -163,5 +167,10 @@ def _contiguous(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.contiguous()
 
 
-def _launch(config: devices.Config) -> dict[str, int]:
-    return {"TILE": config.tile, "num_warps": config.warps, "num_stages": config.stages}
+def _launch(element: str, config: devices.Config) -> dict[str, Any]:
+    return {
+        "PRECISION": "tf32x3" if element == "tf32x3" else "ieee",
+        "TILE": config.tile,
+        "num_warps": config.warps,
+        "num_stages": config.stages,
+    }
