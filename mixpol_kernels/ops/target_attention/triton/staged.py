@@ -64,7 +64,7 @@ class Tiles:
 TILES = {
     "half": Tiles(rows=128, back=64, units=64, depth=64, columns=32, sums=64, square=64, warps=8, stages=2),
     "tf32x3": Tiles(rows=64, back=64, units=64, depth=16, columns=32, sums=16, square=64, warps=8, stages=2),
-    "float32": Tiles(rows=64, back=32, units=64, depth=16, columns=32, sums=32, square=64, warps=8, stages=1),
+    "float32": Tiles(rows=64, back=64, units=64, depth=16, columns=32, sums=32, square=64, warps=8, stages=1),
 }
 INTERPRETED = Tiles(64, 64, 32, 32, 32, 64, 32, 1, 1)
 
