@@ -58,7 +58,7 @@ CPU = (
     ),
     Fault(
         "a sum over a long history without its compensation",
-        "csrc/cpu/kernels/tokens.h",
+        "csrc/cpu/kernels/sums.h",
         "store(compensation, load(compensation) + ((before - (after - added)) + (x - added)));",
         "store(compensation, vec{});",
         ("tests/ops/target_attention/test_compensated_sums.py",),

@@ -95,7 +95,7 @@ def derivative(x, first, scale, shift, ACT: tl.constexpr):
 
 @triton.jit
 def parameter_gradients(grad, x, first, scale, shift, ACT: tl.constexpr):
-    """Gradients of the units' parameters from those of a(x), summed over the tile's tokens: three [units]."""
+    """What gradients of a(x) give to the units' parameters, summed over the tile's tokens: three [units]."""
     d_first = tl.zeros_like(first)
     d_scale = d_first
     d_shift = d_first
