@@ -10,12 +10,12 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 import torch
 from torch import Tensor
 
-from mixpol_kernels.checks import FLOAT_TYPES, ID_TYPES, check_range
+from mixpol_kernels.checks import FLOAT_TYPES, ID_TYPES, check_range, has_values
 
 P = ParamSpec("P")
 R = TypeVar("R")
 _INDEX_TYPES = (torch.int32, torch.int64)
-_MASK_TYPES = (torch.bool, *ID_TYPES, *FLOAT_TYPES)
+MASK_TYPES = (torch.bool, *ID_TYPES, *FLOAT_TYPES)
 
 
 class History(NamedTuple):
@@ -137,13 +137,13 @@ class Layout(NamedTuple):
         return None
 
     def check_values(self) -> None:
-        """The value checks of the compiled kernels, for implementations that lack them; none on the meta device.
+        """The value checks of the compiled kernels, for implementations that lack them, where there are values.
 
         Raises:
             RuntimeError: offsets that do not rise from 0 to N, or lengths outside 0 ... L.
         """
-        device = self._device
-        if device is None or device.type == "meta":
+        given = [tensor for tensor in (self.offsets, self.lengths, self.mask) if tensor is not None]
+        if not all(map(has_values, given)):
             return
         if self.offsets is not None:
             check_offsets("offsets", self.offsets, self.token_shape[0], "history tokens")
@@ -230,7 +230,7 @@ def layout(
         _check_index("lengths", lengths, (batch,), "B", history)
         return Layout(batch, shape, None, lengths, None)
     if mask is not None:
-        if mask.dtype not in _MASK_TYPES:
+        if mask.dtype not in MASK_TYPES:
             raise TypeError(f"mask has dtype {mask.dtype}; expected bool, an integer dtype or a floating-point one")
         if tuple(mask.shape) != shape:
             raise ValueError(f"mask has shape {list(mask.shape)}; expected {list(shape)}, one entry a position")

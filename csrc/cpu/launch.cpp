@@ -123,9 +123,12 @@ void clear_empty(void* rows, const Layout& layout, int64_t row_bytes) {
 Ids::Ids(const Tensor& ids, const Name& name, int64_t rows, const Layout& layout) {
     if (rows < 0) fail("the table of ", name, " has ", rows, " rows; expected 0 or more");
     const History& history = layout.history;
-    if (ids.numel() != history.tokens)
+    const bool fits = history.offsets
+                          ? ids.dim() == 1 && ids.size(0) == history.tokens
+                          : ids.dim() == 2 && ids.size(0) == history.users && ids.size(1) == history.length;
+    if (!fits)
         fail(name, " has shape ", shape_text(ids), "; expected one id for each of ", history.tokens,
-             " tokens");
+             " tokens, in the history's shape");
     alive_.push_back(as_contiguous(ids));
     const Tensor& flat = alive_[0];
     const int64_t n = history.tokens;

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from mixpol_kernels.backend import explain
-from mixpol_kernels.history import canonical
+from mixpol_kernels.history import MASK_TYPES, canonical
 
+_INDEX_TYPES = (torch.int64, torch.int32)
 Where = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
@@ -38,9 +39,9 @@ def forward(
     offsets, lengths, mask = where
     if (offsets is not None) + (lengths is not None) + (mask is not None) > 1:
         return None
-    index = offsets if lengths is None else lengths
-    if index is not None and index.dtype not in (torch.int64, torch.int32):
-        return None
+    for tensor, dtypes in ((offsets, _INDEX_TYPES), (lengths, _INDEX_TYPES), (mask, MASK_TYPES)):
+        if tensor is not None and (not isinstance(tensor, Tensor) or tensor.dtype not in dtypes):
+            return None
     try:
         return pooled(op, *before, *canonical(offsets, lengths, mask), *after)
     except NotImplementedError:  # the dispatcher has no kernel for such tensors: none has run

@@ -122,6 +122,12 @@ class MixedPolarityAttention(nn.Module):
         Raises:
             ValueError: ids without a table, and what the op refuses.
         """
+        for name, value in (("target", target), ("item_ids", item_ids)):
+            if not isinstance(value, Tensor):
+                raise TypeError(
+                    f"{name} was a {type(value).__name__}; expected a tensor, nested or not, or a JaggedTensor; the "
+                    "module takes the fields of a History apart: item_ids, offsets=, lengths=, mask="
+                )
         rows = item_ids if item_ids.is_floating_point() else None
         if self.item_embedding is None and (rows is None or not target.is_floating_point()):
             name, given = ("item_ids", item_ids) if rows is None else ("target", target)

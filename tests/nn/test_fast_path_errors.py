@@ -14,6 +14,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
 
+from mixpol_kernels.history import History
 from mixpol_kernels.nn import MixedPolarityAttention, MultiHeadTargetAttention, TargetAttention, fast_path
 
 USERS, LENGTH, WIDTH, ITEMS = 3, 5, 4, 9
@@ -129,3 +130,49 @@ def test_tangents_do_not_take_the_fast_path(monkeypatch: pytest.MonkeyPatch, gen
     with torch.no_grad(), forward_ad.dual_level(), contextlib.suppress(RuntimeError):
         layer(target, forward_ad.make_dual(history, history))
     assert failing.calls == 0
+
+
+BAD_SHAPES = {
+    "transposed polarity": lambda a: {"polarity": a["polarity"].T},
+    "flat polarity": lambda a: {"polarity": a["polarity"].flatten()},
+    "polarity with a last dimension": lambda a: {"polarity": a["polarity"][..., None]},
+    "transposed extra ids": lambda a: {"extra_ids": a["extra_ids"].T},
+    "complex mask": lambda a: {"mask": torch.ones(USERS, LENGTH, dtype=torch.complex64)},
+    "lengths in a list": lambda a: {"lengths": [1, 2, 3]},
+    "mask in a list": lambda a: {"mask": [[1] * LENGTH] * USERS},
+    "a history": lambda a: {"item_ids": History(a["item_ids"])},
+}
+
+
+@pytest.mark.parametrize("change", BAD_SHAPES.values(), ids=BAD_SHAPES)
+def test_refused_as_with_gradients(change: Any, generator: torch.Generator) -> None:
+    layer = MixedPolarityAttention(ITEMS, WIDTH, [6], num_extra=3)
+    names = {"item_ids": ITEMS, "polarity": 2, "extra_ids": 3}
+    ids = {name: torch.randint(most, (USERS, LENGTH), generator=generator) for name, most in names.items()}
+    call = {"target": torch.randn(USERS, WIDTH, generator=generator), **ids}
+    call |= change(call)
+    with pytest.raises((TypeError, ValueError)) as with_gradients:
+        layer(**call)
+    with torch.no_grad(), pytest.raises(type(with_gradients.value)) as without:
+        layer(**call)
+    assert str(without.value) == str(with_gradients.value)
+
+
+def test_reference_without_values(generator: torch.Generator) -> None:
+    """On the meta device, and per example by torch.func."""
+    layer, (target, ids, polarity) = problem("MixedPolarityAttention", generator)
+    layer = MixedPolarityAttention(ITEMS, WIDTH, [6], backend="reference")
+    parameters = dict(layer.named_parameters())
+
+    def loss(parameters: dict[str, Tensor], *example: Tensor) -> Tensor:
+        inputs = tuple(tensor[None] for tensor in example[:3])
+        lengths = example[3][None]
+        return torch.func.functional_call(layer, parameters, inputs, {"lengths": lengths}).square().sum()
+
+    lengths = torch.tensor([LENGTH, 0, 2])
+    each = torch.vmap(torch.func.grad(loss), (None, 0, 0, 0, 0))(parameters, target, ids, polarity, lengths)
+    want = torch.func.grad(loss)(parameters, target[2], ids[2], polarity[2], lengths[2])
+    for name, gradient in each.items():
+        torch.testing.assert_close(gradient[2], want[name])
+    out = layer.to("meta")(target.to("meta"), ids.to("meta"), polarity.to("meta"), lengths=lengths.to("meta"))
+    assert out.shape == (USERS, WIDTH)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
@@ -23,7 +24,7 @@ def accepts_flat(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        if "weights" not in kwargs and (len(args) < 5 or isinstance(args[4], ActivationUnit)):
+        if not _is_flat(args, kwargs):
             return function(*args, **kwargs)
         if not torch.compiler.is_compiling():
             warnings.warn(
@@ -32,11 +33,36 @@ def accepts_flat(function: Callable[P, R]) -> Callable[P, R]:
                 DeprecationWarning,
                 stacklevel=2,
             )
-        flat: Any = bundled
-        given, options = flat(*args, **kwargs)
+        try:
+            call = _FLAT.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(
+                f"mixed_polarity_attention by separate keywords: {error}; expected target, item_ids, polarity, "
+                "item_table, polarity_table, weights and biases, or in their place History, ActivationUnit and "
+                "FusionParameters"
+            ) from None
+        given, options = bundled(*call.args, **call.kwargs)
         return function(*given, **options)
 
     return run
+
+
+def _is_flat(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call is spelled by separate keywords.
+
+    Raises:
+        TypeError: by both spellings at once.
+    """
+    values, kinds = (*args, *kwargs.values()), (ActivationUnit, FusionParameters, History)
+    bundles = "unit" in kwargs or any(isinstance(value, kinds) for value in values)
+    by_place = len(args) > 5 and (args[4] is None or isinstance(args[4], Tensor)) and not bundles
+    own = sorted(kwargs.keys() & _FLAT_NAMES)
+    if bundles and own:
+        raise TypeError(
+            f"{own[0]} was given beside a bundle; expected one spelling: History(ids, offsets, lengths, mask), "
+            "ActivationUnit(weights, biases, ...) and FusionParameters(fusion, polarity_table, ...), which hold it"
+        )
+    return by_place or bool(own)
 
 
 def bundled(
@@ -76,3 +102,7 @@ def bundled(
     unit = ActivationUnit(weights, biases, activation, slopes, negative_slope, normalize, scale, blocks, dropout)
     fused = FusionParameters(fusion, polarity_table, gate, sign, extra_table)
     return (target, history, polarity, item_table, unit, fused), options
+
+
+_FLAT = inspect.signature(bundled)
+_FLAT_NAMES = _FLAT.parameters.keys() - {"target", "polarity", "item_table", "fusion", "options"}

@@ -51,3 +51,22 @@ def test_wrong_fields(field: str, case: Case, generator: torch.Generator) -> Non
     function: Any = mk.mixed_polarity_attention
     with pytest.raises(TypeError, match=rf"unit\.{field} was"):
         function(target, history, polarity, table, unit._replace(**{field: object()}), fusion, **options)
+
+
+def test_spellings_do_not_mix(case: Case, generator: torch.Generator) -> None:
+    arguments = case.arguments(case.place(generator))
+    (target, history, polarity, table, unit, fusion), options = bundled(**arguments)
+    function: Any = mk.mixed_polarity_attention
+    for call in (
+        lambda: function(target, history, polarity, table, unit, fusion, offsets=arguments["offsets"], **options),
+        lambda: function(target, history, polarity, table, None, arguments["weights"], biases=arguments["biases"]),
+        lambda: function(**arguments | {"fusion": fusion}),
+        lambda: function(target, polarity=polarity, item_table=table, unit=unit, item_ids=history.rows),
+    ):
+        with pytest.raises(TypeError, match=r"was given beside a bundle; expected one spelling"):
+            call()
+    with pytest.raises(TypeError, match=r"unit was None; expected"):
+        function(target, history, polarity, table, None, fusion, **options)
+    del arguments["biases"]
+    with pytest.raises(TypeError, match=r"missing a required argument: 'biases'; expected target, item_ids"):
+        function(**arguments)
