@@ -345,11 +345,13 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
         >>> mk.explain(layer, torch.randn(2, 8), torch.randn(2, 5, 8)).backend
         'reference'
     """
+    nested = explains()
     _explaining.add(threading.get_ident())
     try:
         function(*args, **kwargs)
     except Explaining as found:
         return found.explanation
     finally:
-        _explaining.discard(threading.get_ident())
+        if not nested:
+            _explaining.discard(threading.get_ident())
     raise TypeError(f"function was {function!r}; expected an op or a module of mixpol_kernels")

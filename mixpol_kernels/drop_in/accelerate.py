@@ -6,22 +6,32 @@ import contextlib
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from mixpol_kernels import backend
 from mixpol_kernels.drop_in import registry
+from mixpol_kernels.drop_in.chain import rejected
 
 
 @dataclass(frozen=True)
 class Replaced:
-    """A layer that runs fused now: its names in the model (several if it is used in several places) and its class."""
+    """A layer that runs fused now.
+
+    Attributes:
+        names: in the model; several if it is used in several places.
+        layer: its class.
+        framework: that it is of.
+        backend: whose kernels run it where it is now, "cpu" say; empty for a layer without parameters.
+        note: when its own forward runs all the same, and why; empty if never.
+    """
 
     names: tuple[str, ...]
     layer: str
     framework: str
+    backend: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,10 @@ class Report:
 
     def __str__(self) -> str:
         lines = [f"{len(self.replaced)} replaced, {len(self.left)} left as they were"]
-        lines += [f"  fused  {_where(r.names)}: {r.framework} {r.layer}" for r in self.replaced]
+        for r in self.replaced:
+            by = f", by {r.backend}" if r.backend else ""
+            note = f"; {r.note}" if r.note else ""
+            lines.append(f"  fused  {_where(r.names)}: {r.framework} {r.layer}{by}{note}")
         lines += [f"  left   {_where(x.names)}: {x.framework} {x.layer}, since {x.reason}" for x in self.left]
         return "\n".join(lines)
 
@@ -55,10 +68,13 @@ def accelerate(model: nn.Module) -> Report:
     `AttentionSequencePoolingLayer`, RecBole's `SequenceAttLayer`, torch-rechub's `ActivationUnit` and TorchEasyRec's
     `DINEncoder`. A layer keeps its object, parameters, buffers, hooks and names; only its class changes, to a subclass
     with another `forward`. So optimisers, checkpoints and state_dict keys stay valid, before and after, and
-    `isinstance` still holds. `restore` undoes it. Layers whose options the ops do not have stay as they are.
+    `isinstance` still holds. `restore` undoes it. Layers whose options the ops do not have stay as they are, and so do
+    those that no kernel takes on their device, in their dtype or under autocast: each call asks the chooser of
+    `mixpol_kernels.explain`. An accelerated layer may move. Where no kernel takes a call of it, on another device or in
+    training, the framework's own forward runs, and the log says why.
 
     Args:
-        model: on one device, before `torch.compile` and not scripted.
+        model: on one device, best the one that it will run on, before `torch.compile` and not scripted.
 
     Returns:
         A `Report`.
@@ -76,7 +92,9 @@ def accelerate(model: nn.Module) -> Report:
         ValueError: model has no target-attention layer that is known ...
     """
     check_model(model)
-    found: list[tuple[tuple[str, ...], nn.Module, str, registry.Layer, str]] = []
+    replaced: list[Replaced] = []
+    left: list[Left] = []
+    fused: list[tuple[nn.Module, type[nn.Module]]] = []
     fused_already = False
     for module, names in modules_of(model).items():
         for adapter in registry.loaded():
@@ -84,20 +102,23 @@ def accelerate(model: nn.Module) -> Report:
                 if type(module) is layer.fused or (layer.polar is not None and type(module) is layer.polar):
                     fused_already = True
                 elif isinstance(module, layer.original):
-                    found.append((names, module, adapter.framework, layer, _refusal(module, layer)))
-    if not found and not fused_already:
+                    reason = _refusal(module, layer)
+                    choice = _Choice(reason=reason) if reason else _choice(module, layer)
+                    if choice.reason:
+                        left.append(Left(names, type(module).__name__, adapter.framework, choice.reason))
+                        continue
+                    name = layer.original.__name__
+                    replaced.append(Replaced(names, name, adapter.framework, choice.backend, choice.note))
+                    fused.append((module, layer.fused))
+    if not replaced and not left and not fused_already:
         known = ", ".join(f"{a.framework} {x.original.__name__}" for a in registry.loaded() for x in a.layers)
         raise ValueError(
             f"model has no target-attention layer that is known ({known or 'no known framework has been imported'}); "
             "mixpol_kernels.nn has the layers themselves"
         )
-    for _, module, _, layer, reason in found:
-        if not reason:
-            module.__class__ = layer.fused
-    return Report(
-        tuple(Replaced(n, x.original.__name__, f) for n, _, f, x, reason in found if not reason),
-        tuple(Left(n, type(m).__name__, f, reason) for n, m, f, _, reason in found if reason),
-    )
+    for module, kind in fused:
+        module.__class__ = kind
+    return Report(tuple(replaced), tuple(left))
 
 
 def restore(model: nn.Module) -> int:
@@ -181,11 +202,38 @@ def _refusal(module: nn.Module, layer: registry.Layer) -> str:
         return f"it is a subclass of {layer.original.__name__}, which may compute something else"
     if "forward" in vars(module):
         return "its forward was replaced on the instance"
-    reason = layer.refusal(module)
-    if reason:
-        return reason
-    parameter = next(module.parameters(), None)
-    return "" if parameter is None else backend.refusal("target_attention", "cpu", parameter)
+    return layer.refusal(module)
+
+
+class _Choice(NamedTuple):
+    """Why a layer stays as it is, or which kernels run it and when they do not."""
+
+    reason: str = ""
+    backend: str = ""
+    note: str = ""
+
+
+def _choice(module: nn.Module, layer: registry.Layer) -> _Choice:
+    """What the chooser says to a layer where it is now; one that only low precisions are served of is for autocast."""
+    like = next(module.parameters(), None)
+    if like is None:
+        return _Choice()
+    evaluated, *now = layer.asks
+    found = evaluated(module, like)
+    if reason := rejected(found):
+        low = (torch.bfloat16, torch.float16) if like.is_cuda and like.dtype == torch.float32 else ()
+        for dtype in low:
+            with torch.autocast("cuda", dtype):
+                found = evaluated(module, like)
+            if not rejected(found):
+                name = str(dtype).removeprefix("torch.")
+                note = f"under autocast to {name}; in float32 its own forward runs, since {reason}"
+                return _Choice("", found.backend, note)
+        return _Choice(reason)
+    for ask in now:
+        if reason := rejected(ask(module, like)):
+            return _Choice("", found.backend, f"in training its own forward runs, since {reason}")
+    return _Choice("", found.backend)
 
 
 def _where(names: tuple[str, ...]) -> str:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
-from typing import TypeVar, cast
+from dataclasses import replace
+from typing import Any, TypeVar, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from mixpol_kernels.backend import plain_form
+from mixpol_kernels.autocast import active
+from mixpol_kernels.backend import Explanation, explain, plain_form
+from mixpol_kernels.library import library
 from mixpol_kernels.nn.called import LINEAR, NORM, all_plain, global_reason, why
 from mixpol_kernels.nn.unit import Unit
 
 Read = TypeVar("Read")
+Ask = Callable[[Read, Tensor], Explanation]  # which kernels take what was read, on inputs like a tensor
 
 # What a framework's own Dice is: its activation, its slope and its norm, if any. None for other modules.
 Dice = Callable[[nn.Module], "tuple[str, Tensor | None, nn.BatchNorm1d | None] | None"]
@@ -118,15 +124,28 @@ def mean_where_empty(pooled: Tensor, history: Tensor, kept: Tensor) -> Tensor:
 
     `kept`: [B, 1] bool.
     """
-    if not torch.compiler.is_compiling() and bool(kept.all()):
+    if all_kept(kept):
         return pooled
     return torch.where(kept, pooled, history.mean(1).to(pooled.dtype))
 
 
-def current(layer: nn.Module, op: str, read: Callable[[nn.Module], Read]) -> Read | None:
+def all_kept(kept: Tensor) -> bool:
+    """Whether no history is known to be empty; on a GPU that would be waited for."""
+    return kept.is_cpu and not torch.compiler.is_compiling() and bool(kept.all())
+
+
+def current(layer: nn.Module, op: str, read: Callable[[nn.Module], Read], ask: Ask[Read], like: Tensor) -> Read | None:
     """Parameters and options of a layer as it is in this call; None: the framework's own forward is needed.
 
-    Modules, hooks and options may have changed since the layer was accelerated. The log says why, once.
+    Modules, hooks and options may have changed since the layer was accelerated; it may have moved to a device, or run
+    under an autocast, for which no kernel takes it. The log says why, once.
+
+    Args:
+        layer: the accelerated layer.
+        op: the op that computes it, for messages.
+        read: its unit or projections.
+        ask: which kernels take what was read.
+        like: one of the inputs of the call.
 
     Raises:
         ValueError: the environment asks for a kernel.
@@ -134,11 +153,72 @@ def current(layer: nn.Module, op: str, read: Callable[[nn.Module], Read]) -> Rea
     reason = _changed(layer) or global_reason()
     if not reason:
         try:
-            return read(layer)
+            found = read(layer)
         except Unsupported as unsupported:
             reason = str(unsupported)
+        else:
+            reason = _without_kernels(layer, found, ask, like)
+            if not reason:
+                return found
     plain_form(op, "auto", f"in this {type(layer).__name__} {reason}")
     return None
+
+
+_known: WeakKeyDictionary[nn.Module, dict[Any, str]] = WeakKeyDictionary()  # a layer's answers, by what they depend on
+
+
+def _without_kernels(layer: nn.Module, found: Read, ask: Ask[Read], like: Tensor) -> str:
+    """Why no kernel takes what was read of a layer on inputs like this one; empty if one does."""
+    if like.is_cpu and like.dtype == torch.float32 and library.loaded:  # these take all that is read
+        return ""
+    if torch.compiler.is_compiling() or os.environ.get("MIXPOL_BACKEND"):  # the op itself chooses, or was told
+        return ""
+    device = like.device.type
+    low = torch.get_autocast_dtype(device) if torch._C._is_any_autocast_enabled() and active(device) else None
+    shapes = [(p.shape, p.dtype, p.device) for p in layer.parameters()]
+    key = (like.device, like.dtype, low, layer.training, torch.is_grad_enabled(), like.requires_grad, str(shapes))
+    answers = _known.setdefault(layer, {})
+    if key not in answers:
+        answers[key] = rejected(ask(found, like))
+    return answers[key]
+
+
+def rejected(found: Explanation) -> str:
+    """Why the reference would run; empty if kernels would."""
+    if found.backend != "reference":
+        return ""
+    return "; ".join(f"{found.op} by {name}: {why}" for name, why in found.rejected.items())
+
+
+def of_unit(unit: Unit, like: Tensor) -> Explanation:
+    """Which kernels run a unit on inputs like this one; of several ops, the one that none runs."""
+    found = explain(unit.attend, *_inputs(unit, like), {})
+    if unit.needs_statistics and found.op != "dice_attention" and not rejected(found):
+        return without_statistics(unit, like)
+    return found
+
+
+def without_statistics(unit: Unit, like: Tensor) -> Explanation:
+    """Which kernels run a unit where its norms have their statistics."""
+    slopes = unit.slopes
+    if unit.activation == "dice":
+        slopes = [slope.new_empty(3, *slope.shape) for slope in slopes]
+    return explain(replace(unit, norms=(), slopes=slopes).attend, *_inputs(unit, like), {})
+
+
+def asks_of(read: Callable[[Any], Unit]) -> tuple[Callable[[nn.Module, Tensor], Explanation], ...]:
+    """`Layer.asks` of a layer that a unit is read of."""
+    return (
+        lambda layer, like: without_statistics(read(layer), like),
+        lambda layer, like: of_unit(read(layer), like),
+    )
+
+
+def _inputs(unit: Unit, like: Tensor) -> tuple[Tensor, Tensor]:
+    """A target and a history of one token, as wide as a unit's."""
+    width = unit.linears[0].in_features // len(unit.blocks)
+    target, history = like.new_empty(1, width), like.new_empty(1, 1, width)
+    return target.requires_grad_(like.requires_grad), history
 
 
 def _changed(layer: nn.Module) -> str:

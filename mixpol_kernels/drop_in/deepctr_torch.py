@@ -9,7 +9,7 @@ from deepctr_torch.layers.activation import Dice, Identity
 from deepctr_torch.layers.sequence import AttentionSequencePoolingLayer
 from torch import Tensor, nn
 
-from mixpol_kernels.drop_in.chain import Unsupported, current, read_chain, refusal
+from mixpol_kernels.drop_in.chain import Unsupported, all_kept, asks_of, current, of_unit, read_chain, refusal
 from mixpol_kernels.drop_in.registry import Adapter, Layer
 from mixpol_kernels.nn.unit import Unit
 
@@ -42,7 +42,7 @@ class FusedAttentionSequencePooling(AttentionSequencePoolingLayer):
         A user without history gets the mean of the padded rows under weight normalisation, as in the original, and
         else 0.
         """
-        unit = current(self, "target_attention", _unit)
+        unit = current(self, "target_attention", _unit, of_unit, keys)
         if unit is None:
             return cast(Tensor, super().forward(query, keys, keys_length, mask))
         layout: dict[str, Tensor | None]
@@ -58,9 +58,9 @@ class FusedAttentionSequencePooling(AttentionSequencePoolingLayer):
         pooled, weights = cast(
             "tuple[Tensor, Tensor]", unit.attend(query.squeeze(1), keys, layout, return_weights=True)
         )
-        if self.weight_normalization and (torch.compiler.is_compiling() or not bool(kept.all())):
+        if self.weight_normalization and not all_kept(kept):
             weights = torch.where(kept[:, None], weights, 1.0 / max(keys.shape[1], 1))
-            pooled = torch.where(kept[:, None], pooled, keys.mean(1))
+            pooled = torch.where(kept[:, None], pooled, keys.mean(1).to(pooled.dtype))
         return weights.unsqueeze(1) if self.return_score else pooled.unsqueeze(1)
 
 
@@ -70,7 +70,7 @@ ADAPTER = Adapter(
     (
         Layer(
             AttentionSequencePoolingLayer, FusedAttentionSequencePooling, refusal(_unit),
-            "self, query, keys, keys_length, mask=None",
+            "self, query, keys, keys_length, mask=None", asks_of(_unit),
         ),
     ),
 )  # fmt: skip

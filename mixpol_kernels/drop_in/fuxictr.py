@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -13,7 +14,17 @@ from fuxictr.pytorch.layers.attentions.target_attention import (
 )
 from torch import Tensor, nn
 
-from mixpol_kernels.drop_in.chain import Unsupported, current, mean_where_empty, read_chain, refusal
+from mixpol_kernels.backend import Explanation, explain
+from mixpol_kernels.drop_in.chain import (
+    Unsupported,
+    all_kept,
+    asks_of,
+    current,
+    mean_where_empty,
+    of_unit,
+    read_chain,
+    refusal,
+)
 from mixpol_kernels.drop_in.polarity import PolarLayer
 from mixpol_kernels.drop_in.registry import Adapter, Layer
 from mixpol_kernels.nn.called import LINEAR, why
@@ -41,7 +52,7 @@ class FusedDINAttention(DIN_Attention):
 
         A user without history gets the mean of the padded rows under a softmax, as in the original, and else 0.
         """
-        unit = current(self, "target_attention", _unit)
+        unit = current(self, "target_attention", _unit, of_unit, history_sequence)
         if unit is None:
             return cast(Tensor, super().forward(target_item, history_sequence, mask))
         if self.use_softmax:
@@ -80,6 +91,18 @@ def _projections(layer: Any) -> tuple[Tensor, ...] | tuple[None, ...]:
     return tuple(cast(Tensor, linear.weight) for linear in (layer.W_q, layer.W_k, layer.W_v, layer.W_o))
 
 
+def _heads_by(layer: Any, projections: tuple[Tensor | None, ...], like: Tensor) -> Explanation:
+    """Which kernels take the layer's projections on inputs like this one."""
+    w_q, w_k, w_v, w_o = projections
+    width = layer.num_heads if w_q is None else w_q.shape[1]
+    inputs = like.new_empty(1, width), like.new_empty(1, 1, width)
+    return explain(dot_target_attention, *inputs, num_heads=layer.num_heads, w_q=w_q, w_k=w_k, w_v=w_v, w_o=w_o)
+
+
+def _heads(layer: nn.Module, like: Tensor) -> Explanation:
+    return _heads_by(layer, _projections(layer), like)
+
+
 class FusedMultiHeadTargetAttention(MultiHeadTargetAttention):
     """`MultiHeadTargetAttention` by `mixpol_kernels`' fused op: no token is projected."""
 
@@ -88,7 +111,7 @@ class FusedMultiHeadTargetAttention(MultiHeadTargetAttention):
 
         A user without history gets the mean of the projected padded rows, as in the original.
         """
-        projections = current(self, "dot_target_attention", _projections)
+        projections = current(self, "dot_target_attention", _projections, partial(_heads_by, self), history_sequence)
         if projections is None:
             return cast(Tensor, super().forward(target_item, history_sequence, mask))
         w_q, w_k, w_v, w_o = projections
@@ -101,11 +124,12 @@ class FusedMultiHeadTargetAttention(MultiHeadTargetAttention):
         )  # fmt: skip
         if mask is None:
             return pooled
-        empty = ~(mask != 0).any(1, keepdim=True)
-        if not torch.compiler.is_compiling() and not bool(empty.any()):
+        kept = (mask != 0).any(1, keepdim=True)
+        if all_kept(kept):
             return pooled
         mean = history_sequence.mean(1)
-        return torch.where(empty, mean if w_v is None or w_o is None else mean @ w_v.T @ w_o.T, pooled)
+        mean = mean if w_v is None or w_o is None else mean @ w_v.T @ w_o.T
+        return torch.where(kept, pooled, mean.to(pooled.dtype))
 
 
 ADAPTER = Adapter(
@@ -114,11 +138,11 @@ ADAPTER = Adapter(
     (
         Layer(
             DIN_Attention, FusedDINAttention, refusal(_unit), "self, target_item, history_sequence, mask=None",
-            PolarDINAttention,
+            asks_of(_unit), PolarDINAttention,
         ),
         Layer(
             MultiHeadTargetAttention, FusedMultiHeadTargetAttention, refusal(_projections),
-            "self, target_item, history_sequence, mask=None",
+            "self, target_item, history_sequence, mask=None", (_heads,),
         ),
     ),
 )  # fmt: skip

@@ -8,7 +8,7 @@ import torch
 from recbole.model.layers import Dice, SequenceAttLayer
 from torch import Tensor, nn
 
-from mixpol_kernels.drop_in.chain import Unsupported, current, read_chain, refusal
+from mixpol_kernels.drop_in.chain import Unsupported, asks_of, current, of_unit, read_chain, refusal
 from mixpol_kernels.drop_in.registry import Adapter, Layer
 from mixpol_kernels.nn.unit import Unit
 
@@ -34,7 +34,7 @@ class FusedSequenceAtt(SequenceAttLayer):
 
         Under a softmax a user without history gets NaN in the original and 0 here.
         """
-        unit = current(self, "target_attention", _unit)
+        unit = current(self, "target_attention", _unit, of_unit, keys)
         if unit is None:
             return cast(Tensor, super().forward(queries, keys, keys_length))
         unit = unit.with_scale(queries.shape[-1] ** -0.5)
@@ -50,5 +50,5 @@ class FusedSequenceAtt(SequenceAttLayer):
 ADAPTER = Adapter(
     "recbole",
     ("1.2.1",),
-    (Layer(SequenceAttLayer, FusedSequenceAtt, refusal(_unit), "self, queries, keys, keys_length"),),
+    (Layer(SequenceAttLayer, FusedSequenceAtt, refusal(_unit), "self, queries, keys, keys_length", asks_of(_unit)),),
 )

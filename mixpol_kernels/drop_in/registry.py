@@ -10,7 +10,9 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
+
+from mixpol_kernels.backend import Explanation
 
 # Framework, by the name of its package, and the distribution that brings it.
 FRAMEWORKS = {
@@ -32,13 +34,16 @@ class Layer:
             class and keep parameters, buffers, hooks and names.
         refusal: why an instance cannot be replaced; empty if it can.
         signature: the arguments of the original's `forward` that the fused form was written for.
+        asks: what would run an instance on inputs like a tensor: evaluated, and then in its mode of now.
+        polar: the fused form behind a polarity fusion, where there is one.
     """
 
     original: type[nn.Module]
     fused: type[nn.Module]
     refusal: Callable[[nn.Module], str]
     signature: str
-    polar: type[nn.Module] | None = None  # the fused form behind a polarity fusion, where there is one
+    asks: tuple[Callable[[nn.Module, Tensor], Explanation], ...]
+    polar: type[nn.Module] | None = None
 
 
 @dataclass(frozen=True)

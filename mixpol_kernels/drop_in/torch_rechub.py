@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch_rechub.basic.activation import Dice
 from torch_rechub.models.ranking.din import ActivationUnit
 
-from mixpol_kernels.drop_in.chain import Unsupported, current, read_chain, refusal
+from mixpol_kernels.drop_in.chain import Unsupported, asks_of, current, of_unit, read_chain, refusal
 from mixpol_kernels.drop_in.registry import Adapter, Layer
 from mixpol_kernels.nn.unit import Unit
 
@@ -33,7 +33,7 @@ class FusedActivationUnit(ActivationUnit):
 
     def forward(self, history: Tensor, target: Tensor) -> Tensor:
         """History [B, L, D] and target [B, D] to [B, D]; every position counts."""
-        unit = current(self, "target_attention", _unit)
+        unit = current(self, "target_attention", _unit, of_unit, history)
         if unit is None:
             return cast(Tensor, super().forward(history, target))
         if self.use_softmax:
@@ -44,5 +44,5 @@ class FusedActivationUnit(ActivationUnit):
 ADAPTER = Adapter(
     "torch_rechub",
     ("0.9.0",),
-    (Layer(ActivationUnit, FusedActivationUnit, refusal(_unit), "self, history, target"),),
+    (Layer(ActivationUnit, FusedActivationUnit, refusal(_unit), "self, history, target", asks_of(_unit)),),
 )

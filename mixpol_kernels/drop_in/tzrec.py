@@ -10,7 +10,7 @@ from tzrec.modules.activation import Dice
 from tzrec.modules.sequence import DINEncoder
 from tzrec.modules.utils import Transpose
 
-from mixpol_kernels.drop_in.chain import Unsupported, current, mean_where_empty, read_chain, refusal
+from mixpol_kernels.drop_in.chain import Unsupported, asks_of, current, mean_where_empty, of_unit, read_chain, refusal
 from mixpol_kernels.drop_in.registry import Adapter, Layer
 from mixpol_kernels.nn.unit import Unit
 
@@ -35,7 +35,7 @@ class FusedDINEncoder(DINEncoder):
 
         A user without history gets the mean of the padded rows, as in the original.
         """
-        unit = current(self, "target_attention", _unit)
+        unit = current(self, "target_attention", _unit, of_unit, sequence_embedded[self._sequence_name])
         if unit is None:
             return cast(Tensor, super().forward(sequence_embedded))
         query = sequence_embedded[self._query_name]
@@ -53,5 +53,5 @@ class FusedDINEncoder(DINEncoder):
 ADAPTER = Adapter(
     "tzrec",
     (),  # not on PyPI: tested against its formula only
-    (Layer(DINEncoder, FusedDINEncoder, refusal(_unit), "self, sequence_embedded"),),
+    (Layer(DINEncoder, FusedDINEncoder, refusal(_unit), "self, sequence_embedded", asks_of(_unit)),),
 )
