@@ -35,6 +35,7 @@ Layout read_layout(int64_t users, const std::vector<int64_t>& token_shape, const
     Layout layout;
     History& history = layout.history;
     history.users = users;
+    layout.shape = token_shape;
     if (users < 0 || users > MAX_USERS)
         fail("the batch has ", users, " users; expected 0 ... ", MAX_USERS,
              ", and offsets with one entry more");
@@ -123,10 +124,7 @@ void clear_empty(void* rows, const Layout& layout, int64_t row_bytes) {
 Ids::Ids(const Tensor& ids, const Name& name, int64_t rows, const Layout& layout) {
     if (rows < 0) fail("the table of ", name, " has ", rows, " rows; expected 0 or more");
     const History& history = layout.history;
-    const bool fits = history.offsets
-                          ? ids.dim() == 1 && ids.size(0) == history.tokens
-                          : ids.dim() == 2 && ids.size(0) == history.users && ids.size(1) == history.length;
-    if (!fits)
+    if (sizes_of(ids) != layout.shape)
         fail(name, " has shape ", shape_text(ids), "; expected one id for each of ", history.tokens,
              " tokens, in the history's shape");
     alive_.push_back(as_contiguous(ids));

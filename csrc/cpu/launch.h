@@ -105,6 +105,7 @@ Buffer allocate(int64_t floats);
 // A history's layout with its values checked, and the tensors that keep it alive.
 struct Layout {
     History history;
+    std::vector<int64_t> shape;   // of the ids: [N] or [B, L]
     std::vector<int64_t> counts;  // kept tokens a user
     std::vector<Tensor> alive;
     bool any_empty() const;  // a user without a token

@@ -23,7 +23,9 @@ Layout read_ids_layout(const Tensor& ids, const OptionalTensor& offsets, const O
     if (offsets && offsets->dim() != 1) fail("offsets has ", offsets->dim(), " dimensions; expected [B + 1]");
     if (shape.size() == 1 && !offsets) shape = {1, shape[0]};  // no layout: every position is kept
     int64_t users = offsets ? offsets->size(0) - 1 : shape[0];
-    return read_layout(users, shape, offsets, lengths, mask);
+    Layout layout = read_layout(users, shape, offsets, lengths, mask);
+    layout.shape = sizes_of(ids);
+    return layout;
 }
 
 // Calls body(position) for kept positions of a range of users, in order.

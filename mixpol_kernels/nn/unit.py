@@ -216,5 +216,5 @@ class Unit:
         if self.activation == "dice":
             slopes[i] = torch.stack([slopes[i], scale, shift])
         else:  # an affine map behind a linear layer is another linear layer
-            weights[i] = weights[i] * scale[:, None]
+            weights[i] = weights[i] * scale.unsqueeze(1)
             biases[i] = biases[i] * scale + shift

@@ -32,14 +32,14 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
         (16,), "relu", embedding_dim=8
     ),
     "recbole": lambda: framework("recbole.model.layers").SequenceAttLayer(torch.arange(60)[None], (32, 16)),
-    "torch_rechub": lambda: framework("torch_rechub.models.ranking.din").ActivationUnit(8, [16], "prelu"),
+    "torch_rechub": lambda: framework("torch_rechub.models.ranking.din").ActivationUnit(8, [16], "relu"),
 }
 every_layer = pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
 
 
 def moved(layer: nn.Module) -> nn.Module:
-    """In evaluation: a norm there trains on statistics, which are an op of their own."""
-    return faked.moved(layer.eval())
+    """In evaluation: a norm there trains on statistics, which are an op of their own. Autograd has no GPU to ask."""
+    return faked.moved(layer.eval().requires_grad_(False))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -98,7 +98,7 @@ def test_half_kernels_under_autocast(name: str, dtype: torch.dtype, monkeypatch:
         faked.moved(layer)
         target, history = torch.empty(2, 8, device="cuda"), torch.empty(2, 5, 8, device="cuda")
         calls: dict[str, tuple[Any, ...]] = {
-            "deepctr_torch": (target[:, None], history, torch.empty(2, 1, dtype=torch.int64, device="cuda")),
+            "deepctr_torch": (target.unsqueeze(1), history, torch.empty(2, 1, dtype=torch.int64, device="cuda")),
             "recbole": (target, history, torch.empty(2, dtype=torch.int64, device="cuda")),
             "torch_rechub": (history, target),
         }
