@@ -43,6 +43,8 @@ def computed_in(
         masters: whether a table of another dtype would have its rows rounded as they are read.
         low: the autocast dtype; that of now by default.
     """
+    if op == "polarity_embedding":  # a table is not copied to another dtype
+        return torch.float32, "a look-up multiplies nothing"
     low = torch.get_autocast_dtype(device) if low is None else low
     name = _name(low)
     if low not in LOW:

@@ -50,5 +50,6 @@ def with_triton(
     """Triton counts as there. `refuses`: what its kernels say to sizes; `compiled`: why there are no CUDA forwards."""
     monkeypatch.setattr(backends.library, "cuda_reason", compiled)
     monkeypatch.setitem(backends._NOT_THERE, "triton", lambda _: "")
+    monkeypatch.setattr("mixpol_kernels.ops.triton.devices.architecture", lambda index: "sm_90")
     for op in ("target_attention", "polarity_fusion", "dot_target_attention"):
         monkeypatch.setattr(f"mixpol_kernels.ops.{op}.triton.support.refusal", refuses)

@@ -241,4 +241,4 @@ def test_on_a_gpu(dtype: torch.dtype, compiled: bool, monkeypatch: pytest.Monkey
         named = explain(layers[5], target, history)
         assert f"computed in {name}" in named.autocast
         look_up = explain(layers[4], ids, ids)
-        assert "computed in float32, since no kernel of polarity_embedding" in look_up.autocast
+        assert "computed in float32, since a look-up multiplies nothing" in look_up.autocast
